@@ -1,0 +1,63 @@
+//! The hashes of the core: a keyed one for tables whose keys clients choose, a stable one for buckets, and a 128-bit one
+//! for the content of groups. All seeds come from the configuration, since core has no entropy of its own.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+
+use siphasher::sip::SipHasher13;
+use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher128};
+
+/// The process's secret seed for hashing and jitter. Draw it at random when the process starts, so that a client can't
+/// choose keys that collide.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Seed(pub u64, pub u64);
+
+impl Seed {
+    /// A keyed 64-bit hash of `value`.
+    pub(crate) fn hash_of(self, value: &(impl Hash + ?Sized)) -> u64 {
+        let mut hasher = self.build_hasher();
+        value.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// A keyed 128-bit hash of `bytes`, long enough to take equal hashes for equal bytes.
+    pub(crate) fn hash_128(self, bytes: &[u8]) -> u128 {
+        let mut hasher = SipHasher128::new_with_keys(self.0, self.1);
+        hasher.write(bytes);
+        hasher.finish128().as_u128()
+    }
+}
+
+impl BuildHasher for Seed {
+    type Hasher = SipHasher13;
+
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_keys(self.0, self.1)
+    }
+}
+
+impl std::fmt::Debug for Seed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Seed(secret)")
+    }
+}
+
+/// FNV-1a, 64 bits: the same in every process and release, and not safe against chosen input.
+pub(crate) struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    pub(crate) fn finish(&self) -> u64 {
+        self.0
+    }
+}

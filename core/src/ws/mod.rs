@@ -1,0 +1,1 @@
+//! The server side of WebSocket (RFC 6455) without I/O.
