@@ -1,10 +1,9 @@
-//! The hashes of the core: a keyed one for tables whose keys clients choose, a stable one for buckets, and a 128-bit one
-//! for the content of groups. All seeds come from the configuration, since core has no entropy of its own.
+//! The hashes of the core: a keyed one for tables whose keys clients choose, and a stable one for buckets. The key comes
+//! from the configuration, since core has no entropy of its own.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
 
 use siphasher::sip::SipHasher13;
-use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher128};
 
 /// The process's secret seed for hashing and jitter. Draw it at random when the process starts, so that a client can't
 /// choose keys that collide.
@@ -14,16 +13,7 @@ pub struct Seed(pub u64, pub u64);
 impl Seed {
     /// A keyed 64-bit hash of `value`.
     pub(crate) fn hash_of(self, value: &(impl Hash + ?Sized)) -> u64 {
-        let mut hasher = self.build_hasher();
-        value.hash(&mut hasher);
-        hasher.finish()
-    }
-
-    /// A keyed 128-bit hash of `bytes`, long enough to take equal hashes for equal bytes.
-    pub(crate) fn hash_128(self, bytes: &[u8]) -> u128 {
-        let mut hasher = SipHasher128::new_with_keys(self.0, self.1);
-        hasher.write(bytes);
-        hasher.finish128().as_u128()
+        self.hash_one(value)
     }
 }
 

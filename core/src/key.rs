@@ -69,9 +69,7 @@ impl EntityKey {
 
 impl PartialEq for EntityKey {
     fn eq(&self, other: &Self) -> bool {
-        self.entity_len == other.entity_len
-            && self.stable_hash == other.stable_hash
-            && self.text == other.text
+        self.entity_len == other.entity_len && self.stable_hash == other.stable_hash && self.text == other.text
     }
 }
 

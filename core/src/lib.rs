@@ -1,6 +1,78 @@
-//! WIP
+//! The sans-IO core of Entity Sync.
+//!
+//! An application keeps its state where it likes. Clients hold WebSocket connections and subscribe to *entities*. When the
+//! application says that one changed ([`Node::notify`]), every client that is subscribed to it is pushed rows of a read
+//! that began after that call.
+//!
+//! This crate decides everything and does nothing: it has no socket, thread, clock or source of randomness. A driver
+//! feeds it [`Input`]s and acts on its [`Output`]s, in three steps a turn:
+//!
+//! 1. feed what happened;
+//! 2. take outputs until there are none;
+//! 3. sleep until the next event, the waker, or the time-out it asks for.
+//!
+//! With one thread, that is a [`Core`]:
+//!
+//! ```
+//! use entity_sync_core::{Config, Core, CoreOutput, EntityKey, Input, Output, Rows, Seed, Sent, Timestamp};
+//!
+//! let mut core = Core::new(Config::new(Seed(1, 2)), std::task::Waker::noop().clone());
+//! let now = Timestamp::START; // from your clock
+//!
+//! // Your loop accepted a socket and received bytes from it.
+//! let conn = core.open(now)?;
+//! let mut request = *b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+//!     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+//! core.handle(now, Input::Received { conn, bytes: &mut request });
+//!
+//! // Your application changed something.
+//! core.notify(now, &EntityKey::new("items", "100")?);
+//!
+//! while let Some(output) = core.poll_output() {
+//!     match output {
+//!         CoreOutput::Read(request, reply) => {
+//!             // Answer at once, or keep the reply and answer when your store has.
+//!             reply.send(now, Ok(Rows::one(format!("{:?}", request.key))))?;
+//!         }
+//!         CoreOutput::Shard(Output::Broadcast(broadcast)) => broadcast.for_each(|_conn, _chunk| Sent::All),
+//!         CoreOutput::Shard(Output::Flush(flush)) => flush.write(|_conn, chunks| {
+//!             assert!(chunks[0].as_slice().starts_with(b"HTTP/1.1 101 "));
+//!             Sent::All
+//!         }),
+//!         CoreOutput::Shard(_) => {} // Shutdown and Close your socket
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! With several threads it is a [`Node`] and one [`Shard`] for each; `entity-sync-mio` is a driver of that kind.
+
+mod config;
+mod core;
+mod counters;
+mod flights;
+mod frame;
 mod hash;
 mod key;
+mod node;
+mod outbox;
+mod resolve;
+mod shard;
+mod slots;
+mod subscriptions;
+mod time;
+mod wire;
+mod ws;
 
+pub use config::{AudienceOf, Config};
+pub use core::{Core, CoreOutput};
+pub use counters::{Counter, NodeCounters, ShardCounters};
+pub use frame::{RowError, Rows};
 pub use hash::Seed;
 pub use key::{EntityKey, KeyTooLong, MAX_KEY_BYTES};
+pub use node::Node;
+pub use outbox::Chunk;
+pub use resolve::{Audience, ReadError, Reply, Request, Resolve};
+pub use shard::{Broadcast, ConnId, Flush, Input, Output, Sent, Shard, TooManyConnections};
+pub use time::Timestamp;
+pub use ws::{Origins, UpgradeRules};

@@ -1,1 +1,16 @@
-//! The server side of WebSocket (RFC 6455) without I/O.
+//! The server side of WebSocket (RFC 6455) without I/O: requests and bytes in, responses, messages and frames out.
+//!
+//! It answers as gorilla/websocket 1.4.0 does, which the original used, except where that was wrong: a frame length with
+//! its highest bit set and text that is not UTF-8 are violations here.
+
+mod close;
+mod decoder;
+mod frame_header;
+mod upgrade;
+mod violation;
+
+pub(crate) use close::close_frame;
+pub(crate) use decoder::{Decoder, Limits, Received};
+pub(crate) use frame_header::{OpCode, control_frame, encode_header};
+pub use upgrade::{Origins, UpgradeRules};
+pub(crate) use upgrade::{Upgrade, upgrade};

@@ -1,0 +1,262 @@
+//! [`Reactor`]: one thread with one epoll instance, its own listeners and connections, and its own shard.
+//!
+//! A turn: wait; tell the shard what happened; do what it says. Events are edge-triggered, so a socket is read until it
+//! has nothing more, but only a little in one turn: the rest stays on a list, so that one loud client starves nobody.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use entity_sync_core::{ConnId, Input, Output, Shard};
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::Stop;
+use crate::clock::Clock;
+use crate::sockets::Sockets;
+
+pub(crate) const WAKER: Token = Token(usize::MAX);
+/// Listeners have the tokens below [`WAKER`]. No connection has: its upper half would be the last of 2³² generations.
+const MAX_LISTENERS: usize = 1024;
+
+const EVENTS: usize = 1024;
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+/// Reads from one socket in one turn.
+const READS_PER_TURN: usize = 4;
+const ACCEPTS_PER_TURN: usize = 64;
+const OUTPUTS_PER_TURN: usize = 1024;
+/// When the process is out of files, accepting rests for so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Close code 1001, going away: the server is shut down.
+const GOING_AWAY: u16 = 1001;
+
+pub(crate) struct Reactor {
+    shard: Shard,
+    poll: Poll,
+    listeners: Vec<Listener>,
+    sockets: Sockets,
+    /// Sockets that may have more to read.
+    readable: VecDeque<ConnId>,
+    buffer: Vec<u8>,
+    clock: Clock,
+    stop: Arc<Stop>,
+    is_stopping: bool,
+    accept_paused_until: Option<Instant>,
+}
+
+struct Listener {
+    socket: TcpListener,
+    is_readable: bool,
+}
+
+impl Reactor {
+    pub(crate) fn new(
+        shard: Shard,
+        poll: Poll,
+        listeners: Vec<TcpListener>,
+        clock: Clock,
+        stop: Arc<Stop>,
+    ) -> io::Result<Self> {
+        if listeners.len() > MAX_LISTENERS {
+            return Err(io::Error::other("more than 1,024 addresses"));
+        }
+        let mut listeners: Vec<_> = listeners
+            .into_iter()
+            .map(|socket| Listener {
+                socket,
+                is_readable: false,
+            })
+            .collect();
+        for (index, listener) in listeners.iter_mut().enumerate() {
+            let token = Token(WAKER.0 - 1 - index);
+            poll.registry()
+                .register(&mut listener.socket, token, Interest::READABLE)?;
+        }
+        Ok(Self {
+            shard,
+            poll,
+            listeners,
+            sockets: Sockets::default(),
+            readable: VecDeque::new(),
+            buffer: vec![0; READ_BUFFER_BYTES],
+            clock,
+            stop,
+            is_stopping: false,
+            accept_paused_until: None,
+        })
+    }
+
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut is_done = false;
+        loop {
+            match self.poll.poll(&mut events, self.timeout(is_done)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // The epoll instance itself is broken, which no waiting mends.
+                Err(_) => return,
+            }
+            self.note(&events);
+            self.accept();
+            self.read();
+            if self.stop.is_requested() && self.has_stopped() {
+                return;
+            }
+            self.shard.handle_timeout(self.clock.now());
+            is_done = self.act();
+        }
+    }
+
+    /// How long to sleep: not at all while anything is left over from this turn.
+    fn timeout(&self, is_done: bool) -> Option<Duration> {
+        if !is_done || !self.readable.is_empty() || self.can_accept() {
+            return Some(Duration::ZERO);
+        }
+        let now = self.clock.now();
+        let shard = self.shard.poll_timeout().map(|at| at.since(now));
+        let accept = self
+            .accept_paused_until
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        let stop = self.is_stopping.then(|| self.stop.time_left());
+        [shard, accept, stop].into_iter().flatten().min()
+    }
+
+    fn note(&mut self, events: &Events) {
+        let now = self.clock.now();
+        for event in events {
+            let Token(token) = event.token();
+            if token == WAKER.0 {
+                continue;
+            }
+            if let Some(listener) = self.listeners.get_mut(WAKER.0 - 1 - token) {
+                listener.is_readable = true;
+                continue;
+            }
+            let conn = ConnId::from_u64(token as u64);
+            if event.is_writable() {
+                self.shard.handle(now, Input::Writable { conn });
+            }
+            if (event.is_readable() || event.is_read_closed() || event.is_error()) && self.sockets.list(conn) {
+                self.readable.push_back(conn);
+            }
+        }
+    }
+
+    fn can_accept(&self) -> bool {
+        self.accept_paused_until.is_none() && self.listeners.iter().any(|it| it.is_readable)
+    }
+
+    fn accept(&mut self) {
+        if self.accept_paused_until.is_some_and(|until| until <= Instant::now()) {
+            self.accept_paused_until = None;
+        }
+        if !self.can_accept() {
+            return;
+        }
+        let now = self.clock.now();
+        for listener in self.listeners.iter_mut().filter(|it| it.is_readable) {
+            for _ in 0..ACCEPTS_PER_TURN {
+                let stream = match listener.socket.accept() {
+                    Ok((stream, _)) => stream,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        listener.is_readable = false;
+                        break;
+                    }
+                    // This one connection failed before we took it.
+                    Err(error) if is_about_the_peer(&error) => continue,
+                    // Out of files or memory. What is connected goes on; the others wait in the kernel's queue.
+                    Err(_) => {
+                        self.accept_paused_until = Some(Instant::now() + ACCEPT_PAUSE);
+                        return;
+                    }
+                };
+                let Ok(conn) = self.shard.open(now) else {
+                    continue;
+                };
+                // Frames are written whole, so there is nothing to gain by waiting for more.
+                let _ = stream.set_nodelay(true);
+                let inserted = self.sockets.insert(self.poll.registry(), conn, stream);
+                if inserted.is_err() {
+                    self.shard.handle(now, Input::Closed { conn });
+                }
+            }
+        }
+    }
+
+    fn read(&mut self) {
+        // Those that are put back belong to the next turn.
+        for _ in 0..self.readable.len() {
+            let Some(conn) = self.readable.pop_front() else {
+                break;
+            };
+            if self.read_from(conn) {
+                self.readable.push_back(conn);
+            } else {
+                self.sockets.unlist(conn);
+            }
+        }
+    }
+
+    /// Says whether there may be more to read.
+    fn read_from(&mut self, conn: ConnId) -> bool {
+        let now = self.clock.now();
+        for _ in 0..READS_PER_TURN {
+            let input = match self.sockets.read(conn, &mut self.buffer) {
+                Ok(None) => return false,
+                Ok(Some(0)) => Input::Eof { conn },
+                Ok(Some(bytes)) => Input::Received {
+                    conn,
+                    bytes: &mut self.buffer[..bytes],
+                },
+                Err(_) => Input::Closed { conn },
+            };
+            let is_over = !matches!(input, Input::Received { .. });
+            self.shard.handle(now, input);
+            if is_over {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Does what the shard says. Says whether that was all.
+    fn act(&mut self) -> bool {
+        let Self { shard, sockets, .. } = self;
+        for _ in 0..OUTPUTS_PER_TURN {
+            match shard.poll_output() {
+                None => return true,
+                Some(Output::Broadcast(broadcast)) => {
+                    broadcast.for_each(|conn, chunk| sockets.write(conn, chunk));
+                }
+                Some(Output::Flush(flush)) => {
+                    flush.write(|conn, chunks| sockets.write_gathered(conn, chunks));
+                }
+                Some(Output::Shutdown(conn)) => sockets.shut_down(conn),
+                Some(Output::Close(conn)) => sockets.remove(conn),
+            }
+        }
+        false
+    }
+
+    /// Begins to stop, or says whether it is over.
+    fn has_stopped(&mut self) -> bool {
+        if !self.is_stopping {
+            self.is_stopping = true;
+            self.listeners.clear();
+            self.shard.close_all(self.clock.now(), GOING_AWAY);
+        }
+        self.shard.connections() == 0 || self.stop.time_left().is_zero()
+    }
+}
+
+fn is_about_the_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::PermissionDenied
+    )
+}

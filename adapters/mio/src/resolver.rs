@@ -1,0 +1,72 @@
+//! The application's side of a read, with the clock filled in.
+
+use entity_sync_core::{ReadError, Request, Resolve, RowError, Rows};
+
+use crate::clock::Clock;
+
+/// The application's way to read entities.
+///
+/// It is called on whichever thread found the read necessary, a reactor among them, so it must not block: hand the work
+/// to a pool or a task, or answer at once from memory. Any `Fn(Request, Reply)` is a resolver:
+///
+/// ```
+/// use entity_sync_mio::{Reply, Request, Rows};
+///
+/// let resolver = |request: Request, reply: Reply| {
+///     let row = format!(r#"{{"id":{:?}}}"#, request.key.id());
+///     if let Err(error) = reply.rows(Rows::one(row)) {
+///         eprintln!("{:?}: {error}", request.key);
+///     }
+/// };
+/// # let _: &dyn entity_sync_mio::Resolver = &resolver;
+/// ```
+pub trait Resolver: Send + Sync {
+    /// Reads `request.key` afresh and answers through `reply`, now or later, from any thread.
+    fn resolve(&self, request: Request, reply: Reply);
+}
+
+impl<F: Fn(Request, Reply) + Send + Sync> Resolver for F {
+    fn resolve(&self, request: Request, reply: Reply) {
+        self(request, reply);
+    }
+}
+
+/// The way to answer one request. Dropping it fails the read, which is then tried again later.
+#[derive(Debug)]
+#[must_use = "dropping a reply fails the read"]
+pub struct Reply {
+    inner: entity_sync_core::Reply,
+    clock: Clock,
+}
+
+impl Reply {
+    /// Answers with rows. The frames are built here, on the caller's thread.
+    ///
+    /// # Errors
+    /// [`RowError`] when the rows can't be sent; the read then counts as failed and is tried again later.
+    pub fn rows(self, rows: Rows) -> Result<(), RowError> {
+        self.inner.send(self.clock.now(), Ok(rows))
+    }
+
+    /// Says that the read failed for the moment. It is tried again, with backoff, as long as anyone is subscribed.
+    pub fn fail(self, error: ReadError) {
+        // Only rows can be refused, and there are none.
+        let _ = self.inner.send(self.clock.now(), Err(error));
+    }
+}
+
+/// Gives core's replies the clock.
+pub(crate) struct Clocked<R> {
+    pub(crate) resolver: R,
+    pub(crate) clock: Clock,
+}
+
+impl<R: Resolver> Resolve for Clocked<R> {
+    fn resolve(&self, request: Request, reply: entity_sync_core::Reply) {
+        let reply = Reply {
+            inner: reply,
+            clock: self.clock,
+        };
+        self.resolver.resolve(request, reply);
+    }
+}

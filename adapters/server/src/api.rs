@@ -1,0 +1,140 @@
+//! The HTTP API of the application's side: write, read and delete entities, and notify of changes made elsewhere.
+//!
+//! | request | answers |
+//! | --- | --- |
+//! | `PUT /entities/{entity}/{id}`, the body any UTF-8 text up to 1 MiB | 201 created, 204 replaced |
+//! | `GET /entities/{entity}/{id}` | 200 with the body |
+//! | `DELETE /entities/{entity}/{id}` | 204 |
+//! | `POST /notify`, the body `{"entity":"items","id":"100"}` or an array of such | 202 `{"accepted":1}` |
+//! | `GET /healthz` | 200 `{"status":"ok"}` while the store answers, else 503 |
+//!
+//! Paths are percent-decoded, so an id may hold anything: `a/b` is written `a%2Fb`. Errors are JSON, whatever went wrong:
+//! `{"error":{"code":"not_found","message":"…","hint":"…"}}`.
+
+mod error;
+mod extract;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use entity_sync_core::EntityKey;
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use crate::store::{Store, StoreError};
+use error::ApiError;
+use extract::{Key, Keys, Text};
+
+/// The most bytes that the body of an entity may have.
+pub const MAX_ENTITY_BYTES: usize = 1 << 20;
+
+/// The most keys that one `POST /notify` may name.
+pub const MAX_NOTIFY_KEYS: usize = 10_000;
+
+/// The most bytes that the body of one `POST /notify` may have.
+pub const MAX_NOTIFY_BYTES: usize = 4 << 20;
+
+/// What `POST /notify` calls.
+pub type Notify = Arc<dyn Fn(&[EntityKey]) + Send + Sync>;
+
+/// The API as a service, to be served on a loopback address, since it asks nobody who they are.
+///
+/// `notify` is called for `POST /notify` only. Changes made here are told to the store's own `on_commit`, once they are
+/// safe. It is called on a thread that serves other requests too, so it must return soon.
+pub fn router(store: Arc<Store>, notify: Notify) -> Router {
+    let entity = put(put_entity)
+        .get(get_entity)
+        .delete(delete_entity)
+        .layer(DefaultBodyLimit::max(MAX_ENTITY_BYTES));
+    let notify_route = post(post_notify).layer(DefaultBodyLimit::max(MAX_NOTIFY_BYTES));
+    Router::new()
+        .route("/entities/{entity}/{id}", entity)
+        .route("/notify", notify_route)
+        .route("/healthz", get(healthz))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(Api { store, notify })
+}
+
+#[derive(Clone)]
+struct Api {
+    store: Arc<Store>,
+    notify: Notify,
+}
+
+async fn put_entity(State(api): State<Api>, Key(key): Key, Text(body): Text) -> Result<StatusCode, ApiError> {
+    let written = api.store.put(key, body).await?;
+    Ok(if written.created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::NO_CONTENT
+    })
+}
+
+async fn get_entity(State(api): State<Api>, Key(key): Key) -> Result<Response, ApiError> {
+    let read = move || {
+        let body = api.store.get(&key)?;
+        Ok(body.map(|body| (content_type(&body), body)))
+    };
+    let (content_type, body) = blocking(read).await?.ok_or_else(ApiError::not_found)?;
+    let headers = [
+        (CONTENT_TYPE, content_type),
+        // A state is true for the moment only.
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((headers, Body::from(body)).into_response())
+}
+
+async fn delete_entity(State(api): State<Api>, Key(key): Key) -> Result<StatusCode, ApiError> {
+    if api.store.delete(key).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(ApiError::not_found())
+    }
+}
+
+async fn post_notify(State(api): State<Api>, Keys(keys): Keys) -> Response {
+    if !keys.is_empty() {
+        (api.notify)(&keys);
+    }
+    (StatusCode::ACCEPTED, Json(json!({ "accepted": keys.len() }))).into_response()
+}
+
+async fn healthz(State(api): State<Api>) -> Result<Response, ApiError> {
+    blocking(move || api.store.ping()).await.map_err(ApiError::unhealthy)?;
+    Ok(Json(json!({ "status": "ok" })).into_response())
+}
+
+async fn no_such_path(request: Request) -> ApiError {
+    ApiError::no_such_path(request.uri().path())
+}
+
+async fn method_not_allowed(request: Request) -> ApiError {
+    ApiError::method_not_allowed(request.method(), request.uri().path())
+}
+
+/// Reads of the store wait for the disk, which other requests must not wait for.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let stopped = |error: tokio::task::JoinError| StoreError::Other {
+        reason: error.to_string(),
+    };
+    spawn_blocking(read).await.map_err(stopped)?
+}
+
+fn content_type(body: &[u8]) -> HeaderValue {
+    HeaderValue::from_static(if serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
+        "application/json"
+    } else {
+        "text/plain; charset=utf-8"
+    })
+}

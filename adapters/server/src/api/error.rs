@@ -1,0 +1,184 @@
+//! [`ApiError`]: every answer of the API that says no.
+
+use std::borrow::Cow;
+
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use entity_sync_core::KeyTooLong;
+use serde_json::json;
+
+use crate::store::StoreError;
+
+/// Answered as `{"error":{"code":"…","message":"…","hint":"…"}}`.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    /// For programs. It never changes between releases.
+    code: &'static str,
+    /// For people: what happened.
+    message: Cow<'static, str>,
+    /// For people: what to do.
+    hint: Cow<'static, str>,
+}
+
+const PATHS: &str = "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /healthz";
+
+const ENTITY_PATH: &str = "write /entities/{entity}/{id}, both of them non-empty and percent-encoded: the id \
+     a/b is written a%2Fb";
+
+const NOTIFY_SHAPE: &str = "send {\"entity\":\"items\",\"id\":\"100\"} or an array of such objects: entity and \
+     id are strings, in quotes even if they are numbers, and there are no other fields";
+
+impl ApiError {
+    fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<Cow<'static, str>>,
+        hint: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+
+    pub(super) fn not_found() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "nothing is stored under this entity and id",
+            "PUT it first; both are case-sensitive",
+        )
+    }
+
+    pub(super) fn no_such_path(path: &str) -> Self {
+        let hint = if path.starts_with("/entities") {
+            ENTITY_PATH
+        } else {
+            PATHS
+        };
+        Self::new(StatusCode::NOT_FOUND, "no_such_path", "this path does not exist", hint)
+    }
+
+    pub(super) fn method_not_allowed(method: &Method, path: &str) -> Self {
+        let hint = match path {
+            "/notify" => "use POST",
+            "/healthz" => "use GET",
+            _ => "use PUT, GET or DELETE",
+        };
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            format!("{method} is not possible on this path"),
+            hint,
+        )
+    }
+
+    pub(super) fn bad_path(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_path", message, ENTITY_PATH)
+    }
+
+    pub(super) fn bad_notify(message: impl Into<Cow<'static, str>>) -> Self {
+        let message = message.into();
+        Self::new(StatusCode::BAD_REQUEST, "bad_notify", message, NOTIFY_SHAPE)
+    }
+
+    pub(super) fn too_many_keys(count: usize) -> Self {
+        let most = super::MAX_NOTIFY_KEYS;
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "too_many_keys",
+            format!("{count} keys are too many for one request, none of them was accepted"),
+            format!("send at most {most} at once, and the rest in further requests"),
+        )
+    }
+
+    pub(super) fn empty_body() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "empty_body",
+            "the body is empty",
+            "send the entity's new content, usually JSON, or use DELETE to remove it",
+        )
+    }
+
+    pub(super) fn not_utf8(position: usize) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "not_utf8",
+            format!("the body is not UTF-8 text, from byte {position} on"),
+            "send text in UTF-8, as browsers receive it as text; encode binary content, such as with base64",
+        )
+    }
+
+    pub(super) fn body(rejection: &BytesRejection, limit: usize) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                format!("the body is larger than {limit} bytes"),
+                "send less at once",
+            )
+        } else {
+            Self::new(
+                StatusCode::BAD_REQUEST,
+                "incomplete_body",
+                "the body could not be read to its end",
+                "send the request again",
+            )
+        }
+    }
+
+    /// Whatever keeps the store from answering, the server is of no use to its callers now.
+    pub(super) fn unhealthy(error: StoreError) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            ..error.into()
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let (status, code) = match &error {
+            StoreError::Full => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            StoreError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            StoreError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            StoreError::TooBig => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            StoreError::ReadOnly => (StatusCode::INTERNAL_SERVER_ERROR, "read_only"),
+            StoreError::NotTold => (StatusCode::INTERNAL_SERVER_ERROR, "not_told"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "store_failed"),
+        };
+        Self::new(status, code, error.message(), error.hint())
+    }
+}
+
+impl From<KeyTooLong> for ApiError {
+    fn from(error: KeyTooLong) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "key_too_long",
+            error.to_string(),
+            "use a shorter id",
+        )
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(_: PathRejection) -> Self {
+        Self::bad_path("the path is not UTF-8 text once it is percent-decoded")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let error = json!({
+            "error": { "code": self.code, "message": self.message, "hint": self.hint }
+        });
+        (self.status, Json(error)).into_response()
+    }
+}

@@ -1,0 +1,11 @@
+//! Entity Sync, ready to run: the embedded store, the HTTP API and the command line of the `entity-sync` binary.
+//!
+//! - [`store`] keeps entities in a SQLite file and says which keys changed, after the change is safe on disk.
+//! - [`api`] is HTTP around it: write, read and delete entities, and notify of changes made elsewhere.
+//! - [`pool`] runs blocking reads, so that no event loop waits for a disk.
+//! - [`args`] is the command line.
+
+pub mod api;
+pub mod args;
+pub mod pool;
+pub mod store;

@@ -1,0 +1,119 @@
+use std::fs;
+
+use super::*;
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+fn open(path: &Path) -> Result<Connection, StoreError> {
+    super::open(&Location::File(path.to_owned()))
+}
+
+fn key(id: &str) -> EntityKey {
+    EntityKey::new("items", id).expect("short")
+}
+
+#[test]
+fn opening_says_what_is_wrong_with_the_place() {
+    let directory = directory();
+    let missing = directory.path().join("missing");
+    assert_eq!(
+        open(&missing.join("data.db")).expect_err("refused"),
+        StoreError::DirectoryMissing { directory: missing }
+    );
+    for path in [directory.path(), Path::new(""), Path::new("..")] {
+        assert_eq!(
+            open(path).expect_err("refused"),
+            StoreError::NotAFile { path: path.into() }
+        );
+    }
+    let inside_a_file = directory.path().join("file");
+    fs::write(&inside_a_file, "").expect("written");
+    assert!(matches!(
+        open(&inside_a_file.join("data.db")),
+        Err(StoreError::CannotOpen { .. })
+    ));
+}
+
+#[test]
+fn names_that_mean_something_to_sqlite_are_plain_names() {
+    let directory = directory();
+    for name in [":memory:", "file:x?mode=memory"] {
+        let path = directory.path().join(name);
+        let connection = open(&path).expect("opens");
+        put(&connection, &key("1"), "{}").expect("put");
+        drop(connection);
+        assert!(path.is_file());
+        let connection = open(&path).expect("opens");
+        let body = get(&connection, &key("1")).expect("reads");
+        assert_eq!(body, Some(b"{}".to_vec()));
+    }
+}
+
+#[test]
+fn files_of_others_are_left_alone() {
+    let directory = directory();
+    let path = directory.path().join("data.db");
+    let refused = |expected: StoreError| {
+        let before = fs::read(&path).expect("a file");
+        assert_eq!(open(&path).expect_err("refused"), expected);
+        assert!(fs::read(&path).expect("a file") == before, "it was changed");
+        fs::remove_file(&path).expect("removed");
+    };
+    let sqlite = |sql: &str| {
+        let other = Connection::open(&path).expect("opens");
+        other.execute_batch(sql).expect("valid");
+    };
+    for text in ["hello".to_owned(), "x".repeat(8192)] {
+        fs::write(&path, text).expect("written");
+        refused(StoreError::NotADatabase { path: path.clone() });
+    }
+    for foreign in [
+        "CREATE TABLE theirs (a)",
+        "CREATE TABLE entities (entity, id, body)",
+        "PRAGMA application_id = 7",
+        "PRAGMA user_version = 1",
+    ] {
+        sqlite(foreign);
+        refused(StoreError::NotOurs { path: path.clone() });
+    }
+    drop(open(&path).expect("opens"));
+    sqlite("PRAGMA user_version = 2");
+    refused(StoreError::Newer {
+        path: path.clone(),
+        format: 2,
+    });
+    fs::write(&path, "").expect("written");
+    open(&path).expect("an empty file is nobody's");
+}
+
+#[test]
+fn a_read_only_file_is_refused_at_once() {
+    let directory = directory();
+    let path = directory.path().join("data.db");
+    drop(open(&path).expect("opens"));
+    let mut permissions = fs::metadata(&path).expect("a file").permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&path, permissions).expect("set");
+    // Permissions don't bind every user.
+    if fs::OpenOptions::new().write(true).open(&path).is_err() {
+        assert_eq!(open(&path).expect_err("refused"), StoreError::ReadOnly);
+    }
+}
+
+#[test]
+fn a_damaged_file_is_an_error() {
+    let directory = directory();
+    let path = directory.path().join("data.db");
+    let connection = open(&path).expect("opens");
+    for i in 0..100 {
+        put(&connection, &key(&i.to_string()), &"x".repeat(1000)).expect("put");
+    }
+    drop(connection);
+    let mut bytes = fs::read(&path).expect("a file");
+    bytes[4096..].fill(0xAA);
+    fs::write(&path, bytes).expect("written");
+    let error = open(&path).expect_err("damaged");
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+}

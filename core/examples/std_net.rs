@@ -1,0 +1,136 @@
+//! A complete server on one thread, with nothing but `std::net`: the smallest driver there is. It looks at every socket
+//! once a millisecond instead of being told, and is otherwise what any driver is.
+//!
+//! Run `cargo run -p entity-sync-core --example std_net`, subscribe with any WebSocket client on
+//! `ws://127.0.0.1:8080/ws/entity-sync/` by sending `{"action":"subscribe","body":{"entity":"items","id":"100"}}`, and
+//! type lines such as `100 {"price":5}`.
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a driver does what core may not"
+)]
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use entity_sync_core::{
+    Chunk, Config, ConnId, Core, CoreOutput, EntityKey, Input, Output, Reply, Request, Rows, Seed, Sent, Timestamp,
+};
+
+type Sockets = HashMap<ConnId, TcpStream>;
+
+/// Serves until `changes` is closed. `resolve` gets the reads; it may keep the reply and answer later.
+pub fn serve(
+    listener: &TcpListener,
+    clock: impl Fn() -> Timestamp,
+    config: Config,
+    changes: &Receiver<EntityKey>,
+    mut resolve: impl FnMut(Request, Reply),
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let mut core = Core::new(config, Waker::noop().clone());
+    let mut sockets = Sockets::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        // 1. Feed what happened.
+        let now = clock();
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(true)?;
+            if let Ok(conn) = core.open(now) {
+                sockets.insert(conn, stream);
+            }
+        }
+        for (&conn, stream) in &mut sockets {
+            core.handle(now, Input::Writable { conn });
+            match stream.read(&mut buffer) {
+                Ok(0) => core.handle(now, Input::Eof { conn }),
+                Ok(n) => core.handle(
+                    now,
+                    Input::Received {
+                        conn,
+                        bytes: &mut buffer[..n],
+                    },
+                ),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => core.handle(now, Input::Closed { conn }),
+            }
+        }
+        loop {
+            match changes.try_recv() {
+                Ok(key) => core.notify(now, &key),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+        core.handle_timeout(now);
+        // 2. Do what it says.
+        while let Some(output) = core.poll_output() {
+            match output {
+                CoreOutput::Read(request, reply) => resolve(request, reply),
+                CoreOutput::Shard(Output::Broadcast(broadcast)) => {
+                    broadcast.for_each(|conn, chunk| write(&sockets, conn, &[chunk]));
+                }
+                CoreOutput::Shard(Output::Flush(flush)) => {
+                    flush.write(|conn, chunks| write(&sockets, conn, chunks));
+                }
+                CoreOutput::Shard(Output::Shutdown(conn)) => {
+                    let _ = sockets.get(&conn).map(|stream| stream.shutdown(Shutdown::Write));
+                }
+                CoreOutput::Shard(Output::Close(conn)) => drop(sockets.remove(&conn)),
+            }
+        }
+        // 3. Sleep. A real driver sleeps until an event, or poll_timeout.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn write(sockets: &Sockets, conn: ConnId, chunks: &[Chunk<'_>]) -> Sent {
+    let slices: Vec<_> = chunks.iter().map(|chunk| IoSlice::new(chunk.as_slice())).collect();
+    let Some(mut stream) = sockets.get(&conn) else {
+        return Sent::Closed;
+    };
+    match stream.write_vectored(&slices) {
+        Ok(n) if n == slices.iter().map(|slice| slice.len()).sum::<usize>() => Sent::All,
+        Ok(n) => Sent::Partial(n),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Sent::Busy,
+        Err(_) => Sent::Closed,
+    }
+}
+
+#[allow(dead_code, reason = "tests use serve alone")]
+fn main() -> io::Result<()> {
+    let start = Instant::now();
+    let clock = move || Timestamp::after_start(start.elapsed());
+    let rows = Arc::new(Mutex::new(HashMap::<String, String>::new()));
+    let (notify, changes) = channel();
+    let stored = rows.clone();
+    std::thread::spawn(move || {
+        for line in io::stdin().lines().map_while(Result::ok) {
+            let (id, row) = line.split_once(' ').unwrap_or((&line, "{}"));
+            stored
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id.to_owned(), row.to_owned());
+            let Ok(key) = EntityKey::new("items", id) else { continue };
+            if notify.send(key).is_err() {
+                break;
+            }
+        }
+    });
+    let listener = TcpListener::bind("127.0.0.1:8080")?;
+    let seed = |n: u64| std::hash::RandomState::new().hash_one(n);
+    let config = Config::new(Seed(seed(0), seed(1)));
+    serve(&listener, clock, config, &changes, |request, reply| {
+        let rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = reply.send(
+            clock(),
+            Ok(rows.get(request.key.id()).cloned().into_iter().collect::<Rows>()),
+        );
+    })
+}

@@ -1,0 +1,139 @@
+//! [`Core`]: one node with one shard, for an embedder with one thread.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use crate::config::Config;
+use crate::key::EntityKey;
+use crate::node::Node;
+use crate::resolve::{Reply, Request, Resolve};
+use crate::shard::{ConnId, Input, Output, Shard, TooManyConnections};
+use crate::time::Timestamp;
+
+/// A [`Node`] and its only [`Shard`] as one state machine, which gives the reads to be done as outputs too.
+///
+/// See [`Shard`] for how to drive it.
+pub struct Core {
+    node: Node,
+    shard: Shard,
+    reads: Arc<Reads>,
+}
+
+/// What a [`Core`] wants done.
+#[must_use = "outputs are to be acted upon"]
+#[derive(Debug)]
+pub enum CoreOutput<'a> {
+    /// Read an entity and answer through the reply, now or later.
+    Read(Request, Reply),
+    /// See to connections.
+    Shard(Output<'a>),
+}
+
+/// Reads that have begun in the books and wait to be polled.
+struct Reads {
+    queue: Mutex<VecDeque<(Request, Reply)>>,
+    waker: Waker,
+}
+
+impl Core {
+    /// Makes a core. `waker` is called when there are outputs that no call on this core caused: after replies from other
+    /// threads, or notifies on [`node`](Self::node)'s handle.
+    pub fn new(config: Config, waker: Waker) -> Self {
+        let reads = Arc::new(Reads {
+            queue: Mutex::default(),
+            waker: waker.clone(),
+        });
+        let (node, mut shards) = Node::new(config, reads.clone(), vec![waker]);
+        let shard = shards.remove(0);
+        Self { node, shard, reads }
+    }
+
+    /// As [`Shard::open`].
+    ///
+    /// # Errors
+    /// [`TooManyConnections`]: drop the socket.
+    pub fn open(&mut self, now: Timestamp) -> Result<ConnId, TooManyConnections> {
+        self.shard.open(now)
+    }
+
+    /// As [`Shard::handle`].
+    pub fn handle(&mut self, now: Timestamp, input: Input<'_>) {
+        self.shard.handle(now, input);
+    }
+
+    /// As [`Node::notify`].
+    pub fn notify(&mut self, now: Timestamp, key: &EntityKey) {
+        self.node.notify(now, key);
+    }
+
+    /// As [`Shard::poll_output`], and the reads that have become necessary.
+    pub fn poll_output(&mut self) -> Option<CoreOutput<'_>> {
+        if let Some((request, reply)) = self.reads.pop() {
+            return Some(CoreOutput::Read(request, reply));
+        }
+        if let Some(output) = self.shard.poll_output() {
+            return Some(CoreOutput::Shard(output));
+        }
+        // The shard may have found a read necessary just now.
+        let (request, reply) = self.reads.pop()?;
+        Some(CoreOutput::Read(request, reply))
+    }
+
+    /// As [`Shard::poll_timeout`].
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        self.shard.poll_timeout()
+    }
+
+    /// As [`Shard::handle_timeout`].
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.shard.handle_timeout(now);
+    }
+
+    /// The shared half: counters, and notifies from other threads.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The half with the connections.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// As [`Shard::close_all`].
+    pub fn close_all(&mut self, now: Timestamp, code: u16) {
+        self.shard.close_all(now, code);
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Replies hold the node, which holds them.
+        while self.reads.pop().is_some() {}
+    }
+}
+
+impl Reads {
+    fn pop(&self) -> Option<(Request, Reply)> {
+        self.lock().pop_front()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Request, Reply)>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Resolve for Reads {
+    fn resolve(&self, request: Request, reply: Reply) {
+        self.lock().push_back((request, reply));
+        // A reply may have led to this read, and its sender doesn't poll.
+        self.waker.wake_by_ref();
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("shard", &self.shard).finish()
+    }
+}

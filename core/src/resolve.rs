@@ -1,0 +1,117 @@
+//! The user's side of a read: [`Resolve`] is given a [`Request`] and answers it through a [`Reply`].
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::flights::{FlightId, Ticket};
+use crate::frame::{RowError, Rows};
+use crate::key::EntityKey;
+use crate::node::Node;
+use crate::time::Timestamp;
+
+/// The subscribers of a key that may share one read.
+///
+/// It is chosen before the read, by [`Config::audience_of`](crate::Config::audience_of). Rows resolved for one audience
+/// are never sent to another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Audience {
+    /// Everyone with this secret (empty when the client sent none): the default.
+    Secret(Arc<str>),
+    /// Everyone with this name, such as a tenant or a role. The resolver gets the name and nobody's secret.
+    Named(Arc<str>),
+    /// Everyone.
+    Public,
+}
+
+/// What to read, for whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The entity to read.
+    pub key: EntityKey,
+    /// For whom.
+    pub audience: Audience,
+}
+
+/// The application's way to read entities.
+///
+/// It is called on whichever thread found the read necessary, a reactor among them, so it must not block: hand the work
+/// to a pool or a task, or answer at once from memory.
+pub trait Resolve: Send + Sync {
+    /// Reads `request.key` afresh and sends the rows through `reply`, now or later, from any thread.
+    fn resolve(&self, request: Request, reply: Reply);
+}
+
+/// Why a read gave no rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// It failed for the moment and is tried again, with backoff, as long as anyone is subscribed.
+    Failed,
+    /// The reply was dropped unanswered: the resolver panicked or forgot. Tried again likewise.
+    Dropped,
+    /// The time limit passed. Tried again likewise; an answer that still comes is discarded.
+    TimedOut,
+    /// The rows can't be sent. Tried again likewise, as a later state may be better.
+    BadRows(RowError),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed => f.write_str("the read failed"),
+            Self::Dropped => f.write_str("the read's reply was dropped without an answer"),
+            Self::TimedOut => f.write_str("the read took longer than its time limit"),
+            Self::BadRows(error) => write!(f, "the read's rows can't be sent: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ReadError {}
+
+/// The way to answer one [`Request`]. Dropping it counts as [`ReadError::Dropped`].
+#[must_use = "dropping a reply fails the read"]
+pub struct Reply {
+    node: Node,
+    flight: FlightId,
+    ticket: Ticket,
+    /// Stands in for the time when the reply is dropped, which nobody can tell it.
+    started: Timestamp,
+    answered: bool,
+}
+
+impl Reply {
+    pub(crate) fn new(node: Node, flight: FlightId, ticket: Ticket, started: Timestamp) -> Self {
+        Self {
+            node,
+            flight,
+            ticket,
+            started,
+            answered: false,
+        }
+    }
+
+    /// Answers the read. The frames are built here, on the caller's thread.
+    ///
+    /// # Errors
+    /// [`RowError`] when the rows can't be sent; the read then counts as failed and is tried again later.
+    pub fn send(mut self, now: Timestamp, result: Result<Rows, ReadError>) -> Result<(), RowError> {
+        self.answered = true;
+        self.node.finish(now, self.flight, self.ticket, result)
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.answered {
+            let dropped = Err(ReadError::Dropped);
+            // Only rows can be refused, and there are none.
+            let _ = self.node.finish(self.started, self.flight, self.ticket, dropped);
+        }
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").finish_non_exhaustive()
+    }
+}

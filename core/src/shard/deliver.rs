@@ -1,0 +1,276 @@
+//! How rows get to the members of a topic: straight from the shared buffer where nothing is in the way, through the
+//! outbox where something is.
+
+use std::fmt;
+
+use super::{ConnId, Ending, Phase, Sent, Shard};
+use crate::flights::{Delivery, FlightId, Scope};
+use crate::outbox::{Chunk, Pushed};
+use crate::subscriptions::{Standing, TopicId};
+
+/// Reads that one connection may have asked for at once after rows were withheld from it. More would be withheld again.
+const MAX_WANTED: u32 = 8;
+
+/// The same bytes for many connections. See [`for_each`](Self::for_each).
+#[must_use = "nobody receives the rows until for_each is called"]
+pub struct Broadcast<'a> {
+    shard: &'a mut Shard,
+}
+
+impl<'a> Broadcast<'a> {
+    pub(super) fn new(shard: &'a mut Shard) -> Self {
+        Self { shard }
+    }
+
+    /// Calls `write` for each receiver whose socket may take the rows now, and queues them for the others. Visits at
+    /// most `broadcast_budget` members; the rest come with the next output.
+    pub fn for_each(self, mut write: impl FnMut(ConnId, Chunk<'_>) -> Sent) {
+        let Some(delivery) = self.shard.delivery.take() else {
+            return;
+        };
+        for _ in 0..self.shard.node.config().broadcast_budget.max(1) {
+            if !self.shard.deliver_to_next(&delivery, Some(&mut write)) {
+                return;
+            }
+        }
+        self.shard.delivery = Some(delivery);
+    }
+}
+
+impl fmt::Debug for Broadcast<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Broadcast")
+    }
+}
+
+/// What one connection has queued. See [`write`](Self::write).
+#[must_use = "nothing is sent until write is called"]
+pub struct Flush<'a> {
+    shard: &'a mut Shard,
+    conn: ConnId,
+}
+
+impl<'a> Flush<'a> {
+    pub(super) fn new(shard: &'a mut Shard, conn: ConnId) -> Self {
+        Self { shard, conn }
+    }
+
+    /// Whose it is.
+    pub fn conn(&self) -> ConnId {
+        self.conn
+    }
+
+    /// Calls `write` once with all chunks, at most 64, to be written in this order: one gathered write.
+    /// [`Sent::Partial`] counts over all of them.
+    pub fn write(self, write: impl FnOnce(ConnId, &[Chunk<'_>]) -> Sent) {
+        let Self { shard, conn } = self;
+        let Some(state) = shard.conns.get_mut(conn.0) else {
+            return;
+        };
+        // It stands at the front of `ready`, where `next_ready` found it.
+        shard.ready.pop_front();
+        state.listed = false;
+        let outbox = &mut state.extra().outbox;
+        let chunks = outbox.chunks();
+        let len = chunks.iter().map(|chunk| chunk.as_slice().len()).sum();
+        let sent = write(conn, &chunks);
+        drop(chunks);
+        match sent {
+            Sent::All => outbox.consume(len),
+            Sent::Partial(bytes) => {
+                outbox.consume(bytes);
+                state.blocked = bytes < len;
+            }
+            Sent::Busy => state.blocked = true,
+            Sent::Taken => outbox.lend(),
+            Sent::Closed => return shard.end(conn),
+        }
+        shard.after_write(conn);
+    }
+}
+
+impl fmt::Debug for Flush<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flush").field("conn", &self.conn).finish()
+    }
+}
+
+type Write<'w> = &'w mut dyn FnMut(ConnId, Chunk<'_>) -> Sent;
+
+impl Shard {
+    /// Takes the newest rows of a marked flight, and either leaves them for a broadcast or, when more are to come in
+    /// this turn, queues them, so that each connection gets all of them in one write.
+    pub(super) fn take(&mut self, flight: FlightId) {
+        let Some(delivery) = self.node.take(self.index, flight) else {
+            return;
+        };
+        if self.subscriptions.topic(delivery.topic).is_none() {
+            return;
+        }
+        self.subscriptions.start_walk(delivery.topic);
+        if self.marks.is_empty() && !delivery.group.is_empty() {
+            self.delivery = Some(delivery);
+        } else {
+            while self.deliver_to_next(&delivery, None) {}
+        }
+    }
+
+    /// Delivers to the next member of the walk, or queues when there is no `write`. Returns false at the walk's end.
+    fn deliver_to_next(&mut self, delivery: &Delivery, write: Option<Write<'_>>) -> bool {
+        let Some((index, standing)) = self.subscriptions.walk_next() else {
+            return false;
+        };
+        let is_due = delivery.ticket > standing.joined() && (delivery.scope == Scope::All || standing.wants());
+        let Some((slot, state)) = self.conns.at_mut(index).filter(|_| is_due) else {
+            return true;
+        };
+        let conn = ConnId(slot);
+        let Delivery { topic, group, .. } = delivery;
+        if standing != standing.served() {
+            let extra = state.extra();
+            if standing.wants() {
+                extra.wanted -= 1;
+            }
+            if standing.is_dirty() {
+                extra.dirty.retain(|dirty| dirty != topic);
+            }
+            self.subscriptions.set_walked_standing(standing.served());
+        }
+        self.counters.deliveries += 1;
+        let limit = self.node.config().max_outbox_bytes;
+        match write {
+            Some(write) if state.is_clear() => {
+                let sent = match write(conn, Chunk::whole(group.bytes())) {
+                    Sent::Partial(0) => Sent::Busy,
+                    Sent::Partial(bytes) if bytes >= group.len() => Sent::All,
+                    sent => sent,
+                };
+                match sent {
+                    Sent::All => {}
+                    Sent::Partial(bytes) => {
+                        state.extra().outbox.push_begun(*topic, group, bytes, false);
+                        state.blocked = true;
+                    }
+                    Sent::Busy => {
+                        state.extra().outbox.push_begun(*topic, group, 0, false);
+                        state.blocked = true;
+                    }
+                    Sent::Taken => state.extra().outbox.push_begun(*topic, group, 0, true),
+                    Sent::Closed => self.end(conn),
+                }
+            }
+            _ => match state.extra().outbox.push_group(*topic, group, limit) {
+                Pushed::Queued => {}
+                Pushed::Replaced => self.counters.conflated += 1,
+                Pushed::Refused => {
+                    self.counters.dirty_marks += 1;
+                    state.extra().dirty.push_back(*topic);
+                    self.subscriptions.set_walked_standing(standing.dirty());
+                }
+            },
+        }
+        // Most connections have nothing queued, before and after.
+        if self.conns.get(conn.0).is_some_and(|it| it.extra.is_some()) {
+            self.queue_changed(conn);
+        }
+        true
+    }
+
+    pub(super) fn written(&mut self, conn: ConnId, bytes: usize) {
+        let Some(state) = self.conns.get_mut(conn.0) else {
+            return;
+        };
+        match &mut state.extra {
+            Some(extra) if extra.outbox.is_lent() => extra.outbox.consume(bytes),
+            _ => {
+                self.counters.stale_inputs += 1;
+                return;
+            }
+        }
+        if bytes > 0 {
+            state.last_alive = self.now;
+        }
+        self.after_write(conn);
+    }
+
+    /// The outbox of a connection has become shorter, perhaps.
+    fn after_write(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(conn.0) else {
+            return;
+        };
+        if state.phase == Phase::Closing && state.is_clear() {
+            state.phase = Phase::Lingering;
+            self.endings.push_back(Ending::Shutdown(conn));
+        }
+        self.queue_changed(conn);
+    }
+
+    /// What a connection has queued has become more or less: sees to what follows from that.
+    pub(super) fn queue_changed(&mut self, conn: ConnId) {
+        self.ask_for_dirty(conn);
+        self.make_ready(conn);
+        if let Some(state) = self.conns.get_mut(conn.0) {
+            state.tidy();
+        }
+    }
+
+    /// Asks for reads of keys whose rows were withheld, a few at a time, once there is room for them again.
+    fn ask_for_dirty(&mut self, conn: ConnId) {
+        self.ask_for_dirty_up_to(conn, MAX_WANTED);
+    }
+
+    /// As [`Self::ask_for_dirty`], with room for more reads that are on their way: those that have been asked for may be
+    /// failing, and must not hold up the others for ever.
+    pub(super) fn ask_for_more_dirty(&mut self, conn: ConnId) {
+        let state = self.conns.get_mut(conn.0);
+        if let Some(extra) = state.and_then(|it| it.extra.as_mut()) {
+            extra.is_timed = false;
+            let max_wanted = extra.wanted.saturating_add(MAX_WANTED);
+            self.ask_for_dirty_up_to(conn, max_wanted);
+        }
+    }
+
+    fn ask_for_dirty_up_to(&mut self, conn: ConnId, max_wanted: u32) {
+        let room = self.node.config().max_outbox_bytes / 2;
+        loop {
+            let Some(state) = self.conns.get_mut(conn.0) else {
+                return;
+            };
+            let Some(extra) = state.extra.as_mut().filter(|it| !it.dirty.is_empty()) else {
+                return;
+            };
+            if extra.outbox.group_bytes() > room {
+                return;
+            }
+            if extra.wanted >= max_wanted {
+                if !std::mem::replace(&mut extra.is_timed, true) {
+                    self.timers.asked(self.now, conn);
+                }
+                return;
+            }
+            if let Some(topic) = extra.dirty.pop_front() {
+                self.want(conn, topic);
+            }
+        }
+    }
+
+    /// Asks for a read for one member of a topic.
+    pub(super) fn want(&mut self, conn: ConnId, topic: TopicId) {
+        let index = conn.0.index;
+        let Some(standing) = self.subscriptions.standing(index, topic) else {
+            return;
+        };
+        let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight) else {
+            return;
+        };
+        if let Some(state) = self.conns.get_mut(conn.0)
+            && !standing.wants()
+        {
+            state.extra().wanted += 1;
+            self.counters.targeted_reads += 1;
+        }
+        self.subscriptions
+            .set_standing(index, topic, Standing::wanting(standing));
+        self.node.want(self.now, self.index, flight, standing.joined());
+    }
+}

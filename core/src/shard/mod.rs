@@ -1,0 +1,543 @@
+//! [`Shard`]: the connections of one reactor, what they subscribe to and what they have still to be sent.
+//!
+//! - this file: the interface, and the life of a connection;
+//! - `session`: what a client's bytes do;
+//! - `deliver`: how rows get to the members of a topic;
+//! - `timers`: what happens when nothing happens.
+
+mod deliver;
+mod session;
+mod timers;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::counters::ShardCounters;
+use crate::flights::{Delivery, FlightId};
+use crate::hash::Seed;
+use crate::node::Node;
+use crate::outbox::Outbox;
+use crate::slots::{SlotId, Slots};
+use crate::subscriptions::{Left, Standing, Subscriptions, TopicId};
+use crate::time::Timestamp;
+use crate::ws::{Decoder, close_frame};
+
+pub use deliver::{Broadcast, Flush};
+use timers::Timers;
+
+/// One reactor's share of a node: a state machine that is fed [`Input`]s and asked for [`Output`]s.
+///
+/// A driver's turn, in this order:
+/// 1. feed what happened: [`open`](Self::open) for new sockets, [`handle`](Self::handle) for each event,
+///    [`handle_timeout`](Self::handle_timeout) when [`poll_timeout`](Self::poll_timeout) has passed;
+/// 2. call [`poll_output`](Self::poll_output) and do what it says until it gives `None`;
+/// 3. sleep until an event, the shard's waker, or `poll_timeout`.
+///
+/// A driver may break off step 2 to keep its turns short, but then it must come back without sleeping: the shard's waker
+/// is called only after `poll_output` has given `None`.
+pub struct Shard {
+    node: Node,
+    index: u32,
+    /// The latest time that an input told.
+    now: Timestamp,
+    conns: Slots<Conn>,
+    subscriptions: Subscriptions,
+    timers: Timers,
+    /// Flights whose newest rows this shard has still to take.
+    marks: VecDeque<FlightId>,
+    /// The rows whose receivers are being walked.
+    delivery: Option<Delivery>,
+    /// Connections that have something to send and may send it.
+    ready: VecDeque<ConnId>,
+    endings: VecDeque<Ending>,
+    counters: ShardCounters,
+}
+
+/// A connection of one shard. Once it has ended, its id finds nothing, ever again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(SlotId);
+
+/// What a driver tells a shard. What is said of a connection that no longer exists is ignored and counted.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Input<'a> {
+    /// Bytes came in. They are unmasked in place and may be overwritten.
+    Received {
+        /// From whom.
+        conn: ConnId,
+        /// The bytes, in any portions.
+        bytes: &'a mut [u8],
+    },
+    /// The peer will send no more (it closed its side).
+    Eof {
+        /// Who.
+        conn: ConnId,
+    },
+    /// The socket takes bytes again, after [`Sent::Partial`] or [`Sent::Busy`]. Needless calls are harmless.
+    Writable {
+        /// Which.
+        conn: ConnId,
+    },
+    /// A write that was [`Sent::Taken`] is over.
+    Written {
+        /// Whose.
+        conn: ConnId,
+        /// How many of the bytes were written. The rest is offered again, at once; so on a full socket say this only
+        /// when it has become writable.
+        bytes: usize,
+    },
+    /// The socket failed or was reset.
+    Closed {
+        /// Which.
+        conn: ConnId,
+    },
+}
+
+/// What a shard wants done. A driver must know them all, so a new one is a breaking change on purpose.
+#[must_use = "outputs are to be acted upon"]
+pub enum Output<'a> {
+    /// Write the same bytes to many connections.
+    Broadcast(Broadcast<'a>),
+    /// Write what one connection has queued.
+    Flush(Flush<'a>),
+    /// Close the sending side, and go on receiving: the peer is to see all that was sent, and then the end.
+    Shutdown(ConnId),
+    /// Drop the socket. This comes exactly once for every connection that was opened, whoever ended it, and the id is
+    /// stale by then.
+    Close(ConnId),
+}
+
+/// How a write went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// All bytes were written.
+    All,
+    /// The first so many bytes were written, and the socket is full: [`Input::Writable`] follows.
+    Partial(usize),
+    /// Nothing was written for now (the socket is full, a TLS record is outstanding): [`Input::Writable`] follows.
+    Busy,
+    /// The driver holds clones of the chunks and writes them by itself: [`Input::Written`] follows.
+    Taken,
+    /// The connection is gone.
+    Closed,
+}
+
+/// `max_connections` are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyConnections;
+
+/// What the shard keeps for every connection; see `docs/architecture.md` for its bytes.
+struct Conn {
+    /// What few connections need at any one time.
+    extra: Option<Box<Extra>>,
+    secret: Option<Arc<str>>,
+    last_alive: Timestamp,
+    phase: Phase,
+    /// The socket is full: wait for [`Input::Writable`].
+    blocked: bool,
+    /// It stands in `ready`.
+    listed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Its HTTP request is awaited.
+    Upgrading,
+    /// It speaks WebSocket.
+    Open,
+    /// The last bytes for it are queued; nothing from it counts any more.
+    Closing,
+    /// All is sent and our side is closed; the peer's end is awaited, so that it isn't reset while it still reads.
+    Lingering,
+}
+
+#[derive(Default)]
+struct Extra {
+    /// The beginning of an HTTP request.
+    request: Vec<u8>,
+    /// The beginning of a WebSocket message.
+    decoder: Decoder,
+    outbox: Outbox,
+    /// Topics of which rows were withheld.
+    dirty: VecDeque<TopicId>,
+    /// Reads asked for by this connection alone that have not come.
+    wanted: u32,
+    /// [`Timers`] will look after those reads.
+    is_timed: bool,
+}
+
+enum Ending {
+    Shutdown(ConnId),
+    Close(ConnId),
+}
+
+impl Shard {
+    pub(crate) fn new(node: Node, index: u32, seed: Seed) -> Self {
+        let timers = Timers::new(node.config());
+        Self {
+            node,
+            index,
+            now: Timestamp::START,
+            conns: Slots::new(),
+            subscriptions: Subscriptions::new(seed),
+            timers,
+            marks: VecDeque::new(),
+            delivery: None,
+            ready: VecDeque::new(),
+            endings: VecDeque::new(),
+            counters: ShardCounters::default(),
+        }
+    }
+
+    /// A socket was accepted; its upgrade request is awaited.
+    ///
+    /// # Errors
+    /// [`TooManyConnections`]: drop the socket.
+    pub fn open(&mut self, now: Timestamp) -> Result<ConnId, TooManyConnections> {
+        self.advance(now);
+        if self.conns.len() >= self.node.config().max_connections {
+            self.counters.refused_connections += 1;
+            return Err(TooManyConnections);
+        }
+        let conn = ConnId(self.conns.insert(Conn {
+            extra: None,
+            secret: None,
+            last_alive: self.now,
+            phase: Phase::Upgrading,
+            blocked: false,
+            listed: false,
+        }));
+        self.counters.opened += 1;
+        self.timers.opened(self.now, conn);
+        self.look_for_life(conn);
+        Ok(conn)
+    }
+
+    /// Something happened. Afterwards [`poll_output`](Self::poll_output) may give more and
+    /// [`poll_timeout`](Self::poll_timeout) may be earlier.
+    pub fn handle(&mut self, now: Timestamp, input: Input<'_>) {
+        self.advance(now);
+        let conn = match input {
+            Input::Received { conn, .. }
+            | Input::Eof { conn }
+            | Input::Writable { conn }
+            | Input::Written { conn, .. }
+            | Input::Closed { conn } => conn,
+        };
+        let Some(state) = self.conns.get_mut(conn.0) else {
+            self.counters.stale_inputs += 1;
+            return;
+        };
+        match input {
+            Input::Received { bytes, .. } => {
+                state.last_alive = self.now;
+                self.received(conn, bytes);
+            }
+            Input::Writable { .. } => {
+                if std::mem::take(&mut state.blocked) {
+                    // The peer has taken bytes.
+                    state.last_alive = self.now;
+                }
+                self.make_ready(conn);
+            }
+            Input::Written { bytes, .. } => self.written(conn, bytes),
+            Input::Eof { .. } | Input::Closed { .. } => self.end(conn),
+        }
+    }
+
+    /// The next thing to do, or `None` until another call tells something new or the shard's waker is called.
+    ///
+    /// A [`Broadcast`] or [`Flush`] that is dropped unused is given again.
+    pub fn poll_output(&mut self) -> Option<Output<'_>> {
+        loop {
+            match self.endings.pop_front() {
+                Some(Ending::Shutdown(conn)) => return Some(Output::Shutdown(conn)),
+                Some(Ending::Close(conn)) => return Some(Output::Close(conn)),
+                None => {}
+            }
+            if self.delivery.is_some() {
+                return Some(Output::Broadcast(Broadcast::new(self)));
+            }
+            if let Some(flight) = self.marks.pop_front() {
+                self.take(flight);
+                continue;
+            }
+            // Only now, so that a connection with several new groups gets them in one write.
+            if let Some(conn) = self.next_ready() {
+                return Some(Output::Flush(Flush::new(self, conn)));
+            }
+            self.node.take_marks(self.index, &mut self.marks);
+            if self.marks.is_empty() {
+                return None;
+            }
+        }
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout). Ask after `poll_output` gave `None`, each time.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let reads = self.keeps_time().then(|| self.node.poll_timeout()).flatten();
+        [self.timers.poll(), reads].into_iter().flatten().min()
+    }
+
+    /// Time has passed. Calling it too early is harmless.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.advance(now);
+        if self.keeps_time() {
+            self.node.handle_timeout(now);
+        }
+        self.timers_passed();
+    }
+
+    /// Closes all connections with a close frame after what they have queued, as before a restart. They end as their
+    /// peers take it, at the latest after `close_time_limit`.
+    pub fn close_all(&mut self, now: Timestamp, code: u16) {
+        self.advance(now);
+        let all: Vec<ConnId> = self.conns.iter().map(|(id, _)| ConnId(id)).collect();
+        let frame = close_frame(Some(code), "");
+        for conn in all {
+            match self.conns.get(conn.0).map(|state| state.phase) {
+                Some(Phase::Upgrading) => self.end(conn),
+                Some(Phase::Open) => {
+                    self.leave_all(conn);
+                    if let Some(state) = self.conns.get_mut(conn.0) {
+                        state.extra().outbox.push_last(frame.clone());
+                    }
+                    self.await_end(conn);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// How many subscriptions its connections have.
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions.len()
+    }
+
+    /// What waits to be sent to a connection: (bytes of rows, bytes of control frames and responses). `None` when it has
+    /// ended.
+    pub fn queued_bytes(&self, conn: ConnId) -> Option<(usize, usize)> {
+        let state = self.conns.get(conn.0)?;
+        Some(state.extra.as_ref().map_or((0, 0), |extra| {
+            (extra.outbox.group_bytes(), extra.outbox.control_bytes())
+        }))
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> &ShardCounters {
+        &self.counters
+    }
+
+    /// The node this shard belongs to.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Panics unless the tables agree with each other. For tests and simulations; it visits everything.
+    #[doc(hidden)]
+    pub fn assert_consistent(&self) {
+        self.subscriptions.assert_consistent();
+        for (id, state) in self.conns.iter() {
+            let conn = ConnId(id);
+            let (mut wanted, mut dirty) = (0, Vec::new());
+            for topic in self.subscriptions.topics_of(id.index) {
+                let standing = self.subscriptions.standing(id.index, topic);
+                wanted += u32::from(standing.is_some_and(Standing::wants));
+                dirty.extend(standing.filter(|it| it.is_dirty()).map(|_| topic));
+            }
+            assert_eq!(self.ready.contains(&conn), state.listed);
+            assert!(state.listed || !state.can_flush(), "{conn:?} is forgotten");
+            let Some(extra) = &state.extra else {
+                assert_eq!((wanted, dirty.len()), (0, 0));
+                continue;
+            };
+            assert_eq!(wanted, extra.wanted);
+            assert_eq!(dirty.len(), extra.dirty.len());
+            assert!(dirty.iter().all(|topic| extra.dirty.contains(topic)));
+            assert!(dirty.is_empty() || wanted > 0 || !extra.outbox.is_empty());
+            extra.outbox.assert_consistent();
+        }
+    }
+
+    fn advance(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+    }
+
+    /// The first shard also looks after the time limits of reads.
+    fn keeps_time(&self) -> bool {
+        self.index == 0
+    }
+
+    /// Lists a connection for flushing, if it has anything to send and may send it.
+    fn make_ready(&mut self, conn: ConnId) {
+        if let Some(state) = self.conns.get_mut(conn.0)
+            && !state.listed
+            && state.can_flush()
+        {
+            state.listed = true;
+            self.ready.push_back(conn);
+        }
+    }
+
+    fn next_ready(&mut self) -> Option<ConnId> {
+        while let Some(&conn) = self.ready.front() {
+            match self.conns.get_mut(conn.0) {
+                Some(state) if state.can_flush() => return Some(conn),
+                Some(state) => state.listed = false,
+                None => {}
+            }
+            self.ready.pop_front();
+        }
+        None
+    }
+
+    /// Sends `last` as soon as the frame being sent is done, and then ends the connection.
+    fn close(&mut self, conn: ConnId, last: Bytes) {
+        self.leave_all(conn);
+        if let Some(state) = self.conns.get_mut(conn.0) {
+            let outbox = &mut state.extra().outbox;
+            outbox.revoke_all();
+            outbox.push_control(last);
+        }
+        self.await_end(conn);
+    }
+
+    /// The last bytes for this connection are queued.
+    fn await_end(&mut self, conn: ConnId) {
+        if let Some(state) = self.conns.get_mut(conn.0) {
+            state.phase = Phase::Closing;
+            self.timers.closing(self.now, conn);
+        }
+        self.make_ready(conn);
+    }
+
+    fn end(&mut self, conn: ConnId) {
+        self.leave_all(conn);
+        if self.conns.remove(conn.0).is_some() {
+            self.counters.closed += 1;
+            self.endings.push_back(Ending::Close(conn));
+        }
+    }
+
+    fn leave_all(&mut self, conn: ConnId) {
+        while let Some(left) = self.subscriptions.leave_any(conn.0.index) {
+            self.has_left(conn, left);
+        }
+    }
+
+    /// Puts the books right after a connection left a topic.
+    fn has_left(&mut self, conn: ConnId, left: Left) {
+        if let Some(extra) = self.conns.get_mut(conn.0).and_then(|it| it.extra.as_mut()) {
+            if left.standing.wants() {
+                extra.wanted -= 1;
+            }
+            if left.standing.is_dirty() {
+                extra.dirty.retain(|&topic| topic != left.topic);
+            }
+        }
+        if left.is_last
+            && let Some(topic) = self.subscriptions.remove_topic(left.topic)
+        {
+            self.node.leave(self.index, topic.flight);
+        }
+    }
+}
+
+impl Conn {
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Gives back what is not needed any more: an idle connection owns no buffer.
+    fn tidy(&mut self) {
+        if self.extra.as_ref().is_some_and(|extra| extra.is_idle()) {
+            self.extra = None;
+        }
+    }
+
+    /// Nothing is queued and the socket isn't full: a group may be written straight away.
+    fn is_clear(&self) -> bool {
+        !self.blocked && self.extra.as_ref().is_none_or(|extra| extra.outbox.is_empty())
+    }
+
+    fn can_flush(&self) -> bool {
+        !self.blocked
+            && self
+                .extra
+                .as_ref()
+                .is_some_and(|extra| !extra.outbox.is_empty() && !extra.outbox.is_lent())
+    }
+}
+
+impl Extra {
+    fn is_idle(&self) -> bool {
+        self.request.is_empty()
+            && self.decoder.is_idle()
+            && self.outbox.is_empty()
+            && self.dirty.is_empty()
+            && self.wanted == 0
+    }
+}
+
+impl ConnId {
+    /// A number for a driver's own tables: small, dense, and used again by later connections.
+    pub fn index(self) -> usize {
+        self.0.index as usize
+    }
+
+    /// The id as a number, for an event queue's token.
+    pub fn to_u64(self) -> u64 {
+        u64::from(self.0.generation) << 32 | u64::from(self.0.index)
+    }
+
+    /// The id that gave this number.
+    pub fn from_u64(number: u64) -> Self {
+        Self(SlotId {
+            index: number as u32,
+            generation: (number >> 32) as u32,
+        })
+    }
+}
+
+impl fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0.index, self.0.generation)
+    }
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard")
+            .field("index", &self.index)
+            .field("connections", &self.connections())
+            .field("subscriptions", &self.subscriptions())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Output<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broadcast(_) => f.write_str("Broadcast"),
+            Self::Flush(flush) => write!(f, "Flush({:?})", flush.conn()),
+            Self::Shutdown(conn) => write!(f, "Shutdown({conn:?})"),
+            Self::Close(conn) => write!(f, "Close({conn:?})"),
+        }
+    }
+}
+
+impl fmt::Display for TooManyConnections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the limit of open connections is reached")
+    }
+}
+
+impl std::error::Error for TooManyConnections {}

@@ -1,0 +1,228 @@
+//! What a client's bytes do: the upgrade, control frames, and the three messages of protocol v1.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{ConnId, Phase, Shard};
+use crate::key::EntityKey;
+use crate::resolve::Audience;
+use crate::subscriptions::{Standing, TopicId};
+use crate::wire::{self, ClientMessage};
+use crate::ws::{self, Limits, OpCode, Received, Upgrade, close_frame, control_frame};
+
+impl Shard {
+    pub(super) fn received(&mut self, conn: ConnId, bytes: &mut [u8]) {
+        match self.conns.get(conn.0).map(|state| state.phase) {
+            Some(Phase::Upgrading) => self.received_http(conn, bytes),
+            Some(Phase::Open) => self.received_frames(conn, bytes),
+            // Whatever comes after the end is not read.
+            Some(Phase::Closing | Phase::Lingering) | None => {}
+        }
+    }
+
+    fn received_http(&mut self, conn: ConnId, bytes: &mut [u8]) {
+        let Some(state) = self.conns.get_mut(conn.0) else {
+            return;
+        };
+        let mut earlier = match &mut state.extra {
+            Some(extra) if !extra.request.is_empty() => std::mem::take(&mut extra.request),
+            _ => Vec::new(),
+        };
+        let mut rest = if earlier.is_empty() {
+            bytes
+        } else {
+            earlier.extend_from_slice(bytes);
+            &mut earlier[..]
+        };
+        // A refused request may be followed by a better one on the same connection.
+        while !rest.is_empty() {
+            match ws::upgrade(&self.node.config().upgrade, rest) {
+                Upgrade::Incomplete => {
+                    if let Some(state) = self.conns.get_mut(conn.0) {
+                        state.extra().request = rest.to_vec();
+                    }
+                    return;
+                }
+                Upgrade::Accept { response, consumed } => {
+                    if let Some(state) = self.conns.get_mut(conn.0) {
+                        state.phase = Phase::Open;
+                        state.extra().outbox.push_control(response);
+                    }
+                    self.make_ready(conn);
+                    let frames = rest.get_mut(consumed..).unwrap_or_default();
+                    return self.received_frames(conn, frames);
+                }
+                Upgrade::Refuse {
+                    response,
+                    consumed,
+                    keep_alive,
+                    ..
+                } => {
+                    self.counters.refused_upgrades += 1;
+                    let Some(state) = self.conns.get_mut(conn.0) else {
+                        return;
+                    };
+                    let outbox = &mut state.extra().outbox;
+                    outbox.push_last(response);
+                    // Pipelining beyond reason, without reading the answers.
+                    let too_much = outbox.control_bytes() > self.node.config().upgrade.max_request_bytes;
+                    if !keep_alive || too_much {
+                        return self.await_end(conn);
+                    }
+                    self.make_ready(conn);
+                    rest = rest.get_mut(consumed..).unwrap_or_default();
+                }
+            }
+        }
+    }
+
+    fn received_frames(&mut self, conn: ConnId, bytes: &mut [u8]) {
+        let Some(state) = self.conns.get_mut(conn.0) else {
+            return;
+        };
+        // The decoder is out of the connection while its messages are acted upon, which needs the whole shard.
+        let mut decoder = match &mut state.extra {
+            Some(extra) => std::mem::take(&mut extra.decoder),
+            None => Default::default(),
+        };
+        let limits = Limits {
+            max_message_bytes: self.node.config().max_message_bytes,
+        };
+        let decoded = decoder.receive(bytes, &limits, &mut |received| self.act_on(conn, received));
+        if let Err(violation) = decoded {
+            self.counters.violations += 1;
+            let frame = close_frame(Some(violation.close_code()), &violation.reason());
+            return self.close(conn, frame);
+        }
+        if let Some(state) = self.conns.get_mut(conn.0)
+            && state.phase == Phase::Open
+        {
+            if !decoder.is_idle() {
+                state.extra().decoder = decoder;
+            }
+            state.tidy();
+        }
+    }
+
+    fn act_on(&mut self, conn: ConnId, received: Received<'_>) -> ControlFlow<()> {
+        match received {
+            Received::Text(text) => self.act_on_message(conn, text.as_bytes()),
+            Received::Binary(bytes) => self.act_on_message(conn, bytes),
+            Received::Ping(payload) => {
+                if let Some(state) = self.conns.get_mut(conn.0) {
+                    let pong = control_frame(OpCode::Pong, payload);
+                    state.extra().outbox.push_pong(pong);
+                }
+                self.make_ready(conn);
+            }
+            Received::Pong => {}
+            Received::Close(code) => {
+                self.close(conn, close_frame(code, ""));
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn act_on_message(&mut self, conn: ConnId, message: &[u8]) {
+        match wire::decode(message) {
+            Ok(ClientMessage::Subscribe(key)) => self.subscribe(conn, key),
+            Ok(ClientMessage::Unsubscribe(key)) => self.unsubscribe(conn, &key),
+            Ok(ClientMessage::Secret(secret)) => self.change_secret(conn, &secret),
+            // Nobody takes messages that are passed through, and v1 has no way to say so.
+            Ok(ClientMessage::PassThrough) | Err(_) => self.counters.rejected_messages += 1,
+        }
+    }
+
+    /// The subscription exists from here on: a notify that comes later finds it. See [`Node::current_ticket`] for why
+    /// this needs no lock when the shard has subscribers of this topic already.
+    ///
+    /// [`Node::current_ticket`]: crate::node::Node::current_ticket
+    fn subscribe(&mut self, conn: ConnId, key: EntityKey) {
+        let audience = self.audience_of(conn, &key);
+        if let Some(topic) = self.subscriptions.find(&key, &audience)
+            && self.subscriptions.is_member(conn.0.index, topic)
+        {
+            return;
+        }
+        if self.subscriptions.count_of(conn.0.index) >= self.node.config().max_subscriptions {
+            self.counters.refused_subscriptions += 1;
+            return;
+        }
+        let topic = self.find_or_join_topic(key, audience);
+        let standing = Standing::since(self.node.current_ticket());
+        self.subscriptions.join(conn.0.index, topic, standing);
+    }
+
+    fn unsubscribe(&mut self, conn: ConnId, key: &EntityKey) {
+        let audience = self.audience_of(conn, key);
+        let Some(topic) = self.subscriptions.find(key, &audience) else {
+            return;
+        };
+        if let Some(left) = self.subscriptions.leave(conn.0.index, topic) {
+            self.revoke(conn, topic);
+            self.has_left(conn, left);
+            self.queue_changed(conn);
+        }
+    }
+
+    /// Moves the connection's subscriptions to the audiences of its new secret. What was queued under the old one is
+    /// dropped, and what that loses is read again (G6).
+    fn change_secret(&mut self, conn: ConnId, secret: &str) {
+        let Some(state) = self.conns.get_mut(conn.0) else {
+            return;
+        };
+        if state.secret.as_deref().unwrap_or_default() == secret {
+            return;
+        }
+        state.secret = (!secret.is_empty()).then(|| Arc::from(secret));
+        let topics: SmallVec<[TopicId; 8]> = self.subscriptions.topics_of(conn.0.index).collect();
+        for old in topics {
+            let Some(topic) = self.subscriptions.topic(old) else {
+                continue;
+            };
+            let (key, old_flight) = (topic.key.clone(), topic.flight);
+            let audience = (self.node.config().audience_of)(&key, secret);
+            if audience == topic.audience {
+                continue;
+            }
+            // Joined first and looked second: a notify in between finds the new topic, one before it shows in the old.
+            let new = self.find_or_join_topic(key, audience);
+            let on_its_way =
+                self.node.is_busy(self.index, old_flight) || self.subscriptions.walked_topic() == Some(old);
+            let lost_rows = self.revoke(conn, old);
+            let Some(left) = self.subscriptions.leave(conn.0.index, old) else {
+                continue;
+            };
+            self.has_left(conn, left);
+            let standing = Standing::since(self.node.current_ticket());
+            self.subscriptions.join(conn.0.index, new, standing);
+            if on_its_way || lost_rows || left.standing.wants() || left.standing.is_dirty() {
+                self.want(conn, new);
+            }
+        }
+        self.queue_changed(conn);
+    }
+
+    fn revoke(&mut self, conn: ConnId, topic: TopicId) -> bool {
+        let extra = self.conns.get_mut(conn.0).and_then(|it| it.extra.as_mut());
+        extra.is_some_and(|extra| extra.outbox.revoke(topic))
+    }
+
+    fn audience_of(&self, conn: ConnId, key: &EntityKey) -> Audience {
+        let secret = self.conns.get(conn.0).and_then(|it| it.secret.as_deref());
+        (self.node.config().audience_of)(key, secret.unwrap_or_default())
+    }
+
+    fn find_or_join_topic(&mut self, key: EntityKey, audience: Audience) -> TopicId {
+        if let Some(topic) = self.subscriptions.find(&key, &audience) {
+            return topic;
+        }
+        let (node, shard) = (&self.node, self.index);
+        self.subscriptions.insert_topic(key, audience, |topic, key, audience| {
+            node.join(shard, topic, key, audience)
+        })
+    }
+}

@@ -1,0 +1,514 @@
+//! [`upgrade`]: from an HTTP/1.1 request to a WebSocket (RFC 6455, section 4.2), or to a refusal.
+
+use bytes::Bytes;
+use data_encoding::BASE64;
+use httparse::{Header, Request, Status};
+use sha1::{Digest, Sha1};
+
+/// Which requests are upgraded.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct UpgradeRules {
+    /// Paths that are upgraded. They are matched exactly, without the query; percent-encoded characters are not decoded.
+    pub paths: Vec<String>,
+    /// Which web pages may connect.
+    pub origins: Origins,
+    /// Length of a request's header block, in bytes. A longer one is answered 431.
+    pub max_request_bytes: usize,
+}
+
+impl Default for UpgradeRules {
+    fn default() -> Self {
+        Self {
+            paths: vec!["/ws/entity-sync/".to_owned()],
+            origins: Origins::Same,
+            max_request_bytes: 8 * 1024,
+        }
+    }
+}
+
+/// Which web pages may connect. Only browsers are held back by it: a request without an `Origin` header is always let
+/// in, and what else sends one can send any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origins {
+    /// Pages from the same host and port as the request's `Host`, whatever the scheme.
+    Same,
+    /// All pages.
+    Any,
+    /// Pages from these origins only, written as browsers do: `https://example.com`, and `:port` if it isn't the
+    /// scheme's usual one. ASCII case doesn't matter.
+    List(Vec<String>),
+}
+
+/// The answer to a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Upgrade {
+    /// Call again when more has been received.
+    Incomplete,
+    /// Frames follow after the `consumed` bytes.
+    Accept { response: Bytes, consumed: usize },
+    /// With `keep_alive` another request may follow after the `consumed` bytes; without, the connection ends.
+    Refuse {
+        response: Bytes,
+        consumed: usize,
+        reason: Refusal,
+        keep_alive: bool,
+    },
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Not good HTTP/1.1, or not a good upgrade.
+    BadRequest,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    HeadersTooLong,
+}
+
+/// Header fields in a request, at most. Browsers send about 20; proxies add a few.
+const MAX_HEADERS: usize = 128;
+
+/// Judges the request at the start of `received`. What follows it is not looked at.
+pub(crate) fn upgrade(rules: &UpgradeRules, received: &[u8]) -> Upgrade {
+    let searched = received.get(..rules.max_request_bytes).unwrap_or(received);
+    // Until the end is there nothing is parsed, so that a request in tiny pieces costs little.
+    let Some(head) = head_of(searched) else {
+        return if received.len() < rules.max_request_bytes {
+            Upgrade::Incomplete
+        } else {
+            hang_up(Refusal::HeadersTooLong, received.len())
+        };
+    };
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = Request::new(&mut headers);
+    match request.parse(head) {
+        Ok(Status::Complete(_)) if has_one_host(&request) => {}
+        Err(httparse::Error::TooManyHeaders) => {
+            return hang_up(Refusal::HeadersTooLong, head.len());
+        }
+        _ => return hang_up(Refusal::BadRequest, head.len()),
+    }
+    // A body is not read, so nothing can follow it.
+    let has_body = has_body(&request);
+    match judge(rules, &request) {
+        Ok(key) if !has_body => Upgrade::Accept {
+            response: switching_protocols(key),
+            consumed: head.len(),
+        },
+        judged => {
+            let reason = judged.err().unwrap_or(Refusal::BadRequest);
+            let keep_alive =
+                !has_body && request.version == Some(1) && !has_token(request.headers, "Connection", "close");
+            Upgrade::Refuse {
+                response: refusal(reason, keep_alive, request.method == Some("HEAD")),
+                consumed: head.len(),
+                reason,
+                keep_alive,
+            }
+        }
+    }
+}
+
+/// Checks a request in the order in which the original did, and gives its key.
+fn judge<'a>(rules: &UpgradeRules, request: &Request<'_, 'a>) -> Result<&'a [u8], Refusal> {
+    let headers = &*request.headers;
+    let path = request.path.and_then(|target| target.split('?').next());
+    if !rules.paths.iter().any(|known| path == Some(known)) {
+        return Err(Refusal::NotFound);
+    }
+    if request.version != Some(1)
+        || !has_token(headers, "Connection", "upgrade")
+        || !has_token(headers, "Upgrade", "websocket")
+    {
+        return Err(Refusal::BadRequest);
+    }
+    if request.method != Some("GET") {
+        return Err(Refusal::MethodNotAllowed);
+    }
+    if !has_token(headers, "Sec-WebSocket-Version", "13") {
+        return Err(Refusal::BadRequest);
+    }
+    if !rules.origins.allow(headers) {
+        return Err(Refusal::Forbidden);
+    }
+    let key = values(headers, "Sec-WebSocket-Key").next();
+    key.filter(|key| is_key(key)).ok_or(Refusal::BadRequest)
+}
+
+impl Origins {
+    fn allow(&self, headers: &[Header<'_>]) -> bool {
+        let Some(origin) = values(headers, "Origin").next() else {
+            return true;
+        };
+        match self {
+            Self::Any => true,
+            Self::Same => {
+                let host = values(headers, "Host").next();
+                host.zip(authority(origin))
+                    .is_some_and(|(host, origin)| origin.eq_ignore_ascii_case(host))
+            }
+            Self::List(known) => known.iter().any(|known| origin.eq_ignore_ascii_case(known.as_bytes())),
+        }
+    }
+}
+
+/// `host:port` of an origin; `None` for `null` and whatever else has no host.
+fn authority(origin: &[u8]) -> Option<&[u8]> {
+    let origin = std::str::from_utf8(origin).ok()?;
+    let (_scheme, rest) = origin.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    (!authority.is_empty()).then_some(authority.as_bytes())
+}
+
+/// 16 bytes as Base64. The four bits that the last character has too many may be anything.
+fn is_key(key: &[u8]) -> bool {
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    key.len() == 24
+        && key
+            .strip_suffix(b"==")
+            .is_some_and(|digits| digits.iter().all(is_digit))
+}
+
+fn switching_protocols(key: &[u8]) -> Bytes {
+    let proof = Sha1::new()
+        .chain_update(key)
+        .chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11")
+        .finalize();
+    let accept = BASE64.encode(&proof);
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\n\
+         Upgrade: websocket\r\n\
+         Connection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\
+         \r\n"
+    )
+    .into()
+}
+
+/// Refuses what can't be understood, so that nobody can say where the next request would begin.
+fn hang_up(reason: Refusal, consumed: usize) -> Upgrade {
+    Upgrade::Refuse {
+        response: refusal(reason, false, false),
+        consumed,
+        reason,
+        keep_alive: false,
+    }
+}
+
+fn refusal(reason: Refusal, keep_alive: bool, is_head: bool) -> Bytes {
+    let (status, body) = match reason {
+        Refusal::BadRequest => ("400 Bad Request", "Bad Request\n"),
+        Refusal::Forbidden => ("403 Forbidden", "Forbidden\n"),
+        Refusal::NotFound => ("404 Not Found", "404 page not found\n"),
+        Refusal::MethodNotAllowed => ("405 Method Not Allowed", "Method Not Allowed\n"),
+        Refusal::HeadersTooLong => (
+            "431 Request Header Fields Too Large",
+            "Request Header Fields Too Large\n",
+        ),
+    };
+    let version = match reason {
+        Refusal::BadRequest | Refusal::Forbidden | Refusal::MethodNotAllowed => "Sec-Websocket-Version: 13\r\n",
+        Refusal::NotFound | Refusal::HeadersTooLong => "",
+    };
+    let connection = if keep_alive { "" } else { "Connection: close\r\n" };
+    let len = body.len();
+    let body = if is_head { "" } else { body };
+    format!(
+        "HTTP/1.1 {status}\r\n\
+         Content-Type: text/plain; charset=utf-8\r\n\
+         {version}\
+         X-Content-Type-Options: nosniff\r\n\
+         Content-Length: {len}\r\n\
+         {connection}\
+         \r\n\
+         {body}"
+    )
+    .into()
+}
+
+/// The header block at the start of `bytes`, with the empty line that ends it. As in the original, a line may end without
+/// a carriage return.
+fn head_of(bytes: &[u8]) -> Option<&[u8]> {
+    let line_ends = bytes.iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
+    let end = line_ends.map(|(at, _)| at + 1).find_map(|at| match bytes.get(at..)? {
+        [b'\n', ..] => Some(at + 1),
+        [b'\r', b'\n', ..] => Some(at + 2),
+        _ => None,
+    })?;
+    bytes.get(..end)
+}
+
+/// HTTP/1.1 demands exactly one `Host`.
+fn has_one_host(request: &Request<'_, '_>) -> bool {
+    let count = values(request.headers, "Host").count();
+    count == 1 || (count == 0 && request.version == Some(0))
+}
+
+/// Whether a body follows; a length that can't be read counts as one.
+fn has_body(request: &Request<'_, '_>) -> bool {
+    values(request.headers, "Transfer-Encoding").next().is_some()
+        || values(request.headers, "Content-Length").any(|length| length != b"0")
+}
+
+/// Whether a header that is a list, perhaps spread over several fields, has an element equal to `token`, whatever the
+/// ASCII case.
+fn has_token(headers: &[Header<'_>], name: &str, token: &str) -> bool {
+    values(headers, name)
+        .flat_map(|value| value.split(|&byte| byte == b','))
+        .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+fn values<'a>(headers: &[Header<'a>], name: &str) -> impl Iterator<Item = &'a [u8]> {
+    headers
+        .iter()
+        .filter(move |header| header.name.eq_ignore_ascii_case(name))
+        .map(|header| header.value.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EXAMPLE: &str = "GET /ws/entity-sync/ HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nUser-Agent: Go-http-client/1.1\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ozdXINuS7gRXM2loRNMN8Q==\r\nSec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n\r\n";
+    const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ZYud57x53lMRng1FXzD2lkbc7o0=\r\n\r\n";
+    const BAD_REQUEST: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nContent-Length: 12\r\n\r\nBad Request\n";
+    const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nContent-Length: 10\r\n\r\nForbidden\n";
+    const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: 19\r\n\r\n404 page not found\n";
+    const NOT_ALLOWED: &str = "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nContent-Length: 19\r\n\r\nMethod Not Allowed\n";
+
+    /// The status of the answer, and whether the connection stays.
+    fn answer(rules: &UpgradeRules, request: &str) -> (u16, bool) {
+        match upgrade(rules, request.as_bytes()) {
+            Upgrade::Incomplete => (0, true),
+            Upgrade::Accept { response, consumed } => {
+                assert_eq!(response.len(), 129);
+                assert_eq!(consumed, request.len());
+                (101, true)
+            }
+            Upgrade::Refuse {
+                response, keep_alive, ..
+            } => {
+                let response = std::str::from_utf8(&response).expect("ASCII");
+                let says_close = response.contains("\r\nConnection: close\r\n");
+                assert_eq!(says_close, !keep_alive);
+                (response[9..12].parse().expect("a status"), keep_alive)
+            }
+        }
+    }
+
+    /// The example with some text replaced.
+    fn with(old: &str, new: &str) -> String {
+        assert!(EXAMPLE.contains(old), "{old}");
+        EXAMPLE.replacen(old, new, 1)
+    }
+
+    fn with_header(header: &str) -> String {
+        with("User-Agent: Go-http-client/1.1", header)
+    }
+
+    #[test]
+    fn requests_are_answered_as_the_original_answered_them() {
+        let host = "Host: 127.0.0.1:8081";
+        let connection = "Connection: Upgrade";
+        let protocol = "Upgrade: websocket";
+        let version = "Sec-WebSocket-Version: 13";
+        let key = "Sec-WebSocket-Key: ozdXINuS7gRXM2loRNMN8Q==";
+        let path = "/ws/entity-sync/";
+        // One row, one line.
+        #[rustfmt::skip]
+        let rows = [
+            (EXAMPLE.to_owned(), 101, true),
+            (EXAMPLE.replace("\r\n", "\n"), 101, true),
+            (with(path, "/ws/entity-sync/?a=b&token=1"), 101, true),
+            (with_header("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"), 101, true),
+            (with_header("Sec-WebSocket-Protocol: chat, superchat"), 101, true),
+            (with(connection, "Connection: keep-alive, Upgrade"), 101, true),
+            (with(connection, "connection:keep-alive\r\nCONNECTION:  upgrade \t"), 101, true),
+            (with(connection, "Connection: upgrade").replace(protocol, "Upgrade: WebSocket"), 101, true),
+            (with(connection, "Connection: close, Upgrade"), 101, true),
+            // Origins.
+            (with_header("Origin: http://127.0.0.1:8081"), 101, true),
+            (with_header("Origin: https://127.0.0.1:8081"), 101, true),
+            (with_header("Origin: http://localhost:8081").replace(host, "Host: LOCALHOST:8081"), 101, true),
+            (with_header("Origin: http://[::1]:80").replace(host, "Host: [::1]:80"), 101, true),
+            (with_header("Origin: http://example.com:8081"), 403, true),
+            (with_header("Origin: http://127.0.0.1:8082"), 403, true),
+            (with_header("Origin: http://127.0.0.1"), 403, true),
+            (with_header("Origin: null"), 403, true),
+            (with_header("Origin: null").replace(host, "Host: null"), 403, true),
+            (with_header("Origin:"), 403, true),
+            (with_header("Origin:").replace(host, "Host:"), 403, true),
+            (with_header("Origin: http://[::1"), 403, true),
+            (with_header("Origin: http://127.0.0.1:8081.example.com"), 403, true),
+            (with_header("Origin: http://127.0.0.1:8081@example.com"), 403, true),
+            // Paths.
+            (with(path, "/ws/entity-sync"), 404, true),
+            (with(path, "/ws/entity-sync/x"), 404, true),
+            (with(path, "/WS/entity-sync/"), 404, true),
+            (with(path, "/"), 404, true),
+            (with(path, "*"), 404, true),
+            (with(path, "//ws/entity-sync/"), 404, true),
+            (with(path, "/ws/entity%2Dsync/"), 404, true),
+            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 404, true),
+            ("POST / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 404, true),
+            // Not an upgrade.
+            ("GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 400, true),
+            ("POST /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 400, true),
+            (with("\r\nUpgrade: websocket", ""), 400, true),
+            (with(connection, "Connection: keep-alive"), 400, true),
+            (with(protocol, "Upgrade: h2c"), 400, true),
+            (with(version, "Sec-WebSocket-Version: 8"), 400, true),
+            (with(version, "X: 13"), 400, true),
+            (with(key, "X: y"), 400, true),
+            (with(key, "Sec-WebSocket-Key:"), 400, true),
+            (with(key, "Sec-WebSocket-Key: YWJj"), 400, true),
+            (with(key, "Sec-WebSocket-Key: @@@"), 400, true),
+            (with(key, "Sec-WebSocket-Key: ozdXINuS7gRXM2loRNMN8QAA"), 400, true),
+            (with(key, "Sec-WebSocket-Key: ozdXINuS7gRXM2loRNMN-Q=="), 400, true),
+            (with("GET", "POST"), 405, true),
+            (with("GET", "HEAD"), 405, true),
+            // Where the original checked one before the other.
+            (with("GET", "POST").replace(version, "X: y"), 405, true),
+            (with_header("Origin: null").replace(key, "X: y"), 403, true),
+            (with_header("Origin: null").replace(version, "X: y"), 400, true),
+            // Connections that end.
+            (with(connection, "Connection: close"), 400, false),
+            (with(path, "/").replace(connection, "Connection: Close"), 404, false),
+            (with("HTTP/1.1", "HTTP/1.0"), 400, false),
+            ("GET / HTTP/1.0\r\n\r\n".to_owned(), 404, false),
+            (with_header("Content-Length: 5"), 400, false),
+            (with_header("Content-Length: x"), 400, false),
+            (with_header("Content-Length: 0"), 101, true),
+            (with_header("Transfer-Encoding: chunked"), 400, false),
+            (with("GET", "POST").replace(host, "Host: x\r\nContent-Length: 5"), 405, false),
+            (with("HTTP/1.1", "HTTP/2.0"), 400, false),
+            (with(host, "X: y"), 400, false),
+            (with(host, "Host: 127.0.0.1:8081\r\nHost: x"), 400, false),
+            (with(host, "Host 127.0.0.1:8081"), 400, false),
+            ("\r\n\r\n".to_owned(), 400, false),
+            ("\n\n".to_owned(), 400, false),
+            ("\x16\x03\x01\n\n".to_owned(), 400, false),
+            (format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "a:b\r\n".repeat(128)), 431, false),
+        ];
+        for (request, status, keep_alive) in rows {
+            let answer = answer(&UpgradeRules::default(), &request);
+            assert_eq!(answer, (status, keep_alive), "{request}");
+        }
+    }
+
+    #[test]
+    fn responses_are_the_originals_without_the_date() {
+        let bare_head = NOT_ALLOWED.strip_suffix("Method Not Allowed\n").expect("a body");
+        for (request, expected) in [
+            (EXAMPLE.to_owned(), ACCEPTED),
+            (with("Sec-WebSocket-Version: 13", "X: y"), BAD_REQUEST),
+            (with_header("Origin: null"), FORBIDDEN),
+            (with("/ws/entity-sync/", "/"), NOT_FOUND),
+            (with("GET", "POST"), NOT_ALLOWED),
+            (with("GET", "HEAD"), bare_head),
+        ] {
+            match upgrade(&UpgradeRules::default(), request.as_bytes()) {
+                Upgrade::Accept { response, consumed } | Upgrade::Refuse { response, consumed, .. } => {
+                    assert_eq!(response, expected);
+                    assert_eq!(consumed, request.len());
+                }
+                Upgrade::Incomplete => panic!("incomplete: {request}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_the_request_is_left_alone() {
+        for next in ["\u{1}\u{5}", EXAMPLE, "\r\n\r\n"] {
+            let received = format!("{EXAMPLE}{next}");
+            let upgrade = upgrade(&UpgradeRules::default(), received.as_bytes());
+            let expected = Upgrade::Accept {
+                response: ACCEPTED.into(),
+                consumed: EXAMPLE.len(),
+            };
+            assert_eq!(upgrade, expected);
+        }
+    }
+
+    #[test]
+    fn a_request_may_come_byte_by_byte() {
+        let rules = UpgradeRules::default();
+        for len in 0..EXAMPLE.len() {
+            let received = &EXAMPLE.as_bytes()[..len];
+            assert_eq!(upgrade(&rules, received), Upgrade::Incomplete);
+        }
+    }
+
+    #[test]
+    fn a_request_may_be_too_long() {
+        let mut rules = UpgradeRules {
+            max_request_bytes: EXAMPLE.len(),
+            ..UpgradeRules::default()
+        };
+        assert_eq!(answer(&rules, EXAMPLE), (101, true));
+        rules.max_request_bytes -= 1;
+        assert_eq!(answer(&rules, EXAMPLE), (431, false));
+        let cut = &EXAMPLE[..rules.max_request_bytes - 1];
+        assert_eq!(answer(&rules, cut), (0, true));
+        // Nobody needs to buffer more to be told.
+        let cut = &EXAMPLE[..rules.max_request_bytes];
+        assert_eq!(answer(&rules, cut), (431, false));
+    }
+
+    #[test]
+    fn paths_and_origins_can_be_configured() {
+        let mut rules = UpgradeRules {
+            paths: vec!["/a".to_owned(), "/b".to_owned()],
+            ..UpgradeRules::default()
+        };
+        assert_eq!(answer(&rules, EXAMPLE), (404, true));
+        rules.paths.push("/ws/entity-sync/".to_owned());
+        let foreign = with_header("Origin: HTTPS://app.example.com");
+        assert_eq!(answer(&rules, EXAMPLE), (101, true));
+        assert_eq!(answer(&rules, &foreign), (403, true));
+        rules.origins = Origins::List(vec!["https://App.example.com".to_owned()]);
+        assert_eq!(answer(&rules, &foreign), (101, true));
+        assert_eq!(answer(&rules, EXAMPLE), (101, true));
+        assert_eq!(
+            answer(&rules, &with_header("Origin: http://127.0.0.1:8081")),
+            (403, true)
+        );
+        assert_eq!(
+            answer(&rules, &with_header("Origin: http://app.example.com")),
+            (403, true)
+        );
+        rules.origins = Origins::Any;
+        assert_eq!(answer(&rules, &with_header("Origin: null")), (101, true));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes: Vec<u8>, end: bool) {
+            let mut bytes = bytes;
+            if end {
+                bytes.extend(b"\r\n\r\n");
+            }
+            let _ = upgrade(&UpgradeRules::default(), &bytes);
+        }
+
+        #[test]
+        fn damaged_requests_never_panic(
+            damage in prop::collection::vec((0..EXAMPLE.len(), any::<u8>()), 1..4),
+        ) {
+            let mut bytes = EXAMPLE.as_bytes().to_owned();
+            for (at, byte) in damage {
+                bytes[at] = byte;
+            }
+            if let Upgrade::Accept { consumed, .. } | Upgrade::Refuse { consumed, .. } =
+                upgrade(&UpgradeRules::default(), &bytes)
+            {
+                prop_assert!(consumed <= bytes.len());
+            }
+        }
+    }
+}

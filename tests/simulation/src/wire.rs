@@ -1,0 +1,38 @@
+//! What clients send.
+
+pub(crate) const UPGRADE: &[u8] = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\n\
+    Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+pub(crate) fn subscription(action: &str, key: u8) -> String {
+    format!(r#"{{"action":"{action}","body":{{"entity":"items","id":"{key}"}}}}"#)
+}
+
+pub(crate) fn secret(secret: &str) -> String {
+    format!(r#"{{"action":"secret","body":"{secret}"}}"#)
+}
+
+pub(crate) fn text(payload: &str) -> Vec<u8> {
+    frame(1, payload.as_bytes())
+}
+
+pub(crate) fn ping() -> Vec<u8> {
+    frame(9, b"are you there")
+}
+
+pub(crate) fn pong() -> Vec<u8> {
+    frame(10, b"")
+}
+
+pub(crate) fn close() -> Vec<u8> {
+    frame(8, &1000u16.to_be_bytes())
+}
+
+/// A masked frame of less than 126 bytes.
+fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
+    let mut frame = vec![0x80 | opcode, 0x80 | payload.len() as u8];
+    frame.extend(MASK);
+    frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(a, b)| a ^ b));
+    frame
+}

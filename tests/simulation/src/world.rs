@@ -1,0 +1,590 @@
+//! [`World`]: a machine, its clients and its application on one clock. Applies [`Op`]s and asserts the guarantees.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use entity_sync_core::{
+    Audience, Config, ConnId, Input, Output, ReadError, Reply, Request, Rows, Seed, Sent, Timestamp,
+};
+use fastrand::Rng;
+
+use crate::client::Client;
+use crate::machine::Machine;
+use crate::op::{Answer, Driver, Op};
+use crate::store::{Name, PUBLIC, Read, Store, Tick, is_public, key_of, name_of, row_count, rows};
+use crate::wire;
+
+const KEYS: u8 = 6;
+const SECRETS: u8 = 3;
+const MAX_CLIENTS: usize = 12;
+const MAX_OUTBOX_BYTES: usize = 700;
+/// The longest group that [`rows`] makes: three rows.
+const MAX_GROUP_BYTES: usize = 3 * 320;
+const MAX_CONTROL_BYTES: usize = 2048 + 512;
+
+/// A machine, its clients and its application.
+pub struct World {
+    machine: Machine,
+    config: Config,
+    clients: Vec<Client>,
+    store: Store,
+    rng: Rng,
+    now: Timestamp,
+    tick: Tick,
+    /// Reads that may begin, by name: something has happened since the last one began that makes another necessary.
+    causes: BTreeSet<Name>,
+    /// Reads that began without such a cause; dirty marks pay for them.
+    targeted: u64,
+    /// When each running read began, by name.
+    running: BTreeMap<Name, (Tick, Timestamp)>,
+    failure: Option<String>,
+    trace: Option<Vec<String>>,
+    stats: Stats,
+}
+
+/// What happened in a simulation, to see that it isn't an empty one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Operations applied.
+    pub steps: u64,
+    /// Reads begun.
+    pub reads: u64,
+    /// Groups delivered.
+    pub deliveries: u64,
+    /// Groups replaced while queued.
+    pub conflated: u64,
+    /// Groups withheld from full outboxes.
+    pub dirty_marks: u64,
+    /// Last states that clients were owed at the end, and had.
+    pub converged: u64,
+}
+
+impl World {
+    /// A machine of one `Core` for 0 shards, else of that many shards of one node. `seed` is for what ops leave open.
+    pub fn new(seed: u64, shards: usize, traced: bool) -> Self {
+        let mut config = Config::new(Seed(seed, !seed));
+        config.max_outbox_bytes = MAX_OUTBOX_BYTES;
+        config.max_subscriptions = 5;
+        config.broadcast_budget = 2;
+        config.audience_of = std::sync::Arc::new(|key, secret| {
+            if key.id().parse().is_ok_and(is_public) {
+                Audience::Public
+            } else {
+                Audience::Secret(secret.into())
+            }
+        });
+        Self {
+            machine: Machine::new(config.clone(), shards),
+            config,
+            clients: Vec::new(),
+            store: Store::default(),
+            rng: Rng::with_seed(seed),
+            now: Timestamp::START,
+            tick: 0,
+            causes: BTreeSet::new(),
+            targeted: 0,
+            running: BTreeMap::new(),
+            failure: None,
+            trace: traced.then(Vec::new),
+            stats: Stats::default(),
+        }
+    }
+
+    /// What was done, if it was asked for.
+    pub fn trace(&self) -> &[String] {
+        self.trace.as_deref().unwrap_or_default()
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> Stats {
+        let counters = self.machine.counters();
+        Stats {
+            reads: self.machine.reads(),
+            deliveries: counters.deliveries,
+            conflated: counters.conflated,
+            dirty_marks: counters.dirty_marks,
+            ..self.stats
+        }
+    }
+
+    /// Does one thing and asserts G2, G3, G4, G6 and the tables' own invariants.
+    ///
+    /// # Errors
+    /// What was violated.
+    pub fn apply(&mut self, op: Op) -> Result<(), String> {
+        self.stats.steps += 1;
+        self.note(|tick| format!("{tick}: {op:?}"));
+        match op {
+            Op::Connect { shard, driver } => self.connect(shard, driver),
+            Op::Subscribe { client, key } => self.subscribe(client, key % KEYS),
+            Op::Unsubscribe { client, key } => self.unsubscribe(client, key % KEYS),
+            Op::Secret { client, secret } => self.change_secret(client, secret % SECRETS),
+            Op::Ping { client } => self.say(client, &mut wire::ping()),
+            Op::Nonsense { client } => self.say(client, &mut wire::text("{nonsense")),
+            Op::Violate { client } => self.say_last(client, &mut [0xff, 0x00]),
+            Op::Close { client } => self.say_last(client, &mut wire::close()),
+            Op::Vanish { client } => self.vanish(client),
+            Op::Break { client } => {
+                if let Some(index) = self.pick(client) {
+                    self.clients[index].is_broken = true;
+                }
+            }
+            Op::Drain { client, bytes } => self.drain(client, usize::from(bytes)),
+            Op::Complete { client, bytes } => self.complete(client, usize::from(bytes)),
+            Op::Notify { key } => self.notify(key % KEYS),
+            Op::Answer { read, answer } => self.answer(read, answer),
+            Op::Poll { shard, outputs } => {
+                let shard = usize::from(shard) % self.machine.shards();
+                self.poll(shard, u32::from(outputs));
+            }
+            Op::Advance { ms } => self.advance(Duration::from_millis(ms.into())),
+        }
+        if self.machine.is_core() {
+            // A core's reads come as outputs. The oracle has to hear of them when they begin.
+            self.poll(0, u32::MAX);
+        }
+        self.look_at_requests();
+        self.check()
+    }
+
+    /// Lets all faults stop, waits until nothing happens any more, and asserts G1.
+    ///
+    /// # Errors
+    /// What was violated.
+    pub fn settle(&mut self) -> Result<(), String> {
+        self.note(|tick| format!("{tick}: settle"));
+        for client in &mut self.clients {
+            if client.driver == Driver::Moody {
+                client.driver = Driver::Direct;
+            }
+        }
+        // The longest backoff is 30 s, and each round that finds nothing to do is worth 5.
+        let mut idle_rounds = 0;
+        for _ in 0..2000 {
+            let mut is_idle = true;
+            for shard in 0..self.machine.shards() {
+                self.poll(shard, 10_000);
+                self.look_at_requests();
+            }
+            while !self.store.reads.is_empty() {
+                is_idle = false;
+                self.answer(0, Answer::Rows);
+                self.look_at_requests();
+            }
+            for index in 0..self.clients.len() {
+                let number = index as u8;
+                if self.clients[index].taken.is_some() {
+                    is_idle = false;
+                    self.complete(number, usize::MAX);
+                }
+                if self.clients[index].room < 100_000 {
+                    self.drain(number, 1_000_000);
+                }
+                if self.clients[index].pings > 0 {
+                    self.clients[index].pings = 0;
+                    self.say(number, &mut wire::pong());
+                }
+            }
+            self.check()?;
+            if (0..self.machine.shards()).any(|shard| self.machine.wants_poll(shard)) {
+                continue;
+            }
+            if is_idle {
+                idle_rounds += 1;
+                if idle_rounds > 8 {
+                    return self.check_convergence();
+                }
+                self.advance(Duration::from_secs(5));
+            } else {
+                idle_rounds = 0;
+            }
+        }
+        Err("G1: it never comes to rest".to_owned())
+    }
+
+    fn connect(&mut self, shard: u8, driver: Driver) {
+        if self.clients.len() >= MAX_CLIENTS {
+            return;
+        }
+        let shard = usize::from(shard) % self.machine.shards();
+        let Some(conn) = self.machine.open(shard, self.now) else {
+            return;
+        };
+        self.clients.push(Client::new(shard, conn, driver, self.now));
+        let last = (self.clients.len() - 1) as u8;
+        self.say(last, &mut wire::UPGRADE.to_vec());
+    }
+
+    fn subscribe(&mut self, client: u8, key: u8) {
+        let Some(index) = self.pick(client) else {
+            return;
+        };
+        self.tick += 1;
+        let client = &mut self.clients[index];
+        let joined = &mut Rc::make_mut(&mut client.standing).joined;
+        if joined.len() < self.config.max_subscriptions {
+            joined.entry(key).or_insert(self.tick);
+        }
+        self.say_text(index, &wire::subscription("subscribe", key));
+    }
+
+    fn unsubscribe(&mut self, client: u8, key: u8) {
+        let Some(index) = self.pick(client) else {
+            return;
+        };
+        self.tick += 1;
+        let client = &mut self.clients[index];
+        Rc::make_mut(&mut client.standing).joined.remove(&key);
+        client.due.remove(&key);
+        client.revoked.insert(key, self.tick);
+        self.say_text(index, &wire::subscription("unsubscribe", key));
+    }
+
+    fn change_secret(&mut self, client: u8, secret: u8) {
+        let Some(index) = self.pick(client) else {
+            return;
+        };
+        self.tick += 1;
+        let secret = format!("s{secret}");
+        let client = &mut self.clients[index];
+        if client.standing.secret != secret {
+            let standing = Rc::make_mut(&mut client.standing);
+            standing.secret.clone_from(&secret);
+            for (&key, joined) in &mut standing.joined {
+                if !is_public(key) {
+                    *joined = self.tick;
+                    client.revoked.insert(key, self.tick);
+                    self.causes.insert((key, secret.clone()));
+                }
+            }
+        }
+        self.say_text(index, &wire::secret(&secret));
+    }
+
+    fn vanish(&mut self, client: u8) {
+        if let Some(index) = self.pick(client) {
+            let Client { shard, conn, .. } = self.clients[index];
+            self.clients[index].is_ending = true;
+            self.machine.handle(shard, self.now, Input::Closed { conn });
+        }
+    }
+
+    fn drain(&mut self, client: u8, bytes: usize) {
+        let Some(index) = self.pick(client).filter(|&index| self.is_known(index)) else {
+            return;
+        };
+        let client = &mut self.clients[index];
+        client.room += bytes;
+        if std::mem::take(&mut client.is_blocked) {
+            client.last_alive = self.now;
+        }
+        let Client { shard, conn, .. } = *client;
+        self.machine.handle(shard, self.now, Input::Writable { conn });
+    }
+
+    fn complete(&mut self, client: u8, bytes: usize) {
+        let Some(index) = self.pick(client).filter(|&index| self.is_known(index)) else {
+            return;
+        };
+        self.tick += 1;
+        let client = &mut self.clients[index];
+        let given_up = |tick| self.store.given_up.contains(&tick);
+        match client.complete(bytes, &given_up) {
+            Ok(None) => {}
+            Ok(Some(bytes)) => {
+                if bytes > 0 {
+                    client.last_alive = self.now;
+                }
+                let Client { shard, conn, .. } = *client;
+                self.machine.handle(shard, self.now, Input::Written { conn, bytes });
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    fn notify(&mut self, key: u8) {
+        self.tick += 1;
+        self.store.change(key);
+        for client in &mut self.clients {
+            if client.is_subscribed(key) {
+                client.due.insert(key, self.tick);
+                let secret = if is_public(key) {
+                    PUBLIC
+                } else {
+                    &client.standing.secret
+                };
+                self.causes.insert((key, secret.to_owned()));
+            }
+        }
+        self.machine.notify(self.now, &key_of(key));
+    }
+
+    fn answer(&mut self, read: u8, answer: Answer) {
+        if self.store.reads.is_empty() {
+            return;
+        }
+        self.tick += 1;
+        let read = self.store.reads.swap_remove(usize::from(read) % self.store.reads.len());
+        let is_running = self.running.get(&read.name).is_some_and(|it| it.0 == read.began);
+        if is_running {
+            self.running.remove(&read.name);
+            if answer != Answer::Rows {
+                self.causes.insert(read.name.clone());
+            }
+        } else {
+            self.store.given_up.insert(read.began);
+        }
+        self.note(|tick| format!("{tick}: {answer:?} for {:?} of {}", read.name, read.began));
+        let rows = rows(&read);
+        let sent = match answer {
+            Answer::Rows => read.reply.send(self.now, Ok(rows)),
+            Answer::Failed => read.reply.send(self.now, Err(ReadError::Failed)),
+            Answer::Dropped => {
+                drop(read.reply);
+                Ok(())
+            }
+            Answer::BadRows => {
+                let refused = read.reply.send(self.now, Ok(Rows::one(&b"\xff"[..])));
+                if refused.is_ok() {
+                    self.fail("a row that isn't text was accepted".to_owned());
+                }
+                Ok(())
+            }
+        };
+        if let Err(error) = sent {
+            self.fail(format!("good rows are refused: {error}"));
+        }
+    }
+
+    fn advance(&mut self, time: Duration) {
+        self.now = self.now + time;
+        for shard in 0..self.machine.shards() {
+            if self.machine.poll_timeout(shard).is_none_or(|at| at > self.now) {
+                continue;
+            }
+            // Before the machine: what it begins anew, it must have given up.
+            let limit = self.config.read_time_limit;
+            let over: Vec<Name> = self
+                .running
+                .iter()
+                .filter(|(_, (_, since))| *since + limit <= self.now)
+                .map(|(name, _)| name.clone())
+                .collect();
+            for name in over {
+                self.running.remove(&name);
+                self.causes.insert(name);
+            }
+            self.machine.handle_timeout(shard, self.now);
+            if self.machine.poll_timeout(shard).is_some_and(|at| at <= self.now) {
+                self.fail("a time-out is asked for that has been handled".to_owned());
+            }
+        }
+    }
+
+    /// Does up to `outputs` things that a shard says, if it has said that there are any.
+    fn poll(&mut self, shard: usize, outputs: u32) {
+        if !self.machine.wants_poll(shard) {
+            return;
+        }
+        for _ in 0..outputs {
+            let mut closed = None;
+            let mut read = None;
+            let mut failure = None;
+            let Self {
+                machine,
+                clients,
+                store,
+                rng,
+                tick,
+                ..
+            } = self;
+            let given_up = |tick| store.given_up.contains(&tick);
+            let mut write = |conn: ConnId, chunks: &[&[u8]]| -> Sent {
+                *tick += 1;
+                let Some(client) = clients.iter_mut().find(|it| (it.shard, it.conn) == (shard, conn)) else {
+                    failure = Some(format!("{conn:?} is written to after its end"));
+                    return Sent::Closed;
+                };
+                let sent = client.write(chunks, *tick, rng.u8(..4) == 0, &given_up);
+                sent.unwrap_or_else(|error| {
+                    failure = Some(error);
+                    Sent::Closed
+                })
+            };
+            let did = machine.poll_output(
+                shard,
+                |request, reply| read = Some((request, reply)),
+                |output| match output {
+                    Output::Broadcast(broadcast) => {
+                        broadcast.for_each(|conn, chunk| write(conn, &[chunk.as_slice()]));
+                    }
+                    Output::Flush(flush) => flush.write(|conn, chunks| {
+                        let slices: Vec<_> = chunks.iter().map(|it| it.as_slice()).collect();
+                        write(conn, &slices)
+                    }),
+                    Output::Close(conn) => closed = Some(conn),
+                    Output::Shutdown(_) => {}
+                },
+            );
+            if let Some(failure) = failure {
+                self.fail(failure);
+            }
+            if let Some((request, reply)) = read {
+                self.begin_read(request, reply);
+            }
+            if let Some(conn) = closed {
+                self.close(shard, conn);
+            }
+            self.look_at_requests();
+            if !did {
+                return;
+            }
+        }
+    }
+
+    fn look_at_requests(&mut self) {
+        for (request, reply) in self.machine.take_requests() {
+            self.begin_read(request, reply);
+        }
+    }
+
+    /// G3: at most one read of a name is running, and none begins without a cause.
+    fn begin_read(&mut self, request: Request, reply: Reply) {
+        self.tick += 1;
+        let name = name_of(&request);
+        self.note(|tick| format!("{tick}: read {name:?}"));
+        if let Some((began, _)) = self.running.get(&name) {
+            self.fail(format!("G3: a second read of {name:?} while that of {began} runs"));
+        }
+        if !self.causes.remove(&name) {
+            self.targeted += 1;
+            if self.targeted > self.machine.counters().dirty_marks {
+                self.fail(format!("G3: a read of {name:?} for nothing"));
+            }
+        }
+        self.running.insert(name.clone(), (self.tick, self.now));
+        self.store.reads.push(Read {
+            version: self.store.version(name.0),
+            name,
+            began: self.tick,
+            reply,
+        });
+    }
+
+    /// G4: a client is thrown out for being dead or by its own doing, never for being slow.
+    fn close(&mut self, shard: usize, conn: ConnId) {
+        let Some(index) = self.clients.iter().position(|it| (it.shard, it.conn) == (shard, conn)) else {
+            return self.fail(format!("{conn:?} is closed twice"));
+        };
+        let client = self.clients.swap_remove(index);
+        let is_dead = self.now.since(client.last_alive) >= self.config.dead_after;
+        if !client.is_ending && !client.is_broken && !is_dead {
+            self.fail(format!("G4: {conn:?} is thrown out for nothing"));
+        }
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        self.machine.check();
+        for client in &self.clients {
+            // A client that has ended is known to the machine no more, until its driver polls.
+            let Some((rows, control)) = self.machine.queued_bytes(client.shard, client.conn) else {
+                continue;
+            };
+            if rows > MAX_OUTBOX_BYTES.max(MAX_GROUP_BYTES) || control > MAX_CONTROL_BYTES {
+                return Err(format!(
+                    "G4: {:?} has {rows} bytes of rows and {control} of control frames queued",
+                    client.conn
+                ));
+            }
+        }
+        match self.failure.take() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// G1: everyone has a state that was read after the last notify.
+    fn check_convergence(&mut self) -> Result<(), String> {
+        for client in self.clients.iter().filter(|it| !it.is_ending && !it.is_broken) {
+            for (&key, &due) in &client.due {
+                if row_count(self.store.version(key)) == 0 {
+                    // The newest state has no rows to be seen.
+                    continue;
+                }
+                if client.seen.get(&key).is_none_or(|&seen| seen < due) {
+                    return Err(format!(
+                        "G1: {:?} has of key {key} what was read at {:?}, and is due what was read after {due}",
+                        client.conn,
+                        client.seen.get(&key)
+                    ));
+                }
+                self.stats.converged += 1;
+            }
+            let queued = self.machine.queued_bytes(client.shard, client.conn);
+            if queued.is_some_and(|queued| queued != (0, 0)) {
+                return Err(format!("G1: {:?} still has {queued:?} queued", client.conn));
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, client: u8, bytes: &mut [u8]) {
+        if let Some(index) = self.pick(client).filter(|&index| self.is_known(index)) {
+            let client = &mut self.clients[index];
+            client.last_alive = self.now;
+            let Client { shard, conn, .. } = *client;
+            self.machine.handle(shard, self.now, Input::Received { conn, bytes });
+        }
+    }
+
+    fn say_text(&mut self, index: usize, text: &str) {
+        self.say(index as u8, &mut wire::text(text));
+    }
+
+    fn say_last(&mut self, client: u8, bytes: &mut [u8]) {
+        if let Some(index) = self.pick(client) {
+            self.clients[index].is_ending = true;
+            let client = &mut self.clients[index];
+            // From here on nothing it is sent counts.
+            client.due.clear();
+            self.say(client_number(index), bytes);
+        }
+    }
+
+    fn pick(&self, client: u8) -> Option<usize> {
+        let index = usize::from(client).checked_rem(self.clients.len())?;
+        Some(index)
+    }
+
+    /// The machine has not ended it yet. If it has, the driver is about to hear of it.
+    fn is_known(&self, index: usize) -> bool {
+        let Client { shard, conn, .. } = self.clients[index];
+        self.machine.queued_bytes(shard, conn).is_some()
+    }
+
+    fn fail(&mut self, failure: String) {
+        self.failure.get_or_insert(failure);
+    }
+
+    fn note(&mut self, line: impl FnOnce(Tick) -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line(self.tick));
+        }
+    }
+}
+
+fn client_number(index: usize) -> u8 {
+    index as u8
+}
+
+impl std::ops::AddAssign for Stats {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.reads += other.reads;
+        self.deliveries += other.deliveries;
+        self.conflated += other.conflated;
+        self.dirty_marks += other.dirty_marks;
+        self.converged += other.converged;
+    }
+}
