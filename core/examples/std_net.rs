@@ -70,7 +70,7 @@ pub fn serve(
         }
         core.handle_timeout(now);
         // 2. Do what it says.
-        while let Some(output) = core.poll_output() {
+        while let Some(output) = core.poll_output(now) {
             match output {
                 CoreOutput::Read(request, reply) => resolve(request, reply),
                 CoreOutput::Shard(Output::Broadcast(broadcast)) => {

@@ -69,11 +69,11 @@ impl Core {
     }
 
     /// As [`Shard::poll_output`], and the reads that have become necessary.
-    pub fn poll_output(&mut self) -> Option<CoreOutput<'_>> {
+    pub fn poll_output(&mut self, now: Timestamp) -> Option<CoreOutput<'_>> {
         if let Some((request, reply)) = self.reads.pop() {
             return Some(CoreOutput::Read(request, reply));
         }
-        if let Some(output) = self.shard.poll_output() {
+        if let Some(output) = self.shard.poll_output(now) {
             return Some(CoreOutput::Shard(output));
         }
         // The shard may have found a read necessary just now.

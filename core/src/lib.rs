@@ -28,7 +28,7 @@
 //! // Your application changed something.
 //! core.notify(now, &EntityKey::new("items", "100")?);
 //!
-//! while let Some(output) = core.poll_output() {
+//! while let Some(output) = core.poll_output(now) {
 //!     match output {
 //!         CoreOutput::Read(request, reply) => {
 //!             // Answer at once, or keep the reply and answer when your store has.

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use entity_sync_core::{ConnId, Input, Output, Shard};
+use entity_sync_core::{ConnId, Input, Output, Shard, Timestamp};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 
@@ -104,8 +104,9 @@ impl Reactor {
             if self.stop.is_requested() && self.has_stopped() {
                 return;
             }
-            self.shard.handle_timeout(self.clock.now());
-            is_done = self.act();
+            let now = self.clock.now();
+            self.shard.handle_timeout(now);
+            is_done = self.act(now);
         }
     }
 
@@ -222,10 +223,10 @@ impl Reactor {
     }
 
     /// Does what the shard says. Says whether that was all.
-    fn act(&mut self) -> bool {
+    fn act(&mut self, now: Timestamp) -> bool {
         let Self { shard, sockets, .. } = self;
         for _ in 0..OUTPUTS_PER_TURN {
-            match shard.poll_output() {
+            match shard.poll_output(now) {
                 None => return true,
                 Some(Output::Broadcast(broadcast)) => {
                     broadcast.for_each(|conn, chunk| sockets.write(conn, chunk));

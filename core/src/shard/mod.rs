@@ -251,7 +251,8 @@ impl Shard {
     /// The next thing to do, or `None` until another call tells something new or the shard's waker is called.
     ///
     /// A [`Broadcast`] or [`Flush`] that is dropped unused is given again.
-    pub fn poll_output(&mut self) -> Option<Output<'_>> {
+    pub fn poll_output(&mut self, now: Timestamp) -> Option<Output<'_>> {
+        self.advance(now);
         loop {
             match self.endings.pop_front() {
                 Some(Ending::Shutdown(conn)) => return Some(Output::Shutdown(conn)),

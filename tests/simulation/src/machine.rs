@@ -106,11 +106,12 @@ impl Machine {
     pub(crate) fn poll_output(
         &mut self,
         shard: usize,
+        now: Timestamp,
         read: impl FnOnce(Request, Reply),
         act: impl FnOnce(Output<'_>),
     ) -> bool {
         let did = match &mut self.kind {
-            Kind::Core(core) => match core.poll_output() {
+            Kind::Core(core) => match core.poll_output(now) {
                 Some(CoreOutput::Read(request, reply)) => {
                     read(request, reply);
                     true
@@ -121,7 +122,7 @@ impl Machine {
                 }
                 None => false,
             },
-            Kind::Node(_, shards) => match shards[shard].poll_output() {
+            Kind::Node(_, shards) => match shards[shard].poll_output(now) {
                 Some(output) => {
                     act(output);
                     true

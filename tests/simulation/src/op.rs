@@ -102,6 +102,8 @@ pub enum Op {
         /// How long.
         ms: u16,
     },
+    /// Faults stop until nothing happens any more, and everyone must have the last states.
+    Settle,
 }
 
 /// How a client's driver answers writes.
@@ -175,6 +177,7 @@ impl Op {
                 shard,
                 outputs: rng.u8(1..12),
             },
+            97 if rng.u8(..3) == 0 => Self::Settle,
             _ => Self::Advance {
                 ms: match rng.u8(..8) {
                     0 => rng.u16(..30_000),

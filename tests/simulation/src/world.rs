@@ -38,6 +38,8 @@ pub struct World {
     targeted: u64,
     /// When each running read began, by name.
     running: BTreeMap<Name, (Tick, Timestamp)>,
+    /// Faults have stopped.
+    is_settling: bool,
     failure: Option<String>,
     trace: Option<Vec<String>>,
     stats: Stats,
@@ -66,7 +68,7 @@ impl World {
         let mut config = Config::new(Seed(seed, !seed));
         config.max_outbox_bytes = MAX_OUTBOX_BYTES;
         config.max_subscriptions = 5;
-        config.broadcast_budget = 2;
+        config.broadcast_budget = 1 + (seed % 3) as usize;
         config.audience_of = std::sync::Arc::new(|key, secret| {
             if key.id().parse().is_ok_and(is_public) {
                 Audience::Public
@@ -85,6 +87,7 @@ impl World {
             causes: BTreeSet::new(),
             targeted: 0,
             running: BTreeMap::new(),
+            is_settling: false,
             failure: None,
             trace: traced.then(Vec::new),
             stats: Stats::default(),
@@ -139,6 +142,7 @@ impl World {
                 self.poll(shard, u32::from(outputs));
             }
             Op::Advance { ms } => self.advance(Duration::from_millis(ms.into())),
+            Op::Settle => return self.settle(),
         }
         if self.machine.is_core() {
             // A core's reads come as outputs. The oracle has to hear of them when they begin.
@@ -154,11 +158,7 @@ impl World {
     /// What was violated.
     pub fn settle(&mut self) -> Result<(), String> {
         self.note(|tick| format!("{tick}: settle"));
-        for client in &mut self.clients {
-            if client.driver == Driver::Moody {
-                client.driver = Driver::Direct;
-            }
-        }
+        self.is_settling = true;
         // The longest backoff is 30 s, and each round that finds nothing to do is worth 5.
         let mut idle_rounds = 0;
         for _ in 0..2000 {
@@ -193,6 +193,10 @@ impl World {
             if is_idle {
                 idle_rounds += 1;
                 if idle_rounds > 8 {
+                    self.is_settling = false;
+                    for client in &mut self.clients {
+                        client.room = self.rng.usize(..1500);
+                    }
                     return self.check_convergence();
                 }
                 self.advance(Duration::from_secs(5));
@@ -382,11 +386,9 @@ impl World {
         }
     }
 
-    /// Does up to `outputs` things that a shard says, if it has said that there are any.
+    /// Does up to `outputs` things that a shard says. There must be none if it has not said that there are.
     fn poll(&mut self, shard: usize, outputs: u32) {
-        if !self.machine.wants_poll(shard) {
-            return;
-        }
+        let was_told = self.machine.wants_poll(shard);
         for _ in 0..outputs {
             let mut closed = None;
             let mut read = None;
@@ -397,6 +399,8 @@ impl World {
                 store,
                 rng,
                 tick,
+                now,
+                is_settling,
                 ..
             } = self;
             let given_up = |tick| store.given_up.contains(&tick);
@@ -406,7 +410,8 @@ impl World {
                     failure = Some(format!("{conn:?} is written to after its end"));
                     return Sent::Closed;
                 };
-                let sent = client.write(chunks, *tick, rng.u8(..4) == 0, &given_up);
+                let is_busy = !*is_settling && rng.u8(..4) == 0;
+                let sent = client.write(chunks, *tick, is_busy, &given_up);
                 sent.unwrap_or_else(|error| {
                     failure = Some(error);
                     Sent::Closed
@@ -414,6 +419,7 @@ impl World {
             };
             let did = machine.poll_output(
                 shard,
+                *now,
                 |request, reply| read = Some((request, reply)),
                 |output| match output {
                     Output::Broadcast(broadcast) => {
@@ -427,6 +433,9 @@ impl World {
                     Output::Shutdown(_) => {}
                 },
             );
+            if did && !was_told {
+                self.fail(format!("G1: shard {shard} has outputs and has told nobody"));
+            }
             if let Some(failure) = failure {
                 self.fail(failure);
             }
