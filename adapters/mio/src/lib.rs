@@ -207,6 +207,11 @@ impl Handle {
         self.node.notify(self.clock.now(), key);
     }
 
+    /// How many audiences of entities have subscribers or a running read.
+    pub fn flights(&self) -> usize {
+        self.node.flights()
+    }
+
     /// What the node has counted.
     pub fn counters(&self) -> &NodeCounters {
         self.node.counters()

@@ -8,7 +8,8 @@ use crate::flights::{Delivery, FlightId, Scope};
 use crate::outbox::{Chunk, Pushed};
 use crate::subscriptions::{Standing, TopicId};
 
-/// Reads that one connection may have asked for at once after rows were withheld from it. More would be withheld again.
+/// The most reads that one connection may have asked for at once after rows were withheld from it. It begins with one
+/// and doubles as rows fit, as more would be withheld again.
 const MAX_WANTED: u32 = 8;
 
 /// The same bytes for many connections. See [`for_each`](Self::for_each).
@@ -130,6 +131,7 @@ impl Shard {
             let extra = state.extra();
             if standing.wants() {
                 extra.wanted -= 1;
+                extra.max_wanted = (extra.max_wanted.max(1) * 2).min(MAX_WANTED);
             }
             if standing.is_dirty() {
                 extra.dirty.retain(|dirty| dirty != topic);
@@ -164,7 +166,9 @@ impl Shard {
                 Pushed::Replaced => self.counters.conflated += 1,
                 Pushed::Refused => {
                     self.counters.dirty_marks += 1;
-                    state.extra().dirty.push_back(*topic);
+                    let extra = state.extra();
+                    extra.dirty.push_back(*topic);
+                    extra.max_wanted = 1;
                     self.subscriptions.set_walked_standing(standing.dirty());
                 }
             },
@@ -216,21 +220,6 @@ impl Shard {
 
     /// Asks for reads of keys whose rows were withheld, a few at a time, once there is room for them again.
     fn ask_for_dirty(&mut self, conn: ConnId) {
-        self.ask_for_dirty_up_to(conn, MAX_WANTED);
-    }
-
-    /// As [`Self::ask_for_dirty`], with room for more reads that are on their way: those that have been asked for may be
-    /// failing, and must not hold up the others for ever.
-    pub(super) fn ask_for_more_dirty(&mut self, conn: ConnId) {
-        let state = self.conns.get_mut(conn.0);
-        if let Some(extra) = state.and_then(|it| it.extra.as_mut()) {
-            extra.is_timed = false;
-            let max_wanted = extra.wanted.saturating_add(MAX_WANTED);
-            self.ask_for_dirty_up_to(conn, max_wanted);
-        }
-    }
-
-    fn ask_for_dirty_up_to(&mut self, conn: ConnId, max_wanted: u32) {
         let room = self.node.config().max_outbox_bytes / 2;
         loop {
             let Some(state) = self.conns.get_mut(conn.0) else {
@@ -242,7 +231,7 @@ impl Shard {
             if extra.outbox.group_bytes() > room {
                 return;
             }
-            if extra.wanted >= max_wanted {
+            if extra.wanted >= extra.max_wanted.max(1) {
                 if !std::mem::replace(&mut extra.is_timed, true) {
                     self.timers.asked(self.now, conn);
                 }
@@ -251,6 +240,17 @@ impl Shard {
             if let Some(topic) = extra.dirty.pop_front() {
                 self.want(conn, topic);
             }
+        }
+    }
+
+    /// The reads that this connection alone asked for are taking long. They may be failing, and must not hold up the
+    /// others for ever.
+    pub(super) fn stop_waiting(&mut self, conn: ConnId) {
+        let state = self.conns.get_mut(conn.0);
+        if let Some(extra) = state.and_then(|it| it.extra.as_mut()) {
+            extra.is_timed = false;
+            extra.max_wanted = extra.wanted.saturating_add(MAX_WANTED);
+            self.ask_for_dirty(conn);
         }
     }
 

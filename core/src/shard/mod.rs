@@ -165,6 +165,8 @@ struct Extra {
     dirty: VecDeque<TopicId>,
     /// Reads asked for by this connection alone that have not come.
     wanted: u32,
+    /// How many there may be; 0 is 1.
+    max_wanted: u32,
     /// [`Timers`] will look after those reads.
     is_timed: bool,
 }

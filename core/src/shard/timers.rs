@@ -92,7 +92,7 @@ impl Shard {
             self.end_if(conn, |phase| matches!(phase, Phase::Closing | Phase::Lingering));
         }
         while let Some(conn) = self.timers.asked.pop(now) {
-            self.ask_for_more_dirty(conn);
+            self.stop_waiting(conn);
         }
         while let Some(&Reverse((at, conn))) = self.timers.silent.peek() {
             if at > now {

@@ -32,7 +32,7 @@ pub struct Failure {
 /// # Errors
 /// What was violated. The same seed and steps always give the same.
 pub fn run_seed(seed: u64, steps: u32, traced: bool) -> Result<Stats, Box<Failure>> {
-    let mut rng = Rng::with_seed(seed);
+    let mut rng = rng(seed);
     // A core, one shard, two, or three.
     let shards = rng.usize(..4);
     let mut world = World::new(seed, shards, traced);
@@ -50,6 +50,11 @@ pub fn run_seed(seed: u64, steps: u32, traced: bool) -> Result<Stats, Box<Failur
             trace: world.trace().to_vec(),
         })),
     }
+}
+
+/// The source of a seed's operations.
+pub fn rng(seed: u64) -> Rng {
+    Rng::with_seed(seed)
 }
 
 /// Runs given operations: what a fuzzer does.

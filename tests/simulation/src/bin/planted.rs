@@ -83,11 +83,11 @@ const BUGS: &[Bug] = &[
         seeds: 20,
     },
     Bug {
-        name: "dirty marks forgotten when a change of secret empties the outbox",
-        file: "core/src/shard/session.rs",
-        good: "        self.queue_changed(conn);\n    }\n\n    fn revoke",
-        bad: "    }\n\n    fn revoke",
-        seeds: 5_000,
+        name: "dirty marks forgotten: rows withheld from a full outbox are never asked for",
+        file: "core/src/shard/deliver.rs",
+        good: "        self.ask_for_dirty(conn);\n        self.make_ready(conn);",
+        bad: "        self.make_ready(conn);",
+        seeds: 20,
     },
     Bug {
         name: "a second read while one runs: leaving for the last time forgets the read that runs",

@@ -15,6 +15,20 @@ fn key(id: &str) -> EntityKey {
 }
 
 #[test]
+fn a_commit_is_synced_before_it_returns() {
+    let directory = directory();
+    let connection = open(&directory.path().join("data.db")).expect("opens");
+    let ask = |name: &str| -> String {
+        let value = connection.pragma_query_value(None, name, |row| row.get(0));
+        let value: rusqlite::types::Value = value.expect("known");
+        format!("{value:?}")
+    };
+    assert_eq!(ask("journal_mode"), "Text(\"wal\")");
+    const FULL: &str = "Integer(2)";
+    assert_eq!(ask("synchronous"), FULL);
+}
+
+#[test]
 fn opening_says_what_is_wrong_with_the_place() {
     let directory = directory();
     let missing = directory.path().join("missing");

@@ -1,0 +1,13 @@
+//! All tests from outside, in one binary.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a failure here is a failed test"
+)]
+// The entry point of an integration test.
+#![allow(missing_docs)]
+
+mod milestone;
+mod mio_server;
+//mod mock_drivers;
+mod simulation;
