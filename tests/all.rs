@@ -7,7 +7,8 @@
 // The entry point of an integration test.
 #![allow(missing_docs)]
 
+mod binary;
 mod milestone;
 mod mio_server;
-//mod mock_drivers;
+mod mock_drivers;
 mod simulation;

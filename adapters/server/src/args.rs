@@ -11,6 +11,7 @@ use std::thread;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use entity_sync_core::Origins;
 
 use crate::store::Location;
 
@@ -32,17 +33,6 @@ pub struct Options {
     pub paths: Vec<String>,
     /// From which web pages a browser may connect.
     pub origins: Origins,
-}
-
-/// From which web pages a browser may connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origins {
-    /// Those of the host and port that it connects to.
-    Same,
-    /// These, written as browsers do: lower case, without the scheme's own port.
-    Listed(Vec<String>),
-    /// All.
-    Any,
 }
 
 impl Options {
@@ -213,7 +203,7 @@ impl Serve {
         } else if self.origin.iter().any(|origin| origin == "*") {
             Origins::Any
         } else {
-            Origins::Listed(self.origin)
+            Origins::List(self.origin)
         };
         Ok(Options {
             listen,
@@ -343,7 +333,7 @@ mod tests {
         assert_eq!(plain.reactors.get(), 3);
         assert_eq!(plain.paths, ["/a", "/b/"]);
         let listed = ["https://example.com", "http://localhost:3000"];
-        assert_eq!(plain.origins, Origins::Listed(listed.map(str::to_owned).to_vec()));
+        assert_eq!(plain.origins, Origins::List(listed.map(str::to_owned).to_vec()));
         let mut with_serve = vec!["serve"];
         with_serve.extend(flags);
         assert_eq!(ok(&with_serve), plain);

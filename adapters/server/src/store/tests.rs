@@ -39,7 +39,7 @@ fn sql(store: &Store, sql: &str) {
     store.connection.lock().execute_batch(sql).expect("valid");
 }
 
-/// Queues `writes` while the writer is held up, so that all but the first make one batch.
+/// Queues `writes` while the writer is held up, so that all but the first, at least, make one batch.
 fn in_one_batch(
     store: &Arc<Store>,
     writes: impl IntoIterator<Item = (EntityKey, Option<String>)>,
@@ -191,8 +191,10 @@ fn what_waits_together_is_committed_together_in_order() {
     assert_eq!(results, existed.map(Ok));
     assert_eq!(store.get(&key(1)), Ok(Some(b"b".to_vec())));
     // The deletion of 3 found nothing, so nothing changed.
-    let expected = [vec![key("first")], vec![key(1), key(2), key(1), key(2)]];
-    assert_eq!(*batches.lock(), expected);
+    let batches = batches.lock();
+    assert_eq!(batches.concat(), [key("first"), key(1), key(2), key(1), key(2)]);
+    // The first may have waited for the others, if this thread was quick.
+    assert!(batches.len() <= 2, "{batches:?}");
 }
 
 #[test]

@@ -1,0 +1,169 @@
+//! [`serve`]: the whole of `entity-sync serve`, from its options to the end of the process.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use entity_sync_core::Audience;
+use entity_sync_mio::{Config, EntityKey, Handle, ReadError, Reply, Request, Rows, Server, StartError};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api;
+use crate::args::Options;
+use crate::pool::Pool;
+use crate::store::{Location, Store, StoreError};
+
+/// Threads that read the store.
+const READERS: usize = 4;
+
+/// How long clients and running requests have to finish when the process is asked to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Serves clients and the API until the process is told to stop (SIGINT or SIGTERM).
+///
+/// # Errors
+/// [`ServeError`]: what kept it from starting, or went wrong when the store was closed.
+pub fn serve(options: &Options) -> Result<(), ServeError> {
+    // The store tells of changes to the server, which reads from the store.
+    let handle = Arc::new(OnceLock::<Handle>::new());
+    let told = handle.clone();
+    let on_commit = move |keys: &[EntityKey]| notify_all(&told, keys);
+    let store = Arc::new(Store::open(&options.data, on_commit).map_err(ServeError::Store)?);
+
+    let pool = Pool::new(READERS, "reader").map_err(ServeError::System)?;
+    let server = Server::start(config(options), resolver(store.clone(), pool)).map_err(ServeError::Clients)?;
+    let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
+    let notify: api::Notify = Arc::new(move |keys| keys.iter().for_each(|key| server_handle.notify(key)));
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::System)?;
+    let router = api::router(store.clone(), notify);
+    let served = runtime.block_on(serve_api(options, &server, router));
+
+    server.shutdown(GRACE);
+    let closed = store.close().map_err(ServeError::Store);
+    served.and(closed)
+}
+
+async fn serve_api(options: &Options, server: &Server, router: axum::Router) -> Result<(), ServeError> {
+    let address = options.api;
+    let refused = |source| ServeError::Api { address, source };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let api = listener.local_addr().map_err(refused)?;
+    // Before it says that it is ready, so that a signal sent from then on is heard.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
+    greet(options, server.addresses(), api);
+
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(async {
+        // An error means that the sender is gone, which is the end as well.
+        let _ = stopped.await;
+    });
+    let mut serving = tokio::spawn(async move { serving.await });
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = &mut serving => {}
+    }
+    drop(stop);
+    // Requests that take longer than this are cut off.
+    let _ = tokio::time::timeout(GRACE, serving).await;
+    Ok(())
+}
+
+fn config(options: &Options) -> Config {
+    let mut config = Config::new([options.listen]);
+    config.reactors = options.reactors;
+    config.core.upgrade.paths.clone_from(&options.paths);
+    config.core.upgrade.origins = options.origins.clone();
+    // The store shows everyone the same, so one read serves all, whatever their secrets.
+    config.core.audience_of = Arc::new(|_, _| Audience::Public);
+    config
+}
+
+fn resolver(store: Arc<Store>, pool: Pool) -> impl Fn(Request, Reply) + Send + Sync {
+    move |request, reply| {
+        let store = store.clone();
+        pool.run(Box::new(move || match store.get(&request.key) {
+            // The API lets in nothing that can't be sent, and what another program put there is tried again later.
+            Ok(row) => drop(reply.rows(row.into_iter().collect::<Rows>())),
+            Err(_) => reply.fail(ReadError::Failed),
+        }));
+    }
+}
+
+fn notify_all(handle: &OnceLock<Handle>, keys: &[EntityKey]) {
+    // Before there is a server, nobody is subscribed.
+    if let Some(handle) = handle.get() {
+        keys.iter().for_each(|key| handle.notify(key));
+    }
+}
+
+/// Says where everything is, and how to see a push.
+fn greet(options: &Options, clients: &[SocketAddr], api: SocketAddr) {
+    let mut text = String::from("Entity Sync is running.\n");
+    for client in clients {
+        for path in &options.paths {
+            text += &format!("  clients  ws://{client}{path}\n");
+        }
+    }
+    let data = match &options.data {
+        Location::File(path) => path.display().to_string(),
+        Location::Memory => "in memory, gone when this ends".to_owned(),
+    };
+    text += &format!("  API      http://{api}\n  data     {data}\n");
+    text += &format!("Try: curl -X PUT http://{api}/entities/items/100 -d '{{\"name\":\"bicycle\"}}'\n");
+    // If nobody listens, it serves all the same.
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Why `entity-sync serve` did not start, or did not end well.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The store can't be opened or closed.
+    Store(StoreError),
+    /// Clients can't be served.
+    Clients(StartError),
+    /// The API's address can't be listened to.
+    Api {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system refused a thread or the like.
+    System(io::Error),
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::Clients(error) => write!(f, "{error} (--listen)"),
+            Self::Api { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "can't listen to {address}: another program does already; stop it or choose another port (--api)"
+            ),
+            Self::Api { address, source } => write!(f, "can't listen to {address}: {source} (--api)"),
+            Self::System(error) => write!(f, "the system refused: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ServeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Clients(error) => Some(error),
+            Self::Api { source, .. } | Self::System(source) => Some(source),
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The `entity-sync` binary as its users meet it: a process, real clients, and HTTP.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use entity_sync_tests::{Client, talk};
+
+/// Builds the binary once and says where it is.
+fn binary() -> PathBuf {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY
+        .get_or_init(|| {
+            // Beside the folder of this test's own executable.
+            let profile = std::env::current_exe()
+                .unwrap()
+                .parent()
+                .unwrap()
+                .parent()
+                .unwrap()
+                .to_owned();
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let mut build = Command::new(cargo);
+            build.args([
+                "build",
+                "--quiet",
+                "--locked",
+                "-p",
+                "entity-sync",
+                "--bin",
+                "entity-sync",
+            ]);
+            build.arg("--target-dir").arg(profile.parent().unwrap());
+            if profile.ends_with("release") {
+                build.arg("--release");
+            }
+            let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+            assert!(status.success());
+            profile.join("entity-sync")
+        })
+        .clone()
+}
+
+/// A running process. It is killed at the end of the test, if it hasn't ended by then.
+struct Process {
+    child: Child,
+    clients: SocketAddr,
+    api: SocketAddr,
+}
+
+impl Process {
+    fn start(data: &str) -> Self {
+        Self::start_with(data, &[])
+    }
+
+    fn start_with(data: &str, flags: &[&str]) -> Self {
+        let mut child = Command::new(binary())
+            .args([
+                "--listen",
+                "127.0.0.1:0",
+                "--api",
+                "127.0.0.1:0",
+                "--reactors",
+                "2",
+                "--data",
+                data,
+            ])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut greeting = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut after = |mark: &str| {
+            let line = greeting.find(|line| line.contains(mark)).unwrap();
+            let rest = line.split(mark).nth(1).unwrap();
+            rest.split('/').next().unwrap().parse().unwrap()
+        };
+        let (clients, api) = (after("ws://"), after("http://"));
+        // The line to try comes last.
+        assert!(greeting.any(|line| line.starts_with("Try: curl -X PUT http://")));
+        Self { child, clients, api }
+    }
+
+    fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.api))
+            .body(body.to_owned())
+            .unwrap();
+        let mut response = agent.run(request).unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), text)
+    }
+
+    fn put(&self, id: &str, row: &str) {
+        let (status, _) = self.call("PUT", &format!("/entities/items/{id}"), row);
+        assert!([201, 204].contains(&status), "{status}");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs the binary to its end, and gives its exit code and what it said.
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(binary()).args(arguments).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn a_put_is_pushed_to_a_thousand_clients() {
+    let process = Process::start(":memory:");
+    let mut clients: Vec<_> = (0..1000).map(|_| Client::connect(process.clients)).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        // One read serves them all, whatever their secrets.
+        client.secret(&format!("secret {index}"));
+        client.subscribe("items", "100");
+    }
+    for client in &mut clients {
+        client.sync();
+    }
+    for round in 0..5 {
+        let row = format!(r#"{{"round":{round}}}"#);
+        process.put("100", &row);
+        for client in &mut clients {
+            assert_eq!(client.row(), row);
+        }
+    }
+}
+
+#[test]
+fn the_api_writes_reads_deletes_and_notifies() {
+    let process = Process::start(":memory:");
+    let mut client = Client::connect(process.clients);
+    client.subscribe("items", "a/b ü");
+    client.sync();
+    let path = "/entities/items/a%2Fb%20%C3%BC";
+    assert_eq!(process.call("PUT", path, "\"1\"").0, 201);
+    assert_eq!(client.row(), "\"1\"");
+    assert_eq!(process.call("PUT", path, "\"2\"").0, 204);
+    assert_eq!(client.row(), "\"2\"");
+    assert_eq!(process.call("GET", path, ""), (200, "\"2\"".to_owned()));
+    let notify = r#"[{"entity":"items","id":"a/b ü"}]"#;
+    assert_eq!(
+        process.call("POST", "/notify", notify),
+        (202, r#"{"accepted":1}"#.to_owned())
+    );
+    assert_eq!(client.row(), "\"2\"");
+    assert_eq!(process.call("DELETE", path, "").0, 204);
+    assert_eq!(process.call("GET", path, "").0, 404);
+    // Nothing is pushed for what is gone, and the connection lives on.
+    assert_eq!(client.sync(), Vec::<String>::new());
+    assert_eq!(
+        process.call("GET", "/healthz", ""),
+        (200, r#"{"status":"ok"}"#.to_owned())
+    );
+    let (status, error) = process.call("POST", "/notify", r#"{"entity":"items","id":100}"#);
+    assert_eq!(status, 400);
+    assert!(error.contains("hint"), "{error}");
+}
+
+#[test]
+fn what_was_answered_survives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data.db");
+    let data = data.to_str().unwrap();
+    let process = Process::start(data);
+    for id in 0..100 {
+        process.put(&id.to_string(), &format!("\"{id}\""));
+    }
+    process.signal("-KILL");
+    drop(process);
+    let process = Process::start(data);
+    for id in 0..100 {
+        let row = process.call("GET", &format!("/entities/items/{id}"), "");
+        assert_eq!(row, (200, format!("\"{id}\"")));
+    }
+}
+
+#[test]
+fn a_signal_ends_it_in_good_order() {
+    let mut process = Process::start(":memory:");
+    let mut client = Client::connect(process.clients);
+    client.subscribe("items", "1");
+    client.sync();
+    process.signal("-TERM");
+    assert_eq!(client.close_code(), Some(1001));
+    drop(client);
+    assert_eq!(process.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_said() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let free = "127.0.0.1:0";
+    let folder = tempfile::tempdir().unwrap();
+    let letter = folder.path().join("letter.txt");
+    std::fs::write(&letter, "Dear database, you are none. ".repeat(50)).unwrap();
+    let start = |listen: &str, api: &str, data: &str| run(&["--listen", listen, "--api", api, "--data", data]);
+    for (said, part) in [
+        (start(&taken, free, ":memory:"), "another program does already"),
+        (start(free, &taken, ":memory:"), "another program does already"),
+        (start(free, free, "/no/such/folder/data.db"), "/no/such/folder"),
+        (start(free, free, letter.to_str().unwrap()), "letter.txt"),
+    ] {
+        assert_eq!(said.0, Some(1), "{}", said.1);
+        assert!(
+            said.1.starts_with("entity-sync: ") && said.1.contains(part),
+            "{}",
+            said.1
+        );
+    }
+    let (code, said) = run(&["--api", "0.0.0.0:8081"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("no authentication"), "{said}");
+    let (code, said) = run(&["--help"]);
+    assert_eq!(code, Some(0));
+    assert!(said.contains("curl -X PUT"), "{said}");
+}
+
+#[test]
+fn hostile_bytes_hurt_nobody_else() {
+    let process = Process::start(":memory:");
+    let mut client = Client::connect(process.clients);
+    client.subscribe("items", "1");
+    client.sync();
+    let requests: [&[u8]; 7] = [
+        b"\0\0\0\0\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n",
+        &[b'a'; 20_000],
+        &[0x16, 3, 1, 2, 0, 1, 0, 1],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ];
+    for request in requests {
+        let mut stream = TcpStream::connect(process.clients).unwrap();
+        // The server may have hung up before all is sent.
+        let _ = stream.write_all(request);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let answer = talk(&mut stream, b"\0never\0");
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
+    }
+    let frames: [&[u8]; 6] = [
+        b"\x81\x05hello",                                    // not masked
+        b"\xff\x80\0\0\0\0",                                 // reserved bits
+        b"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", // a negative length
+        b"\x82\xff\x00\x00\x00\xff\xff\xff\xff\xff\0\0\0\0", // a long one
+        b"\x81\x82\0\0\0\0\xff\xfe",                         // not UTF-8
+        b"\x88\x81\0\0\0\0\x03",                             // half a close code
+    ];
+    for frame in frames {
+        let mut bad = Client::connect(process.clients);
+        bad.stream().write_all(frame).unwrap();
+        let answer = talk(bad.stream(), b"\0never\0");
+        assert_eq!(answer.first(), Some(&0x88), "{answer:?}");
+    }
+    for message in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "5",
+        r#"{"action":"foo"}"#,
+        r#"{"action":"subscribe","body":{"id":5}}"#,
+    ] {
+        client.send(message);
+    }
+    assert_eq!(client.sync(), Vec::<String>::new());
+    process.put("1", "still here");
+    assert_eq!(client.row(), "still here");
+}
+
+#[test]
+fn origins_and_paths_are_as_configured() {
+    let process = Process::start_with(
+        ":memory:",
+        &["--path", "/live/", "--path", "/ws/", "--origin", "https://example.com"],
+    );
+    let ask = |path: &str, origin: &str| {
+        let mut stream = TcpStream::connect(process.clients).unwrap();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{origin}\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            process.clients
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8(answer[9..].to_vec()).unwrap()
+    };
+    assert_eq!(ask("/live/", ""), "101");
+    assert_eq!(ask("/ws/", "Origin: https://example.com\r\n"), "101");
+    assert_eq!(ask("/ws/", "Origin: https://example.org\r\n"), "403");
+    assert_eq!(ask("/ws/entity-sync/", ""), "404");
+}
