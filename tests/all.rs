@@ -5,7 +5,7 @@
     reason = "a failure here is a failed test"
 )]
 // The entry point of an integration test.
-#![allow(missing_docs)]
+#![allow(missing_docs, unreachable_pub)]
 
 mod binary;
 mod milestone;

@@ -25,11 +25,11 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::Duration;
 
-use bytes::Bytes;
-use entity_sync_core::{Chunk, ConnId, Core, CoreOutput, EntityKey, Input, Output, Reply, Rows, Sent, Timestamp};
+use entity_sync_core::{
+    Bytes, Chunk, ConnId, Core, CoreOutput, EntityKey, Input, Output, Reply, Rows, Sent, Timestamp,
+};
+use support::{KEYS, Random, check, keys_of};
 
-/// Everyone subscribes to key 0 and to one of the others.
-const KEYS: usize = 5;
 const CLIENTS: usize = 50;
 const CHANGES: u64 = 2_000;
 
@@ -135,38 +135,6 @@ pub fn run() -> String {
         "{CHANGES} changes, {reads} reads, {} deliveries ({} conflated, {} withheld), {completions} completions",
         shard.deliveries, shard.conflated, shard.dirty_marks
     )
-}
-
-fn keys_of(client: usize) -> [usize; 2] {
-    [0, 1 + client % (KEYS - 1)]
-}
-
-/// Whole frames, whose rows never go back and end with the newest of each key.
-fn check(client: usize, received: &[u8], versions: &[u64; KEYS]) {
-    let mut last = BTreeMap::new();
-    for row in support::rows(received) {
-        let (id, version) = row.split_once(' ').expect("a key and a version");
-        let (id, version) = (id.parse().expect("a key"), version.parse().expect("a version"));
-        let before = last.insert(id, version).unwrap_or(0);
-        assert!(
-            before <= version,
-            "client {client}: {version} of key {id} came after {before}"
-        );
-    }
-    let newest = keys_of(client).map(|id| (id, versions[id]));
-    assert_eq!(last, BTreeMap::from(newest), "client {client} isn't up to date");
-}
-
-/// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
 }
 
 #[allow(dead_code, reason = "tests use run alone")]

@@ -53,7 +53,8 @@ pub struct ShardCounters {
     pub violations: u64,
     /// Connections closed because the peer was silent for too long, or did not finish its upgrade.
     pub dead_peers: u64,
-    /// Inputs for connections that no longer exist.
+    /// Inputs for connections that no longer exist, as when a taken write ends after its connection, and ends of writes
+    /// that were not taken.
     pub stale_inputs: u64,
     /// Groups given to connections, whether written at once or queued.
     pub deliveries: u64,

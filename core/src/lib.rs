@@ -64,6 +64,7 @@ mod time;
 mod wire;
 mod ws;
 
+pub use bytes::Bytes;
 pub use config::{AudienceOf, Config};
 pub use core::{Core, CoreOutput};
 pub use counters::{Counter, NodeCounters, ShardCounters};

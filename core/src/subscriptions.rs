@@ -141,6 +141,10 @@ impl Subscriptions {
         self.topics.get(id.0)
     }
 
+    pub(crate) fn topics(&self) -> impl Iterator<Item = &Topic> {
+        self.topics.iter().map(|(_, topic)| topic)
+    }
+
     /// Adds a topic without members; `flight` learns the topic's id, since node and shard point at each other.
     pub(crate) fn insert_topic(
         &mut self,

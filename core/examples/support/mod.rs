@@ -1,6 +1,8 @@
 //! What the mock drivers share: a client's side of the conversation, in bytes.
 #![allow(dead_code, reason = "each example uses a part")]
 
+use std::collections::BTreeMap;
+
 use entity_sync_core::{Config, EntityKey, Seed};
 
 pub const UPGRADE: &[u8] = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
@@ -44,4 +46,40 @@ pub fn rows(received: &[u8]) -> Vec<String> {
     }
     assert!(rest.is_empty(), "something that isn't a whole text frame: {rest:?}");
     rows
+}
+
+/// Keys of the mock drivers' scenario.
+pub const KEYS: usize = 5;
+
+/// What a client of that scenario subscribes to.
+pub fn keys_of(client: usize) -> [usize; 2] {
+    [0, 1 + client % (KEYS - 1)]
+}
+
+/// Whole frames, whose rows (`KEY VERSION`) never go back and end with the newest of each key.
+pub fn check(client: usize, received: &[u8], versions: &[u64; KEYS]) {
+    let mut last = BTreeMap::new();
+    for row in rows(received) {
+        let (id, version) = row.split_once(' ').expect("a key and a version");
+        let (id, version) = (id.parse().expect("a key"), version.parse().expect("a version"));
+        let before = last.insert(id, version).unwrap_or(0);
+        assert!(
+            before <= version,
+            "client {client}: {version} of key {id} came after {before}"
+        );
+    }
+    let newest = keys_of(client).map(|id| (id, versions[id]));
+    assert_eq!(last, BTreeMap::from(newest), "client {client} isn't up to date");
+}
+
+/// Xorshift.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
 }

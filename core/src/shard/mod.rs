@@ -103,7 +103,8 @@ pub enum Output<'a> {
     Broadcast(Broadcast<'a>),
     /// Write what one connection has queued.
     Flush(Flush<'a>),
-    /// Close the sending side, and go on receiving: the peer is to see all that was sent, and then the end.
+    /// Close the sending side once all that was handed over is sent, and go on receiving: the peer is to see the end
+    /// after all the rest.
     Shutdown(ConnId),
     /// Drop the socket. This comes exactly once for every connection that was opened, whoever ended it, and the id is
     /// stale by then.
@@ -113,7 +114,7 @@ pub enum Output<'a> {
 /// How a write went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// All bytes were written.
+    /// The driver needs the bytes no more: all were written, or are in buffers of its own.
     All,
     /// The first so many bytes were written, and the socket is full: [`Input::Writable`] follows.
     Partial(usize),
@@ -296,6 +297,9 @@ impl Shard {
 
     /// Closes all connections with a close frame after what they have queued, as before a restart. They end as their
     /// peers take it, at the latest after `close_time_limit`.
+    ///
+    /// Rows that are still being read are not waited for, and connections opened later are not affected. Calling it
+    /// again is harmless.
     pub fn close_all(&mut self, now: Timestamp, code: u16) {
         self.advance(now);
         let all: Vec<ConnId> = self.conns.iter().map(|(id, _)| ConnId(id)).collect();
@@ -449,6 +453,15 @@ impl Shard {
         if left.is_last
             && let Some(topic) = self.subscriptions.remove_topic(left.topic)
         {
+            self.node.leave(self.index, topic.flight);
+        }
+    }
+}
+
+impl Drop for Shard {
+    /// Other shards may go on: they must not be owed reads, or rows kept, for this one's sake.
+    fn drop(&mut self) {
+        for topic in self.subscriptions.topics() {
             self.node.leave(self.index, topic.flight);
         }
     }
