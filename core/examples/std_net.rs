@@ -3,25 +3,20 @@
 //!
 //! Run `cargo run -p entity-sync-core --example std_net`, subscribe with any WebSocket client on
 //! `ws://127.0.0.1:8080/ws/entity-sync/` by sending `{"action":"subscribe","body":{"entity":"items","id":"100"}}`, and
-//! type lines such as `100 {"price":5}`.
-#![allow(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "a driver does what core may not"
-)]
+//! type `100` here: item 100 has changed.
+// A driver does what core may not.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use entity_sync_core::{
-    Chunk, Config, ConnId, Core, CoreOutput, EntityKey, Input, Output, Reply, Request, Rows, Seed, Sent, Timestamp,
-};
+use entity_sync_core::{Chunk, Config, ConnId, Core, CoreOutput, EntityKey, Input, Output};
+use entity_sync_core::{Reply, Request, Rows, Seed, Sent, Timestamp};
 
 type Sockets = HashMap<ConnId, TcpStream>;
 
@@ -48,18 +43,16 @@ pub fn serve(
         }
         for (&conn, stream) in &mut sockets {
             core.handle(now, Input::Writable { conn });
-            match stream.read(&mut buffer) {
-                Ok(0) => core.handle(now, Input::Eof { conn }),
-                Ok(n) => core.handle(
-                    now,
-                    Input::Received {
-                        conn,
-                        bytes: &mut buffer[..n],
-                    },
-                ),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => core.handle(now, Input::Closed { conn }),
-            }
+            let input = match stream.read(&mut buffer) {
+                Ok(0) => Input::Eof { conn },
+                Ok(n) => {
+                    let bytes = &mut buffer[..n];
+                    Input::Received { conn, bytes }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                Err(_) => Input::Closed { conn },
+            };
+            core.handle(now, input);
         }
         loop {
             match changes.try_recv() {
@@ -107,30 +100,18 @@ fn write(sockets: &Sockets, conn: ConnId, chunks: &[Chunk<'_>]) -> Sent {
 fn main() -> io::Result<()> {
     let start = Instant::now();
     let clock = move || Timestamp::after_start(start.elapsed());
-    let rows = Arc::new(Mutex::new(HashMap::<String, String>::new()));
     let (notify, changes) = channel();
-    let stored = rows.clone();
     std::thread::spawn(move || {
-        for line in io::stdin().lines().map_while(Result::ok) {
-            let (id, row) = line.split_once(' ').unwrap_or((&line, "{}"));
-            stored
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(id.to_owned(), row.to_owned());
-            let Ok(key) = EntityKey::new("items", id) else { continue };
-            if notify.send(key).is_err() {
-                break;
-            }
+        let ids = io::stdin().lines().map_while(Result::ok);
+        for key in ids.filter_map(|id| EntityKey::new("items", &id).ok()) {
+            let _ = notify.send(key);
         }
     });
-    let listener = TcpListener::bind("127.0.0.1:8080")?;
     let seed = |n: u64| std::hash::RandomState::new().hash_one(n);
     let config = Config::new(Seed(seed(0), seed(1)));
+    let listener = TcpListener::bind("127.0.0.1:8080")?;
     serve(&listener, clock, config, &changes, |request, reply| {
-        let rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = reply.send(
-            clock(),
-            Ok(rows.get(request.key.id()).cloned().into_iter().collect::<Rows>()),
-        );
+        let row = format!(r#"{{"id":{:?},"read":"{:?}"}}"#, request.key.id(), start.elapsed());
+        let _ = reply.send(clock(), Ok(Rows::one(row)));
     })
 }

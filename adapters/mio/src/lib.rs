@@ -275,3 +275,8 @@ impl std::error::Error for StartError {
         }
     }
 }
+
+/// The README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -8,7 +8,7 @@
 //! | `POST /notify`, the body `{"entity":"items","id":"100"}` or an array of such | 202 `{"accepted":1}` |
 //! | `GET /healthz` | 200 `{"status":"ok"}` while the store answers, else 503 |
 //!
-//! Paths are percent-decoded, so an id may hold anything: `a/b` is written `a%2Fb`. Errors are JSON, whatever went wrong:
+//! Requests that web pages send are refused (403): it is for programs. Paths are percent-decoded, so an id may hold anything: `a/b` is written `a%2Fb`. Errors are JSON, whatever went wrong:
 //! `{"error":{"code":"not_found","message":"…","hint":"…"}}`.
 
 mod error;
@@ -20,8 +20,9 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ORIGIN};
 use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
@@ -61,6 +62,7 @@ pub fn router(store: Arc<Store>, notify: Notify) -> Router {
         .route("/healthz", get(healthz))
         .fallback(no_such_path)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn(refuse_web_pages))
         .with_state(Api { store, notify })
 }
 
@@ -111,6 +113,17 @@ async fn post_notify(State(api): State<Api>, Keys(keys): Keys) -> Response {
 async fn healthz(State(api): State<Api>) -> Result<Response, ApiError> {
     blocking(move || api.store.ping()).await.map_err(ApiError::unhealthy)?;
     Ok(Json(json!({ "status": "ok" })).into_response())
+}
+
+/// Any web page that a user of this machine opens can send requests to loopback addresses, and the API asks nobody who
+/// they are. Browsers say when a page is behind a request; programs don't.
+async fn refuse_web_pages(request: Request, next: Next) -> Result<Response, ApiError> {
+    let headers = request.headers();
+    let site = headers.get("sec-fetch-site");
+    if headers.contains_key(ORIGIN) || site.is_some_and(|site| site != "none") {
+        return Err(ApiError::web_page());
+    }
+    Ok(next.run(request).await)
 }
 
 async fn no_such_path(request: Request) -> ApiError {

@@ -55,6 +55,15 @@ impl ApiError {
         )
     }
 
+    pub(super) fn web_page() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "web_page",
+            "a web page sent this request, and the API is for programs only",
+            "send it from your server or from a command line; web pages subscribe over WebSocket",
+        )
+    }
+
     pub(super) fn no_such_path(path: &str) -> Self {
         let hint = if path.starts_with("/entities") {
             ENTITY_PATH

@@ -363,3 +363,27 @@ fn errors_of_the_store_have_a_status_each() {
         assert_eq!(ApiError::from(error).into_response().status(), status);
     }
 }
+
+#[tokio::test]
+async fn web_pages_are_refused() {
+    let server = Server::new();
+    for (header, value, status) in [
+        ("origin", "http://evil.example", 403),
+        ("origin", "null", 403),
+        ("sec-fetch-site", "cross-site", 403),
+        ("sec-fetch-site", "same-origin", 403),
+        // Typed into the address bar.
+        ("sec-fetch-site", "none", 202),
+        ("user-agent", "curl", 202),
+    ] {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/notify")
+            .header(header, value)
+            .body(Body::from(r#"{"entity":"items","id":"1"}"#))
+            .expect("a request");
+        let response = server.router.clone().oneshot(request).await.expect("infallible");
+        assert_eq!(response.status().as_u16(), status, "{header}: {value}");
+    }
+    assert_eq!(server.notified.lock().len(), 2);
+}
