@@ -18,6 +18,9 @@ struct Slot<T> {
 }
 
 impl<T> Slots<T> {
+    #[cfg(test)]
+    pub(crate) const SLOT_BYTES: usize = size_of::<Slot<T>>();
+
     pub(crate) fn new() -> Self {
         Self {
             slots: Vec::new(),

@@ -112,6 +112,13 @@ pub(crate) struct Left {
 }
 
 impl Subscriptions {
+    #[cfg(test)]
+    pub(crate) const LIST_BYTES: usize = size_of::<List>();
+    #[cfg(test)]
+    pub(crate) const ENTRY_BYTES: usize = size_of::<Entry>();
+    #[cfg(test)]
+    pub(crate) const MEMBER_BYTES: usize = size_of::<Member>();
+
     pub(crate) fn new(seed: Seed) -> Self {
         Self {
             topics: Slots::new(),
