@@ -235,3 +235,28 @@ fn connections_that_come_and_go_leave_nothing_behind() {
     }
     wait_for("all flights to be forgotten", || world.server.handle().flights() == 0);
 }
+
+#[test]
+fn subscriptions_beyond_the_limits_are_refused_and_the_connection_stays() {
+    let mut config = config(1);
+    config.core.max_subscriptions = 3;
+    let world = World::start_with(config);
+    let mut client = Client::connect(world.address());
+    let long = "x".repeat(2000);
+    for id in [long.as_str(), "1", "2", "3", "4"] {
+        client.subscribe("items", id);
+    }
+    client.sync();
+    for id in [long.as_str(), "4", "1"] {
+        world.put(id, id);
+    }
+    assert_eq!(client.row(), "1");
+    assert_eq!(client.sync(), Vec::<String>::new());
+    // What it gives up makes room.
+    client.unsubscribe("items", "1");
+    client.subscribe("items", "4");
+    client.sync();
+    world.put("1", "1 again");
+    world.put("4", "4 at last");
+    assert_eq!(client.row(), "4 at last");
+}

@@ -29,6 +29,9 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// Subscriptions of one connection. Further ones are refused and counted.
     pub max_subscriptions: usize,
+    /// Length of a key that a client may subscribe to, entity and id together, in bytes. Longer ones are refused and
+    /// counted: with `max_subscriptions` it bounds what a connection's subscriptions cost.
+    pub max_key_bytes: usize,
     /// Unsent frames of one connection, in bytes. Beyond it only a mark per key is kept. One larger group may go alone.
     pub max_outbox_bytes: usize,
     /// Rows of one read.
@@ -64,6 +67,7 @@ impl Config {
             max_connections: 1_000_000,
             max_message_bytes: 64 * 1024,
             max_subscriptions: 1_000,
+            max_key_bytes: 1_024,
             max_outbox_bytes: 1024 * 1024,
             max_rows_per_read: 1_000,
             max_read_bytes: 16 * 1024 * 1024,

@@ -47,7 +47,7 @@ pub struct ShardCounters {
     pub refused_upgrades: u64,
     /// Client messages that were rejected: not JSON, wrong types, unknown actions, or without an action.
     pub rejected_messages: u64,
-    /// Subscriptions refused because of `max_subscriptions`.
+    /// Subscriptions refused because of `max_subscriptions` or `max_key_bytes`.
     pub refused_subscriptions: u64,
     /// Connections closed because the peer violated the WebSocket protocol.
     pub violations: u64,

@@ -59,6 +59,11 @@ impl EntityKey {
         &self.text[self.entity_len as usize..]
     }
 
+    /// Length of both parts together, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.text.len()
+    }
+
     /// The bucket of this key among `buckets`: the same on every node and in every release.
     ///
     /// `buckets` of 0 counts as 1.

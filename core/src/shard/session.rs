@@ -147,7 +147,8 @@ impl Shard {
         {
             return;
         }
-        if self.subscriptions.count_of(conn.0.index) >= self.node.config().max_subscriptions {
+        let config = self.node.config();
+        if self.subscriptions.count_of(conn.0.index) >= config.max_subscriptions || key.len() > config.max_key_bytes {
             self.counters.refused_subscriptions += 1;
             return;
         }
