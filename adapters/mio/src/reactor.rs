@@ -25,7 +25,8 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Reads from one socket in one turn.
 const READS_PER_TURN: usize = 4;
 const ACCEPTS_PER_TURN: usize = 64;
-const OUTPUTS_PER_TURN: usize = 1024;
+/// A turn ends after so many writes, give or take one broadcast's worth: others want to be heard.
+const WRITES_PER_TURN: usize = 4096;
 /// When the process is out of files, accepting rests for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -225,12 +226,15 @@ impl Reactor {
     /// Does what the shard says. Says whether that was all.
     fn act(&mut self, now: Timestamp) -> bool {
         let Self { shard, sockets, .. } = self;
-        for _ in 0..OUTPUTS_PER_TURN {
+        let mut writes = 0;
+        while writes < WRITES_PER_TURN {
+            writes += 1;
             match shard.poll_output(now) {
                 None => return true,
-                Some(Output::Broadcast(broadcast)) => {
-                    broadcast.for_each(|conn, chunk| sockets.write(conn, chunk));
-                }
+                Some(Output::Broadcast(broadcast)) => broadcast.for_each(|conn, chunk| {
+                    writes += 1;
+                    sockets.write(conn, chunk)
+                }),
                 Some(Output::Flush(flush)) => {
                     flush.write(|conn, chunks| sockets.write_gathered(conn, chunks));
                 }

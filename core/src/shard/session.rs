@@ -189,8 +189,10 @@ impl Shard {
             if audience == topic.audience {
                 continue;
             }
-            // Joined first and looked second: a notify in between finds the new topic, one before it shows in the old.
+            // In this order, since other threads notify meanwhile. A notify after the ticket is drawn leads to a read of
+            // the new topic that this connection receives; one before it shows in the old topic.
             let new = self.find_or_join_topic(key, audience);
+            let standing = Standing::since(self.node.current_ticket());
             let on_its_way =
                 self.node.is_busy(self.index, old_flight) || self.subscriptions.walked_topic() == Some(old);
             let lost_rows = self.revoke(conn, old);
@@ -198,7 +200,6 @@ impl Shard {
                 continue;
             };
             self.has_left(conn, left);
-            let standing = Standing::since(self.node.current_ticket());
             self.subscriptions.join(conn.0.index, new, standing);
             if on_its_way || lost_rows || left.standing.wants() || left.standing.is_dirty() {
                 self.want(conn, new);
