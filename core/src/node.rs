@@ -3,13 +3,15 @@
 //! A lock is taken once per notify, per first and last subscription of a shard, and per finished read and shard that takes
 //! it; never per delivery. No user code runs under a lock.
 
+mod port;
+mod stripe;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::config::Config;
@@ -20,9 +22,11 @@ use crate::hash::Seed;
 use crate::key::EntityKey;
 use crate::resolve::{Audience, ReadError, Reply, Request, Resolve};
 use crate::shard::Shard;
-use crate::slots::{SlotId, Slots};
+use crate::slots::SlotId;
 use crate::subscriptions::TopicId;
 use crate::time::Timestamp;
+use port::Port;
+use stripe::Stripe;
 
 const STRIPES: u32 = 64;
 
@@ -43,32 +47,6 @@ struct Inner {
     deadline: AtomicU64,
     ports: Box<[Port]>,
     counters: NodeCounters,
-}
-
-/// Where the node leaves marks for one shard.
-struct Port {
-    /// At most one mark per flight: the flight itself knows that it is marked.
-    marks: Mutex<Vec<FlightId>>,
-    /// The shard will look at `marks` without being woken.
-    pending: AtomicBool,
-    waker: Waker,
-}
-
-/// A part of the flights, by hash of the key: all flights of a key are in one stripe.
-struct Stripe {
-    flights: Slots<Flight>,
-    /// By (key, audience).
-    by_name: HashTable<u32>,
-    by_key: HashTable<Audiences>,
-    /// Running reads in order of their time limits, which are all of one length. Ended ones are dropped when they come up.
-    limits: VecDeque<(Timestamp, SlotId, Ticket)>,
-    retries: BinaryHeap<Reverse<(Timestamp, SlotId)>>,
-}
-
-/// The flights of one key.
-struct Audiences {
-    key: EntityKey,
-    flights: SmallVec<[u32; 2]>,
 }
 
 /// A read that has begun in the books and is handed to the resolver once the lock is released.
@@ -213,18 +191,10 @@ impl Node {
     }
 
     /// Moves the marks of a shard to the end of `batch`. As long as this gives any, the shard is not woken for more.
-    ///
-    /// The flag is cleared only after `marks` was seen empty, and `marks` is looked at once more afterwards: a producer
-    /// pushes first and swaps the flag then, so either this second look sees its mark, or it sees the flag cleared and wakes.
     pub(crate) fn take_marks(&self, shard: u32, batch: &mut VecDeque<FlightId>) {
-        let Some(port) = self.0.ports.get(shard as usize) else {
-            return;
-        };
-        if port.take_marks(batch) {
-            return;
+        if let Some(port) = self.0.ports.get(shard as usize) {
+            port.take_marks(batch);
         }
-        port.pending.swap(false, Ordering::SeqCst);
-        port.take_marks(batch);
     }
 
     /// A read has been answered.
@@ -414,111 +384,6 @@ impl std::fmt::Debug for Node {
         f.debug_struct("Node")
             .field("shards", &self.0.ports.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl Port {
-    fn new(waker: Waker) -> Self {
-        Self {
-            marks: Mutex::new(Vec::new()),
-            pending: AtomicBool::new(false),
-            waker,
-        }
-    }
-
-    fn mark(&self, flight: FlightId) {
-        lock(&self.marks).push(flight);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if !self.pending.swap(true, Ordering::SeqCst) {
-            self.waker.wake_by_ref();
-        }
-    }
-
-    /// Says whether there were any.
-    fn take_marks(&self, batch: &mut VecDeque<FlightId>) -> bool {
-        let mut marks = lock(&self.marks);
-        let any = !marks.is_empty();
-        batch.extend(marks.drain(..));
-        any
-    }
-}
-
-impl Stripe {
-    fn new() -> Self {
-        Self {
-            flights: Slots::new(),
-            by_name: HashTable::new(),
-            by_key: HashTable::new(),
-            limits: VecDeque::new(),
-            retries: BinaryHeap::new(),
-        }
-    }
-
-    fn find_or_insert(&mut self, seed: Seed, key: &EntityKey, audience: &Audience) -> u32 {
-        let Self {
-            flights,
-            by_name,
-            by_key,
-            ..
-        } = self;
-        let name_hash = seed.hash_of(&(key, audience));
-        let found = by_name.find(name_hash, |&index| {
-            flights
-                .at(index)
-                .is_some_and(|(_, it)| it.key == *key && it.audience == *audience)
-        });
-        if let Some(&index) = found {
-            return index;
-        }
-        let slot = flights.insert(Flight::new(key.clone(), audience.clone()));
-        by_name.insert_unique(name_hash, slot.index, |&index| {
-            flights
-                .at(index)
-                .map_or(0, |(_, it)| seed.hash_of(&(&it.key, &it.audience)))
-        });
-        by_key
-            .entry(seed.hash_of(key), |it| it.key == *key, |it| seed.hash_of(&it.key))
-            .or_insert_with(|| Audiences {
-                key: key.clone(),
-                flights: SmallVec::new(),
-            })
-            .get_mut()
-            .flights
-            .push(slot.index);
-        slot.index
-    }
-
-    /// Keeps `limits` from growing to all reads of a whole time limit.
-    fn forget_ended_limits(&mut self) {
-        while let Some(&(_, slot, ticket)) = self.limits.front() {
-            if self.flights.get(slot).is_some_and(|it| it.is_running(ticket)) {
-                break;
-            }
-            self.limits.pop_front();
-        }
-    }
-
-    fn remove_if_over(&mut self, seed: Seed, slot: SlotId) {
-        if !self.flights.get(slot).is_some_and(Flight::is_over) {
-            return;
-        }
-        let Some(flight) = self.flights.remove(slot) else {
-            return;
-        };
-        let name_hash = seed.hash_of(&(&flight.key, &flight.audience));
-        if let Ok(entry) = self.by_name.find_entry(name_hash, |&index| index == slot.index) {
-            entry.remove();
-        }
-        let key_hash = seed.hash_of(&flight.key);
-        if let Ok(mut entry) = self.by_key.find_entry(key_hash, |it| it.key == flight.key) {
-            entry.get_mut().flights.retain(|&mut index| index != slot.index);
-            if entry.get().flights.is_empty() {
-                entry.remove();
-            }
-        }
     }
 }
 

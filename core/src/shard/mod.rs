@@ -1,17 +1,20 @@
 //! [`Shard`]: the connections of one reactor, what they subscribe to and what they have still to be sent.
 //!
 //! - this file: the interface, and the life of a connection;
+//! - `interface`: the words it is spoken in;
+//! - `conn`: what is kept for a connection;
 //! - `session`: what a client's bytes do;
 //! - `deliver`: how rows get to the members of a topic;
 //! - `timers`: what happens when nothing happens.
 
+mod conn;
 mod deliver;
+mod interface;
 mod session;
 mod timers;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -19,13 +22,14 @@ use crate::counters::ShardCounters;
 use crate::flights::{Delivery, FlightId};
 use crate::hash::Seed;
 use crate::node::Node;
-use crate::outbox::Outbox;
-use crate::slots::{SlotId, Slots};
-use crate::subscriptions::{Left, Standing, Subscriptions, TopicId};
+use crate::slots::Slots;
+use crate::subscriptions::{Left, Standing, Subscriptions};
 use crate::time::Timestamp;
-use crate::ws::{Decoder, close_frame};
+use crate::ws::close_frame;
 
+use conn::{Conn, Phase};
 pub use deliver::{Broadcast, Flush};
+pub use interface::{ConnId, Input, Output, Sent, TooManyConnections};
 use timers::Timers;
 
 /// One reactor's share of a node: a state machine that is fed [`Input`]s and asked for [`Output`]s.
@@ -54,122 +58,6 @@ pub struct Shard {
     ready: VecDeque<ConnId>,
     endings: VecDeque<Ending>,
     counters: ShardCounters,
-}
-
-/// A connection of one shard. Once it has ended, its id finds nothing, ever again.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId(SlotId);
-
-/// What a driver tells a shard. What is said of a connection that no longer exists is ignored and counted.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Input<'a> {
-    /// Bytes came in. They are unmasked in place and may be overwritten.
-    Received {
-        /// From whom.
-        conn: ConnId,
-        /// The bytes, in any portions.
-        bytes: &'a mut [u8],
-    },
-    /// The peer will send no more (it closed its side).
-    Eof {
-        /// Who.
-        conn: ConnId,
-    },
-    /// The socket takes bytes again, after [`Sent::Partial`] or [`Sent::Busy`]. Needless calls are harmless.
-    Writable {
-        /// Which.
-        conn: ConnId,
-    },
-    /// A write that was [`Sent::Taken`] is over.
-    Written {
-        /// Whose.
-        conn: ConnId,
-        /// How many of the bytes were written. The rest is offered again, at once; so on a full socket say this only
-        /// when it has become writable.
-        bytes: usize,
-    },
-    /// The socket failed or was reset.
-    Closed {
-        /// Which.
-        conn: ConnId,
-    },
-}
-
-/// What a shard wants done. A driver must know them all, so a new one is a breaking change on purpose.
-#[must_use = "outputs are to be acted upon"]
-pub enum Output<'a> {
-    /// Write the same bytes to many connections.
-    Broadcast(Broadcast<'a>),
-    /// Write what one connection has queued.
-    Flush(Flush<'a>),
-    /// Close the sending side once all that was handed over is sent, and go on receiving: the peer is to see the end
-    /// after all the rest.
-    Shutdown(ConnId),
-    /// Drop the socket. This comes exactly once for every connection that was opened, whoever ended it, and the id is
-    /// stale by then.
-    Close(ConnId),
-}
-
-/// How a write went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
-    /// The driver needs the bytes no more: all were written, or are in buffers of its own.
-    All,
-    /// The first so many bytes were written, and the socket is full: [`Input::Writable`] follows.
-    Partial(usize),
-    /// Nothing was written for now (the socket is full, a TLS record is outstanding): [`Input::Writable`] follows.
-    Busy,
-    /// The driver holds clones of the chunks and writes them by itself: [`Input::Written`] follows.
-    Taken,
-    /// The connection is gone.
-    Closed,
-}
-
-/// `max_connections` are open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooManyConnections;
-
-/// What the shard keeps for every connection; see `docs/architecture.md` for its bytes.
-struct Conn {
-    /// What few connections need at any one time.
-    extra: Option<Box<Extra>>,
-    secret: Option<Arc<str>>,
-    last_alive: Timestamp,
-    phase: Phase,
-    /// The socket is full: wait for [`Input::Writable`].
-    blocked: bool,
-    /// It stands in `ready`.
-    listed: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Its HTTP request is awaited.
-    Upgrading,
-    /// It speaks WebSocket.
-    Open,
-    /// The last bytes for it are queued; nothing from it counts any more.
-    Closing,
-    /// All is sent and our side is closed; the peer's end is awaited, so that it isn't reset while it still reads.
-    Lingering,
-}
-
-#[derive(Default)]
-struct Extra {
-    /// The beginning of an HTTP request.
-    request: Vec<u8>,
-    /// The beginning of a WebSocket message.
-    decoder: Decoder,
-    outbox: Outbox,
-    /// Topics of which rows were withheld.
-    dirty: VecDeque<TopicId>,
-    /// Reads asked for by this connection alone that have not come.
-    wanted: u32,
-    /// How many there may be; 0 is 1.
-    max_wanted: u32,
-    /// [`Timers`] will look after those reads.
-    is_timed: bool,
 }
 
 enum Ending {
@@ -467,68 +355,6 @@ impl Drop for Shard {
     }
 }
 
-impl Conn {
-    fn extra(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_default()
-    }
-
-    /// Gives back what is not needed any more: an idle connection owns no buffer.
-    fn tidy(&mut self) {
-        if self.extra.as_ref().is_some_and(|extra| extra.is_idle()) {
-            self.extra = None;
-        }
-    }
-
-    /// Nothing is queued and the socket isn't full: a group may be written straight away.
-    fn is_clear(&self) -> bool {
-        !self.blocked && self.extra.as_ref().is_none_or(|extra| extra.outbox.is_empty())
-    }
-
-    fn can_flush(&self) -> bool {
-        !self.blocked
-            && self
-                .extra
-                .as_ref()
-                .is_some_and(|extra| !extra.outbox.is_empty() && !extra.outbox.is_lent())
-    }
-}
-
-impl Extra {
-    fn is_idle(&self) -> bool {
-        self.request.is_empty()
-            && self.decoder.is_idle()
-            && self.outbox.is_empty()
-            && self.dirty.is_empty()
-            && self.wanted == 0
-    }
-}
-
-impl ConnId {
-    /// A number for a driver's own tables: small, dense, and used again by later connections.
-    pub fn index(self) -> usize {
-        self.0.index as usize
-    }
-
-    /// The id as a number, for an event queue's token.
-    pub fn to_u64(self) -> u64 {
-        u64::from(self.0.generation) << 32 | u64::from(self.0.index)
-    }
-
-    /// The id that gave this number.
-    pub fn from_u64(number: u64) -> Self {
-        Self(SlotId {
-            index: number as u32,
-            generation: (number >> 32) as u32,
-        })
-    }
-}
-
-impl fmt::Debug for ConnId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.0.index, self.0.generation)
-    }
-}
-
 impl fmt::Debug for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shard")
@@ -539,27 +365,9 @@ impl fmt::Debug for Shard {
     }
 }
 
-impl fmt::Debug for Output<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Broadcast(_) => f.write_str("Broadcast"),
-            Self::Flush(flush) => write!(f, "Flush({:?})", flush.conn()),
-            Self::Shutdown(conn) => write!(f, "Shutdown({conn:?})"),
-            Self::Close(conn) => write!(f, "Close({conn:?})"),
-        }
-    }
-}
-
-impl fmt::Display for TooManyConnections {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the limit of open connections is reached")
-    }
-}
-
-impl std::error::Error for TooManyConnections {}
-
 #[cfg(test)]
 mod tests {
+    use super::conn::Extra;
     use super::*;
 
     #[test]

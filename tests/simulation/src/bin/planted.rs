@@ -42,8 +42,8 @@ const BUGS: &[Bug] = &[
     },
     Bug {
         name: "hand-over wake-up lost: the pending flag is not cleared",
-        file: "core/src/node.rs",
-        good: "port.pending.swap(false, Ordering::SeqCst);",
+        file: "core/src/node/port.rs",
+        good: "self.pending.swap(false, Ordering::SeqCst);",
         bad: "",
         seeds: 20,
     },

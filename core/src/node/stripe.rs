@@ -1,0 +1,107 @@
+//! [`Stripe`]: the tables of a part of the flights.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use hashbrown::HashTable;
+use smallvec::SmallVec;
+
+use crate::flights::{Flight, Ticket};
+use crate::hash::Seed;
+use crate::key::EntityKey;
+use crate::resolve::Audience;
+use crate::slots::{SlotId, Slots};
+use crate::time::Timestamp;
+
+/// A part of the flights, by hash of the key: all flights of a key are in one stripe.
+pub(super) struct Stripe {
+    pub(super) flights: Slots<Flight>,
+    /// By (key, audience).
+    pub(super) by_name: HashTable<u32>,
+    pub(super) by_key: HashTable<Audiences>,
+    /// Running reads in order of their time limits, which are all of one length. Ended ones are dropped when they come up.
+    pub(super) limits: VecDeque<(Timestamp, SlotId, Ticket)>,
+    pub(super) retries: BinaryHeap<Reverse<(Timestamp, SlotId)>>,
+}
+
+/// The flights of one key.
+pub(super) struct Audiences {
+    pub(super) key: EntityKey,
+    pub(super) flights: SmallVec<[u32; 2]>,
+}
+
+impl Stripe {
+    pub(super) fn new() -> Self {
+        Self {
+            flights: Slots::new(),
+            by_name: HashTable::new(),
+            by_key: HashTable::new(),
+            limits: VecDeque::new(),
+            retries: BinaryHeap::new(),
+        }
+    }
+
+    pub(super) fn find_or_insert(&mut self, seed: Seed, key: &EntityKey, audience: &Audience) -> u32 {
+        let Self {
+            flights,
+            by_name,
+            by_key,
+            ..
+        } = self;
+        let name_hash = seed.hash_of(&(key, audience));
+        let found = by_name.find(name_hash, |&index| {
+            flights
+                .at(index)
+                .is_some_and(|(_, it)| it.key == *key && it.audience == *audience)
+        });
+        if let Some(&index) = found {
+            return index;
+        }
+        let slot = flights.insert(Flight::new(key.clone(), audience.clone()));
+        by_name.insert_unique(name_hash, slot.index, |&index| {
+            flights
+                .at(index)
+                .map_or(0, |(_, it)| seed.hash_of(&(&it.key, &it.audience)))
+        });
+        by_key
+            .entry(seed.hash_of(key), |it| it.key == *key, |it| seed.hash_of(&it.key))
+            .or_insert_with(|| Audiences {
+                key: key.clone(),
+                flights: SmallVec::new(),
+            })
+            .get_mut()
+            .flights
+            .push(slot.index);
+        slot.index
+    }
+
+    /// Keeps `limits` from growing to all reads of a whole time limit.
+    pub(super) fn forget_ended_limits(&mut self) {
+        while let Some(&(_, slot, ticket)) = self.limits.front() {
+            if self.flights.get(slot).is_some_and(|it| it.is_running(ticket)) {
+                break;
+            }
+            self.limits.pop_front();
+        }
+    }
+
+    pub(super) fn remove_if_over(&mut self, seed: Seed, slot: SlotId) {
+        if !self.flights.get(slot).is_some_and(Flight::is_over) {
+            return;
+        }
+        let Some(flight) = self.flights.remove(slot) else {
+            return;
+        };
+        let name_hash = seed.hash_of(&(&flight.key, &flight.audience));
+        if let Ok(entry) = self.by_name.find_entry(name_hash, |&index| index == slot.index) {
+            entry.remove();
+        }
+        let key_hash = seed.hash_of(&flight.key);
+        if let Ok(mut entry) = self.by_key.find_entry(key_hash, |it| it.key == flight.key) {
+            entry.get_mut().flights.retain(|&mut index| index != slot.index);
+            if entry.get().flights.is_empty() {
+                entry.remove();
+            }
+        }
+    }
+}

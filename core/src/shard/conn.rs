@@ -1,0 +1,87 @@
+//! [`Conn`]: what a shard keeps for every connection, and [`Extra`], what few of them need.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::outbox::Outbox;
+use crate::subscriptions::TopicId;
+use crate::time::Timestamp;
+use crate::ws::Decoder;
+
+/// What the shard keeps for every connection; see `docs/architecture.md` for its bytes.
+pub(super) struct Conn {
+    /// What few connections need at any one time.
+    pub(super) extra: Option<Box<Extra>>,
+    pub(super) secret: Option<Arc<str>>,
+    pub(super) last_alive: Timestamp,
+    pub(super) phase: Phase,
+    /// The socket is full: wait for [`Input::Writable`].
+    pub(super) blocked: bool,
+    /// It stands in `ready`.
+    pub(super) listed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its HTTP request is awaited.
+    Upgrading,
+    /// It speaks WebSocket.
+    Open,
+    /// The last bytes for it are queued; nothing from it counts any more.
+    Closing,
+    /// All is sent and our side is closed; the peer's end is awaited, so that it isn't reset while it still reads.
+    Lingering,
+}
+
+#[derive(Default)]
+pub(super) struct Extra {
+    /// The beginning of an HTTP request.
+    pub(super) request: Vec<u8>,
+    /// The beginning of a WebSocket message.
+    pub(super) decoder: Decoder,
+    pub(super) outbox: Outbox,
+    /// Topics of which rows were withheld.
+    pub(super) dirty: VecDeque<TopicId>,
+    /// Reads asked for by this connection alone that have not come.
+    pub(super) wanted: u32,
+    /// How many there may be; 0 is 1.
+    pub(super) max_wanted: u32,
+    /// [`Timers`] will look after those reads.
+    pub(super) is_timed: bool,
+}
+
+impl Conn {
+    pub(super) fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Gives back what is not needed any more: an idle connection owns no buffer.
+    pub(super) fn tidy(&mut self) {
+        if self.extra.as_ref().is_some_and(|extra| extra.is_idle()) {
+            self.extra = None;
+        }
+    }
+
+    /// Nothing is queued and the socket isn't full: a group may be written straight away.
+    pub(super) fn is_clear(&self) -> bool {
+        !self.blocked && self.extra.as_ref().is_none_or(|extra| extra.outbox.is_empty())
+    }
+
+    pub(super) fn can_flush(&self) -> bool {
+        !self.blocked
+            && self
+                .extra
+                .as_ref()
+                .is_some_and(|extra| !extra.outbox.is_empty() && !extra.outbox.is_lent())
+    }
+}
+
+impl Extra {
+    pub(super) fn is_idle(&self) -> bool {
+        self.request.is_empty()
+            && self.decoder.is_idle()
+            && self.outbox.is_empty()
+            && self.dirty.is_empty()
+            && self.wanted == 0
+    }
+}
