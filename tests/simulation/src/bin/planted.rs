@@ -183,10 +183,12 @@ fn violation_in(tree: &Path, seeds: u32) -> Result<Option<String>, Box<dyn Error
     }
     let said = [ran.stdout, ran.stderr].concat();
     let said = String::from_utf8_lossy(&said);
+    // The simulator's own line, or the panic's and what it says.
     let lines = said
         .lines()
-        .filter(|line| !line.trim().is_empty() && !line.starts_with("replay"));
-    Ok(Some(lines.take(2).collect::<Vec<_>>().join("; ")))
+        .skip_while(|line| !line.starts_with("seed ") && !line.contains(" panicked at "));
+    let lines: Vec<_> = lines.take(2).filter(|line| !line.starts_with("replay")).collect();
+    Ok(Some(lines.join(" ")))
 }
 
 /// Copies a folder of sources. Files that are the same stay untouched, so that they aren't built again.
