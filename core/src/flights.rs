@@ -278,28 +278,4 @@ impl Backoff {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_doubles_up_to_its_limit() {
-        let backoff = Backoff {
-            first: Duration::from_millis(100),
-            max: Duration::from_secs(30),
-        };
-        let wait = |failures, chance| {
-            backoff
-                .until(Timestamp::START, failures, chance)
-                .since(Timestamp::START)
-        };
-        assert_eq!(wait(1, 0), Duration::from_millis(50));
-        assert_eq!(wait(2, 0), Duration::from_millis(100));
-        assert_eq!(wait(u32::MAX, 0), Duration::from_secs(15));
-        for failures in 1..50 {
-            let longest = (0..100)
-                .map(|i| wait(failures, u64::wrapping_mul(i, 0x9e37_79b9_7f4a_7c15)))
-                .max();
-            assert!(longest <= Some(Duration::from_secs(30)));
-        }
-    }
-}
+mod tests;

@@ -363,3 +363,6 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -384,3 +384,6 @@ impl Subscriptions {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

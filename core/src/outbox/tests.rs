@@ -1,0 +1,420 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+use crate::frame::{RowLimits, Rows};
+use crate::slots::SlotId;
+use crate::ws::{OpCode, encode_header};
+
+const TOPICS: u32 = 5;
+const LIMIT: usize = 900;
+const NO_LIMITS: RowLimits = RowLimits {
+    rows: usize::MAX,
+    bytes: u32::MAX as usize,
+};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Group {
+        topic: u32,
+        sizes: Vec<usize>,
+    },
+    /// Only done if nothing is queued.
+    Begun {
+        topic: u32,
+        sizes: Vec<usize>,
+        sent: Index,
+        lend: bool,
+    },
+    Control {
+        size: usize,
+    },
+    Pong {
+        size: usize,
+    },
+    Last {
+        size: usize,
+    },
+    Revoke {
+        topic: u32,
+    },
+    RevokeAll,
+    /// Writes at once, or lends; what is lent comes back.
+    Drive {
+        lend: bool,
+        sent: Amount,
+    },
+}
+
+#[derive(Clone, Debug)]
+enum Amount {
+    Bytes(Index),
+    /// Ends between two frames.
+    Frames(Index),
+    All,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let topic = 0..TOPICS;
+    let size = prop_oneof![8 => 16..200usize, 1 => Just(LIMIT)];
+    let sizes = prop_oneof![
+        9 => prop::collection::vec(size.clone(), 1..4),
+        1 => Just(Vec::new()),
+    ];
+    let amount = prop_oneof![
+        2 => any::<Index>().prop_map(Amount::Bytes),
+        2 => any::<Index>().prop_map(Amount::Frames),
+        1 => Just(Amount::All),
+    ];
+    prop_oneof![
+        10 => (topic.clone(), sizes).prop_map(|(topic, sizes)| Op::Group { topic, sizes }),
+        1 => (topic.clone(), prop::collection::vec(size, 1..4), any::<Index>(), any::<bool>())
+            .prop_map(|(topic, sizes, sent, lend)| Op::Begun { topic, sizes, sent, lend }),
+        2 => (16..300usize).prop_map(|size| Op::Control { size }),
+        4 => (16..500usize).prop_map(|size| Op::Pong { size }),
+        1 => (16..100usize).prop_map(|size| Op::Last { size }),
+        3 => topic.prop_map(|topic| Op::Revoke { topic }),
+        1 => Just(Op::RevokeAll),
+        8 => (any::<bool>(), amount).prop_map(|(lend, sent)| Op::Drive { lend, sent }),
+    ]
+}
+
+fn topic_id(topic: u32) -> TopicId {
+    TopicId(SlotId {
+        index: topic,
+        generation: 0,
+    })
+}
+
+fn padded(text: String, size: usize) -> String {
+    format!("{text:.<size$}")
+}
+
+/// Each frame says what it is: number, topic, index and count.
+fn group(number: usize, topic: u32, sizes: &[usize]) -> Group {
+    let rows = sizes.iter().enumerate();
+    let rows: Rows = rows
+        .map(|(index, &size)| padded(format!("{number} {topic} {index} {} ", sizes.len()), size))
+        .collect();
+    Group::build(&rows, NO_LIMITS).unwrap()
+}
+
+fn control(number: usize, size: usize) -> Bytes {
+    let mut frame = BytesMut::new();
+    encode_header(OpCode::Pong, size, &mut frame);
+    frame.extend_from_slice(padded(format!("{number} "), size).as_bytes());
+    frame.freeze()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Frame {
+    start: usize,
+    end: usize,
+    /// In the order of pushing.
+    number: usize,
+    /// Topic, index in its group and length of that; not for control frames.
+    row: Option<(u32, usize, usize)>,
+}
+
+/// Parses what left, which must consist of whole frames.
+fn frames(wire: &[u8]) -> Vec<Frame> {
+    let (mut at, mut frames) = (0, Vec::new());
+    while at < wire.len() {
+        let (header, len) = match wire[at + 1] {
+            126 => (4, usize::from(u16::from_be_bytes([wire[at + 2], wire[at + 3]]))),
+            len => (2, usize::from(len)),
+        };
+        let payload = std::str::from_utf8(&wire[at + header..at + header + len]).unwrap();
+        let words: Vec<usize> = payload.split(' ').map_while(|word| word.parse().ok()).collect();
+        let row = match (wire[at], &words[..]) {
+            (0x81, &[_, topic, index, count]) => Some((topic as u32, index, count)),
+            (0x8a, &[_]) => None,
+            other => panic!("not a frame: {other:?}"),
+        };
+        let end = at + header + len;
+        frames.push(Frame {
+            start: at,
+            end,
+            number: words[0],
+            row,
+        });
+        at = end;
+    }
+    frames
+}
+
+/// An item behind the fixed ones: its topic, if it is a group, and its number.
+type Waiting = (Option<u32>, usize);
+
+/// A topic's groups up to `number` came to an end: superseded, or revoked.
+struct End {
+    topic: u32,
+    number: usize,
+    revoked: bool,
+    /// Where on the wire. Unknown as long as the driver holds what may still be sent.
+    at: Option<usize>,
+}
+
+/// An outbox with all that happened to it.
+#[derive(Default)]
+struct Story {
+    outbox: Outbox,
+    /// What left.
+    wire: Vec<u8>,
+    /// Clones that the driver holds.
+    lent: Option<Vec<Bytes>>,
+    pushed: usize,
+    /// Control frames, which must all leave, and those of them that nothing older may follow.
+    controls: BTreeSet<usize>,
+    lasts: BTreeSet<usize>,
+    /// Control frames that have stood behind a group, as those for the end do, and those that came while the driver held
+    /// groups which it then gave back. Later ones may overtake these.
+    overtaken: BTreeSet<usize>,
+    /// The group that must leave last of its topic.
+    newest: BTreeMap<u32, usize>,
+    ends: Vec<End>,
+}
+
+impl Story {
+    fn apply(&mut self, op: &Op) {
+        self.pushed += 1;
+        let number = self.pushed;
+        match op {
+            Op::Group { topic, sizes } => self.push(*topic, &group(number, *topic, sizes)),
+            Op::Begun {
+                topic,
+                sizes,
+                sent,
+                lend,
+            } => {
+                if self.outbox.is_empty() {
+                    let group = group(number, *topic, sizes);
+                    let sent = if *lend { 0 } else { sent.index(group.len()) };
+                    self.outbox.push_begun(topic_id(*topic), &group, sent, *lend);
+                    self.wire.extend_from_slice(&group.bytes()[..sent]);
+                    self.lent = lend.then(|| vec![group.bytes().clone()]);
+                    self.newest.insert(*topic, number);
+                }
+            }
+            Op::Control { size } => {
+                let mut expected = self.waiting();
+                self.outbox.push_control(control(number, *size));
+                self.controls.insert(number);
+                let waiting = self.waiting();
+                let at = waiting
+                    .iter()
+                    .take_while(|it| it.0.is_none())
+                    .position(|it| it.1 == number);
+                expected.insert(at.expect("in front of all groups"), (None, number));
+                assert_eq!(waiting, expected);
+            }
+            Op::Pong { size } => self.pong(control(number, *size)),
+            Op::Last { size } => {
+                self.outbox.push_last(control(number, *size));
+                self.controls.insert(number);
+                self.lasts.insert(number);
+            }
+            Op::Revoke { topic } => self.revoke(*topic),
+            Op::RevokeAll => {
+                self.outbox.revoke_all();
+                (0..TOPICS).for_each(|topic| self.end(topic, number, true));
+                assert!(self.lent.is_some() || self.outbox.group_bytes() == 0);
+            }
+            Op::Drive { lend, sent } => self.drive(*lend, sent),
+        }
+    }
+
+    fn waiting(&self) -> Vec<Waiting> {
+        let waiting = self.outbox.items.iter().skip(self.outbox.fixed);
+        waiting
+            .map(|item| match (item, frames(item.bytes())[0].number) {
+                (Item::Bytes(_), number) => (None, number),
+                (Item::Group { topic, .. }, number) => (Some(topic.0.index), number),
+            })
+            .collect()
+    }
+
+    fn push(&mut self, topic: u32, group: &Group) {
+        let number = self.pushed;
+        let mut expected = self.waiting();
+        let older = expected.iter().position(|it| it.0 == Some(topic));
+        let before = self.outbox.group_bytes();
+        let pushed = self.outbox.push_group(topic_id(topic), group, LIMIT);
+        if group.is_empty() || pushed == Pushed::Refused {
+            assert!(group.is_empty() || before + group.len() > LIMIT, "refused without need");
+            assert!(!group.is_empty() || (pushed == Pushed::Replaced) == older.is_some());
+            older.map(|at| expected.remove(at));
+            self.newest.remove(&topic);
+            // The driver may give back an older group, and nothing here is to take its place.
+            self.ends
+                .retain(|end| end.topic != topic || end.revoked || end.at.is_some());
+        } else {
+            assert_eq!(pushed == Pushed::Replaced, older.is_some());
+            match older {
+                Some(at) => expected[at].1 = number,
+                None => expected.push((Some(topic), number)),
+            }
+            self.newest.insert(topic, number);
+            self.end(topic, number - 1, false);
+        }
+        assert_eq!(self.waiting(), expected);
+    }
+
+    /// A pong beyond the limit may cost one waiting control frame, or itself, but nothing else.
+    fn pong(&mut self, frame: Bytes) {
+        let (before, mut expected) = (self.outbox.control_bytes(), self.waiting());
+        let fits = before + frame.len() <= MAX_CONTROL_BYTES;
+        self.outbox.push_pong(frame);
+        let now = self.waiting();
+        assert!(self.outbox.control_bytes() <= MAX_CONTROL_BYTES.max(before));
+        let in_front = expected.iter().take_while(|(topic, _)| topic.is_none()).count();
+        if let Some(lost) = expected[..in_front].iter().position(|it| !now.contains(it)) {
+            assert!(!fits, "there was room for the pong");
+            self.controls.remove(&expected.remove(lost).1);
+        }
+        match now.iter().position(|it| it.1 == self.pushed) {
+            Some(at) => {
+                self.controls.insert(self.pushed);
+                expected.insert(at, (None, self.pushed));
+            }
+            None => assert!(!fits, "a pong that fits is refused"),
+        }
+        assert_eq!(now, expected);
+    }
+
+    fn revoke(&mut self, topic: u32) {
+        let mut expected = self.waiting();
+        expected.retain(|it| it.0 != Some(topic));
+        let id = topic_id(topic);
+        let is_its = |item: &Item| matches!(item, Item::Group { topic, .. } if *topic == id);
+        let is_queued = self.outbox.items.iter().any(is_its);
+        let bytes = |outbox: &Outbox| outbox.group_bytes() + outbox.control_bytes();
+        let before = bytes(&self.outbox);
+        let lost = self.outbox.revoke(id);
+        // What is lent counts as lost, as nobody knows yet how much of it has left.
+        let has_shrunk = bytes(&self.outbox) < before;
+        assert_eq!(lost, has_shrunk || (self.lent.is_some() && is_queued));
+        assert_eq!(self.waiting(), expected);
+        self.end(topic, self.pushed, true);
+    }
+
+    fn end(&mut self, topic: u32, number: usize, revoked: bool) {
+        if revoked {
+            self.newest.remove(&topic);
+        }
+        self.ends.push(End {
+            topic,
+            number,
+            revoked,
+            at: self.lent.is_none().then_some(self.wire.len()),
+        });
+    }
+
+    fn drive(&mut self, lend: bool, amount: &Amount) {
+        let was_lent = self.lent.take();
+        if was_lent.is_none() && lend && !self.outbox.is_empty() {
+            self.lent = Some(self.outbox.chunks().iter().map(Chunk::to_bytes).collect());
+            return self.outbox.lend();
+        }
+        let chunks = was_lent.unwrap_or_else(|| {
+            let chunks = self.outbox.chunks();
+            assert!(chunks.len() <= MAX_CHUNKS);
+            assert!(chunks.iter().all(|chunk| chunk.as_slice() == chunk.to_bytes()));
+            chunks.iter().map(Chunk::to_bytes).collect()
+        });
+        let old = self.wire.len();
+        self.wire.extend(chunks.iter().flatten());
+        let sent = match amount {
+            Amount::All => self.wire.len() - old,
+            Amount::Bytes(index) => index.index(self.wire.len() - old + 1),
+            Amount::Frames(index) => {
+                let ends = frames(&self.wire).into_iter().filter(|frame| frame.end > old);
+                let ends: Vec<usize> = std::iter::once(0).chain(ends.map(|frame| frame.end - old)).collect();
+                ends[index.index(ends.len())]
+            }
+        };
+        self.wire.truncate(old + sent);
+        self.outbox.consume(sent);
+        for end in &mut self.ends {
+            end.at = end.at.or(Some(self.wire.len()));
+        }
+    }
+
+    fn check(&mut self) {
+        let waiting = self.waiting();
+        let behind = waiting.iter().skip_while(|(topic, _)| topic.is_none());
+        let controls = behind.filter(|(topic, _)| topic.is_none());
+        self.overtaken.extend(controls.map(|&(_, number)| number));
+        self.outbox.assert_consistent();
+        assert_eq!(self.outbox.is_lent(), self.lent.is_some());
+        let groups = self.outbox.items.iter().filter(|it| matches!(it, Item::Group { .. }));
+        assert!(self.outbox.group_bytes() <= LIMIT || groups.count() == 1);
+    }
+
+    /// Sends the rest and looks at all that left.
+    fn finish(mut self) {
+        while !self.outbox.is_empty() {
+            self.drive(false, &Amount::All);
+            self.check();
+        }
+        assert_eq!((self.outbox.group_bytes(), self.outbox.control_bytes()), (0, 0));
+        let frames = frames(&self.wire);
+        let mut controls: Vec<usize> = Vec::new();
+        let mut seen = BTreeMap::new();
+        for (at, frame) in frames.iter().enumerate() {
+            let Some((topic, index, count)) = frame.row else {
+                controls.push(frame.number);
+                continue;
+            };
+            let before = at.checked_sub(1).map(|before| &frames[before]);
+            if index > 0 {
+                let row = Some((topic, index - 1, count));
+                assert!(before.is_some_and(|it| (it.number, it.row) == (frame.number, row)));
+            } else {
+                assert!(seen.insert(topic, frame.number) < Some(frame.number), "out of order");
+            }
+            let is_whole = index + 1 == count || frames.get(at + 1).is_some_and(|it| it.number == frame.number);
+            let mut ends = self
+                .ends
+                .iter()
+                .filter(|it| it.topic == topic && it.number >= frame.number);
+            assert!(
+                is_whole || ends.clone().any(|end| end.revoked),
+                "{frame:?} is cut short"
+            );
+            let is_after = |end: &End| end.at <= Some(frame.start) && (end.revoked || index == 0);
+            assert!(!ends.any(is_after), "{frame:?} leaves after its end");
+        }
+        for (topic, newest) in &self.newest {
+            assert_eq!(seen.get(topic), Some(newest));
+        }
+        for last in self.lasts.intersection(&self.controls) {
+            let behind = frames.iter().skip_while(|frame| frame.number != *last);
+            assert!(
+                behind.into_iter().all(|frame| frame.number >= *last),
+                "overtakes the last"
+            );
+        }
+        let in_order = controls.iter().filter(|number| !self.overtaken.contains(number));
+        assert!(in_order.is_sorted());
+        controls.sort_unstable();
+        assert_eq!(controls, Vec::from_iter(self.controls));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn what_leaves_is_whole_and_in_order(ops in prop::collection::vec(op(), 1..80)) {
+        let mut story = Story::default();
+        for op in &ops {
+            story.apply(op);
+            story.check();
+        }
+        story.finish();
+    }
+}
