@@ -8,6 +8,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod binary;
+mod conformance;
 mod milestone;
 mod mio_server;
 mod mock_drivers;
