@@ -18,35 +18,18 @@ const NO_LIMITS: RowLimits = RowLimits {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Group {
-        topic: u32,
-        sizes: Vec<usize>,
-    },
-    /// Only done if nothing is queued.
-    Begun {
-        topic: u32,
-        sizes: Vec<usize>,
-        sent: Index,
-        lend: bool,
-    },
-    Control {
-        size: usize,
-    },
-    Pong {
-        size: usize,
-    },
-    Last {
-        size: usize,
-    },
-    Revoke {
-        topic: u32,
-    },
+    /// A topic and its rows' lengths.
+    Group(u32, Vec<usize>),
+    /// The same, of which the driver has sent a part, or holds all if there is none. Only done if nothing is queued.
+    Begun(u32, Vec<usize>, Option<Index>),
+    Control(usize),
+    Pong(usize),
+    Last(usize),
+    Revoke(u32),
     RevokeAll,
-    /// Writes at once, or lends; what is lent comes back.
-    Drive {
-        lend: bool,
-        sent: Amount,
-    },
+    /// The driver writes, or gives back what it holds.
+    Write(Amount),
+    Lend,
 }
 
 #[derive(Clone, Debug)]
@@ -69,16 +52,21 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<Index>().prop_map(Amount::Frames),
         1 => Just(Amount::All),
     ];
+    let begun = (
+        topic.clone(),
+        prop::collection::vec(size, 1..4),
+        prop::option::of(any::<Index>()),
+    );
     prop_oneof![
-        10 => (topic.clone(), sizes).prop_map(|(topic, sizes)| Op::Group { topic, sizes }),
-        1 => (topic.clone(), prop::collection::vec(size, 1..4), any::<Index>(), any::<bool>())
-            .prop_map(|(topic, sizes, sent, lend)| Op::Begun { topic, sizes, sent, lend }),
-        2 => (16..300usize).prop_map(|size| Op::Control { size }),
-        4 => (16..500usize).prop_map(|size| Op::Pong { size }),
-        1 => (16..100usize).prop_map(|size| Op::Last { size }),
-        3 => topic.prop_map(|topic| Op::Revoke { topic }),
+        10 => (topic.clone(), sizes).prop_map(|(topic, sizes)| Op::Group(topic, sizes)),
+        1 => begun.prop_map(|(topic, sizes, sent)| Op::Begun(topic, sizes, sent)),
+        2 => (16..300usize).prop_map(Op::Control),
+        4 => (16..500usize).prop_map(Op::Pong),
+        1 => (16..100usize).prop_map(Op::Last),
+        3 => topic.prop_map(Op::Revoke),
         1 => Just(Op::RevokeAll),
-        8 => (any::<bool>(), amount).prop_map(|(lend, sent)| Op::Drive { lend, sent }),
+        6 => amount.prop_map(Op::Write),
+        4 => Just(Op::Lend),
     ]
 }
 
@@ -183,48 +171,51 @@ impl Story {
         self.pushed += 1;
         let number = self.pushed;
         match op {
-            Op::Group { topic, sizes } => self.push(*topic, &group(number, *topic, sizes)),
-            Op::Begun {
-                topic,
-                sizes,
-                sent,
-                lend,
-            } => {
-                if self.outbox.is_empty() {
-                    let group = group(number, *topic, sizes);
-                    let sent = if *lend { 0 } else { sent.index(group.len()) };
-                    self.outbox.push_begun(topic_id(*topic), &group, sent, *lend);
-                    self.wire.extend_from_slice(&group.bytes()[..sent]);
-                    self.lent = lend.then(|| vec![group.bytes().clone()]);
-                    self.newest.insert(*topic, number);
-                }
+            Op::Group(topic, sizes) => self.push(*topic, &group(number, *topic, sizes)),
+            Op::Begun(topic, sizes, sent) if self.outbox.is_empty() => {
+                let group = group(number, *topic, sizes);
+                let begun = sent.map_or(0, |sent| sent.index(group.len()));
+                self.outbox.push_begun(topic_id(*topic), &group, begun, sent.is_none());
+                self.wire.extend_from_slice(&group.bytes()[..begun]);
+                self.lent = sent.is_none().then(|| vec![group.bytes().clone()]);
+                self.newest.insert(*topic, number);
             }
-            Op::Control { size } => {
+            Op::Control(size) => {
                 let mut expected = self.waiting();
                 self.outbox.push_control(control(number, *size));
                 self.controls.insert(number);
                 let waiting = self.waiting();
-                let at = waiting
-                    .iter()
-                    .take_while(|it| it.0.is_none())
-                    .position(|it| it.1 == number);
-                expected.insert(at.expect("in front of all groups"), (None, number));
+                let in_front = waiting.iter().take_while(|it| it.0.is_none());
+                let at = in_front.enumerate().find(|it| it.1.1 == number);
+                expected.insert(at.expect("in front of all groups").0, (None, number));
                 assert_eq!(waiting, expected);
             }
-            Op::Pong { size } => self.pong(control(number, *size)),
-            Op::Last { size } => {
+            Op::Pong(size) => self.pong(control(number, *size)),
+            Op::Last(size) => {
                 self.outbox.push_last(control(number, *size));
                 self.controls.insert(number);
                 self.lasts.insert(number);
             }
-            Op::Revoke { topic } => self.revoke(*topic),
+            Op::Revoke(topic) => self.revoke(*topic),
             Op::RevokeAll => {
                 self.outbox.revoke_all();
                 (0..TOPICS).for_each(|topic| self.end(topic, number, true));
                 assert!(self.lent.is_some() || self.outbox.group_bytes() == 0);
             }
-            Op::Drive { lend, sent } => self.drive(*lend, sent),
+            Op::Write(amount) => self.write(amount),
+            Op::Lend if self.lent.is_none() && !self.outbox.is_empty() => {
+                self.lent = Some(self.chunks());
+                self.outbox.lend();
+            }
+            Op::Begun(..) | Op::Lend => {}
         }
+    }
+
+    fn chunks(&self) -> Vec<Bytes> {
+        let chunks = self.outbox.chunks();
+        assert!(chunks.len() <= MAX_CHUNKS);
+        assert!(chunks.iter().all(|chunk| chunk.as_slice() == chunk.to_bytes()));
+        chunks.iter().map(Chunk::to_bytes).collect()
     }
 
     fn waiting(&self) -> Vec<Waiting> {
@@ -313,18 +304,8 @@ impl Story {
         });
     }
 
-    fn drive(&mut self, lend: bool, amount: &Amount) {
-        let was_lent = self.lent.take();
-        if was_lent.is_none() && lend && !self.outbox.is_empty() {
-            self.lent = Some(self.outbox.chunks().iter().map(Chunk::to_bytes).collect());
-            return self.outbox.lend();
-        }
-        let chunks = was_lent.unwrap_or_else(|| {
-            let chunks = self.outbox.chunks();
-            assert!(chunks.len() <= MAX_CHUNKS);
-            assert!(chunks.iter().all(|chunk| chunk.as_slice() == chunk.to_bytes()));
-            chunks.iter().map(Chunk::to_bytes).collect()
-        });
+    fn write(&mut self, amount: &Amount) {
+        let chunks = self.lent.take().unwrap_or_else(|| self.chunks());
         let old = self.wire.len();
         self.wire.extend(chunks.iter().flatten());
         let sent = match amount {
@@ -357,7 +338,7 @@ impl Story {
     /// Sends the rest and looks at all that left.
     fn finish(mut self) {
         while !self.outbox.is_empty() {
-            self.drive(false, &Amount::All);
+            self.write(&Amount::All);
             self.check();
         }
         assert_eq!((self.outbox.group_bytes(), self.outbox.control_bytes()), (0, 0));
