@@ -260,3 +260,24 @@ fn subscriptions_beyond_the_limits_are_refused_and_the_connection_stays() {
     world.put("4", "4 at last");
     assert_eq!(client.row(), "4 at last");
 }
+
+#[test]
+fn a_ping_behind_many_bad_requests_costs_nobody_the_upgrade() {
+    let world = World::start(1);
+    let mut stream = TcpStream::connect(world.address()).unwrap();
+    let mut all = b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20);
+    all.extend_from_slice(
+        b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\x89\x80\0\0\0\0",
+    );
+    stream.write_all(&all).unwrap();
+    let answer = talk(&mut stream, b"\x8a\x00");
+    let upgraded = answer.windows(13).position(|it| it == b"HTTP/1.1 101 ");
+    let refused = answer.windows(13).filter(|it| *it == b"HTTP/1.1 404 ").count();
+    assert!(
+        upgraded.is_some() && refused == 20,
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    assert!(answer.ends_with(b"\r\n\r\n\x8a\x00"));
+}

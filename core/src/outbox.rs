@@ -15,8 +15,8 @@ use crate::subscriptions::TopicId;
 /// The most chunks of one gathered write, well below the kernel's 1,024.
 pub(crate) const MAX_CHUNKS: usize = 64;
 
-/// The most bytes of control frames that wait behind a peer which doesn't read; a pong beyond it replaces the newest,
-/// as RFC 6455 section 5.5.3 allows.
+/// When more bytes than these wait behind a peer which doesn't read, a pong replaces the newest of those that wait, as
+/// RFC 6455 section 5.5.3 allows.
 const MAX_CONTROL_BYTES: usize = 2048;
 
 /// A piece to write: all of the shared buffer that isn't sent yet.
@@ -61,7 +61,11 @@ pub(crate) struct Outbox {
 
 enum Item {
     /// Control frames, HTTP responses, and the rest of a frame whose group was revoked.
-    Bytes(Bytes),
+    Control(Bytes),
+    /// A control frame that a newer one may replace.
+    Pong(Bytes),
+    /// What comes after everything else.
+    Last(Bytes),
     Group {
         topic: TopicId,
         group: Group,
@@ -73,9 +77,13 @@ enum Item {
 impl Item {
     fn bytes(&self) -> &Bytes {
         match self {
-            Self::Bytes(bytes) => bytes,
+            Self::Control(bytes) | Self::Pong(bytes) | Self::Last(bytes) => bytes,
             Self::Group { group, .. } => group.bytes(),
         }
+    }
+
+    fn overtakes_groups(&self) -> bool {
+        matches!(self, Self::Control(_) | Self::Pong(_))
     }
 }
 
@@ -163,29 +171,33 @@ impl Outbox {
 
     /// Queues bytes that overtake groups not begun: control frames, HTTP responses.
     pub(crate) fn push_control(&mut self, frame: Bytes) {
-        self.control_bytes += frame.len();
-        self.items.insert(self.fixed + self.controls, Item::Bytes(frame));
-        self.controls += 1;
+        self.insert_control(Item::Control(frame));
     }
 
-    /// Queues a pong, or lets it take the place of the newest control frame when too much is waiting.
+    /// Queues a pong. When too much is waiting, it takes the place of the newest pong that can still be taken back.
     pub(crate) fn push_pong(&mut self, frame: Bytes) {
-        if self.control_bytes + frame.len() > MAX_CONTROL_BYTES && self.controls > 0 {
-            self.controls -= 1;
-            if let Some(newest) = self.items.remove(self.fixed + self.controls) {
-                self.control_bytes -= newest.bytes().len();
+        if self.control_bytes + frame.len() > MAX_CONTROL_BYTES {
+            let newest = (self.fixed..self.items.len())
+                .rev()
+                .find(|&at| matches!(self.items[at], Item::Pong(_)));
+            if let Some(older) = newest.and_then(|at| self.items.remove(at)) {
+                self.control_bytes -= older.bytes().len();
+                self.fix(self.fixed);
             }
         }
-        if self.control_bytes + frame.len() <= MAX_CONTROL_BYTES {
-            self.push_control(frame);
-        }
+        self.insert_control(Item::Pong(frame));
     }
 
     /// Queues bytes behind everything: the close frame of an orderly end.
     pub(crate) fn push_last(&mut self, frame: Bytes) {
         self.control_bytes += frame.len();
-        self.items.push_back(Item::Bytes(frame));
-        self.fix(self.fixed);
+        self.items.push_back(Item::Last(frame));
+    }
+
+    fn insert_control(&mut self, item: Item) {
+        self.control_bytes += item.bytes().len();
+        self.items.insert(self.fixed + self.controls, item);
+        self.controls += 1;
     }
 
     /// Takes back what is queued of one topic; a frame that is partly sent is finished. Says whether rows were lost.
@@ -217,6 +229,7 @@ impl Outbox {
                 _ => {}
             }
         }
+        self.fix(self.fixed);
         lost
     }
 
@@ -250,8 +263,8 @@ impl Outbox {
             let step = rest.min(bytes);
             bytes -= step;
             match first {
-                Item::Bytes(_) => self.control_bytes -= step,
                 Item::Group { .. } => self.group_bytes -= step,
+                _ => self.control_bytes -= step,
             }
             if step < rest {
                 self.sent += step;
@@ -269,6 +282,9 @@ impl Outbox {
             if matches!(self.items.front(), Some(Item::Group { revoked: true, .. })) {
                 self.cut_first();
             }
+            // Control frames that came meanwhile stand behind what was lent. Nothing is lent any more.
+            let begun = usize::from(self.sent > 0);
+            self.items.make_contiguous()[begun..].sort_by_key(|item| !item.overtakes_groups());
         }
         self.fix(usize::from(self.sent > 0));
     }
@@ -297,7 +313,6 @@ impl Outbox {
         for (at, item) in self.items.iter().enumerate() {
             assert!(!item.bytes().is_empty());
             match item {
-                Item::Bytes(bytes) => controls += bytes.len(),
                 Item::Group { topic, group, .. } => {
                     groups += group.len();
                     if at >= self.fixed {
@@ -305,11 +320,12 @@ impl Outbox {
                         topics.push(*topic);
                     }
                 }
+                other => controls += other.bytes().len(),
             }
         }
         match self.items.front() {
-            Some(Item::Bytes(_)) => controls -= self.sent,
             Some(Item::Group { .. }) => groups -= self.sent,
+            Some(_) => controls -= self.sent,
             None => assert_eq!(self.sent, 0),
         }
         assert_eq!((groups, controls), (self.group_bytes, self.control_bytes));
@@ -323,7 +339,7 @@ impl Outbox {
             .items
             .iter()
             .skip(fixed)
-            .take_while(|item| matches!(item, Item::Bytes(_)))
+            .take_while(|item| item.overtakes_groups())
             .count();
     }
 
@@ -341,7 +357,7 @@ impl Outbox {
             self.fix(0);
         } else {
             self.control_bytes += end - self.sent;
-            self.items[0] = Item::Bytes(group.bytes().slice(..end));
+            self.items[0] = Item::Control(group.bytes().slice(..end));
         }
         lost
     }

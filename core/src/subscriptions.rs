@@ -252,7 +252,8 @@ impl Subscriptions {
     }
 
     pub(crate) fn standing(&self, conn: u32, id: TopicId) -> Option<Standing> {
-        let entry = self.lists[conn as usize][self.list_position(conn, id)?];
+        let at = self.list_position(conn, id)?;
+        let entry = self.lists.get(conn as usize)?.get(at)?;
         let topic = self.topics.get(id.0)?;
         Some(topic.members[entry.position as usize].standing)
     }
@@ -273,7 +274,8 @@ impl Subscriptions {
         self.walk = Some(Walk { topic, cursor: 0 });
     }
 
-    /// The next member of the walk, which is over at `None`. Whoever joins meanwhile comes last; who leaves is not visited.
+    /// The next member of the walk, which is over at `None`. Whoever leaves before is not visited;
+    /// whoever joins meanwhile comes among those not visited yet, and the ticket tells it apart.
     pub(crate) fn walk_next(&mut self) -> Option<(u32, Standing)> {
         let walk = self.walk.as_mut()?;
         let member = self

@@ -65,7 +65,7 @@ impl Shard {
                         return;
                     };
                     let outbox = &mut state.extra().outbox;
-                    outbox.push_last(response);
+                    outbox.push_control(response);
                     // Pipelining beyond reason, without reading the answers.
                     let too_much = outbox.control_bytes() > self.node.config().upgrade.max_request_bytes;
                     if !keep_alive || too_much {
