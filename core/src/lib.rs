@@ -47,6 +47,8 @@
 //!
 //! With several threads it is a [`Node`] and one [`Shard`] for each; `entity-sync-mio` is a driver of that kind.
 
+#![forbid(unsafe_code)]
+
 mod config;
 mod core;
 mod counters;
