@@ -63,7 +63,7 @@ mod shard;
 mod slots;
 mod subscriptions;
 mod time;
-mod wire;
+pub mod wire;
 mod ws;
 
 pub use bytes::Bytes;

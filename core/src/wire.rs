@@ -18,7 +18,7 @@ use crate::key::{EntityKey, KeyTooLong};
 
 /// A message from a v1 client.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum ClientMessage {
+pub enum ClientMessage {
     /// Push this entity whenever it changes.
     Subscribe(EntityKey),
     /// Don't any more.
@@ -32,7 +32,7 @@ pub(crate) enum ClientMessage {
 /// Why a message was rejected. The client isn't told; the connection stays open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub(crate) enum WireError {
+pub enum WireError {
     /// It is not one JSON value.
     Syntax,
     /// It is not an object, a known field has the wrong type, or an action that needs a body has none.
@@ -47,7 +47,7 @@ pub(crate) enum WireError {
 ///
 /// # Errors
 /// [`WireError`] for whatever the original ignored.
-pub(crate) fn decode(message: &[u8]) -> Result<ClientMessage, WireError> {
+pub fn decode(message: &[u8]) -> Result<ClientMessage, WireError> {
     let text = decode_utf8(message);
     let Some(Envelope { action, body }) = Envelope::decode(&text)? else {
         return Ok(ClientMessage::PassThrough);

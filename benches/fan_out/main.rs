@@ -1,0 +1,327 @@
+//! `fan-out`: what one change costs when many clients are told of it, over real sockets, beside the kernel's floor.
+//!
+//! The server runs in a process of its own, so that its CPU time is nobody else's. Rounds alternate: in one, Entity Sync
+//! pushes a row to every client; in the other, the same process writes the same bytes to as many plain sockets in a bare
+//! loop. Both see the same machine at the same time, so their ratio means something where neither number does.
+#![allow(clippy::print_stdout, reason = "a program that reports")]
+
+mod clients;
+mod report;
+mod server;
+mod wire;
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+
+use clients::{Clients, Round};
+use report::{Series, line};
+
+/// What a push to many clients costs, beside bare writes of the same bytes.
+#[derive(Debug, Parser)]
+#[command(name = "fan-out")]
+struct Args {
+    #[command(subcommand)]
+    role: Option<Role>,
+
+    /// Clients, all subscribed to one key. As many plain sockets are opened for the floor.
+    #[arg(long, default_value = "5000")]
+    clients: NonZeroUsize,
+
+    /// Bytes of a row; at least 20, which is what its number takes.
+    #[arg(long, default_value_t = 100)]
+    payload: usize,
+
+    /// Rounds of each kind; with --burst, notifies.
+    #[arg(long, default_value = "200")]
+    rounds: NonZeroU32,
+
+    /// Rounds of each kind that come before and are not counted.
+    #[arg(long, default_value_t = 5)]
+    warm_up: u32,
+
+    /// Threads that serve connections. The floor has one, so more than one here is no fair comparison.
+    #[arg(long, default_value = "1")]
+    reactors: NonZeroUsize,
+
+    /// Notifies as fast as it goes and waits for nobody; checks that each client ends with the last state.
+    #[arg(long)]
+    burst: bool,
+
+    /// Seconds that any step may take before the run has failed.
+    #[arg(long, default_value_t = 20)]
+    patience: u64,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Role {
+    /// The other process: driven through its standard input.
+    #[command(hide = true)]
+    Server(server::Options),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match args.role {
+        Some(Role::Server(options)) => server::run(&options).map(|()| true),
+        None => measure(&args),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // If nobody listens, the exit code still tells.
+            let _ = writeln!(io::stderr(), "fan-out: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says whether every client got what it should.
+fn measure(args: &Args) -> io::Result<bool> {
+    raise_file_limit()?;
+    let count = args.clients.get();
+    let patience = Duration::from_secs(args.patience);
+    let mut server = Server::spawn(args)?;
+
+    let empty = server.ask::<u64>("rss")?;
+    let began = server.ask::<u64>("cpu")?;
+    let mut connected = clients::connect(server.address, count, patience)?;
+    clients::upgrade(&mut connected)?;
+    let (idle, upgraded) = (server.ask::<u64>("rss")?, server.ask::<u64>("cpu")?);
+    clients::subscribe(&mut connected)?;
+    let (subscribed, ready) = (server.ask::<u64>("rss")?, server.ask::<u64>("cpu")?);
+    let clients = Clients::new(connected)?;
+
+    let row_bytes = args.payload.max(wire::MIN_ROW_BYTES);
+    println!("{count} clients on one key, rows of {row_bytes} bytes");
+    let each = |total: u64, before: u64| total.saturating_sub(before) as f64 / count as f64;
+    line(
+        "connecting",
+        "server CPU µs/upgrade",
+        &format!("{:.3}", each(upgraded, began)),
+    );
+    line(
+        "",
+        "server CPU µs/subscription",
+        &format!("{:.3}", each(ready, upgraded)),
+    );
+    line("memory", "bytes/idle connection", &format!("{:.0}", each(idle, empty)));
+    line(
+        "",
+        "bytes/subscribed connection",
+        &format!("{:.0}", each(subscribed, empty)),
+    );
+
+    let is_good = if args.burst {
+        burst(args, &mut server, clients, patience)?
+    } else {
+        rounds(args, &mut server, clients, patience)?
+    };
+    server.quit()?;
+    Ok(is_good)
+}
+
+/// One side of the comparison: its sockets, the command that sends to them, and what came of it.
+struct Side {
+    command: &'static str,
+    clients: Clients,
+    cpu_us: Series,
+    first_us: Series,
+    last_us: Series,
+    per_second: Series,
+}
+
+impl Side {
+    fn new(command: &'static str, clients: Clients) -> Self {
+        Self {
+            command,
+            clients,
+            cpu_us: Series::default(),
+            first_us: Series::default(),
+            last_us: Series::default(),
+            per_second: Series::default(),
+        }
+    }
+
+    /// Has one row sent to every client and waits for it. Gives the server's CPU time by receiver, in µs.
+    fn round(&mut self, server: &mut Server, number: u64, patience: Duration) -> io::Result<f64> {
+        let count = self.clients.len() as f64;
+        let before = server.ask::<u64>("cpu")?;
+        server.tell(self.command)?;
+        let Round { first_ns, last_ns } = self.clients.wait_for(number, patience)?;
+        let started_ns = server.answer::<u64>()?;
+        // The server may still be on its way back to sleep, which is part of the price.
+        std::thread::sleep(Duration::from_millis(2));
+        let cpu_us = server.ask::<u64>("cpu")?.saturating_sub(before) as f64 / count;
+        let since = |at: u64| at.saturating_sub(started_ns) as f64 / 1000.0;
+        self.cpu_us.push(cpu_us);
+        self.first_us.push(since(first_ns));
+        self.last_us.push(since(last_ns));
+        self.per_second.push(count / (since(last_ns) / 1e6));
+        Ok(cpu_us)
+    }
+
+    fn forget(&mut self) {
+        for series in [
+            &mut self.cpu_us,
+            &mut self.first_us,
+            &mut self.last_us,
+            &mut self.per_second,
+        ] {
+            *series = Series::default();
+        }
+    }
+
+    fn print(&self, name: &str, unit: &str) {
+        line(name, &format!("server CPU µs/{unit}"), &self.cpu_us.spread(3));
+        line("", &format!("{unit} per second"), &self.per_second.spread(0));
+        line("", "first client after µs", &self.first_us.percentiles());
+        line("", "last client after µs", &self.last_us.percentiles());
+    }
+}
+
+fn rounds(args: &Args, server: &mut Server, clients: Clients, patience: Duration) -> io::Result<bool> {
+    let count = args.clients.get();
+    server.tell(&format!("accept {count}"))?;
+    let plain = clients::connect(server.floor, count, patience)?;
+    server.answer::<usize>()?;
+    let mut push = Side::new("notify 1", clients);
+    let mut floor = Side::new("floor 1", Clients::new(plain)?);
+
+    let mut ratio = Series::default();
+    for number in 1..=u64::from(args.warm_up) + u64::from(args.rounds.get()) {
+        // Each goes first in every other pair, so that neither always finds the other's traces in the caches.
+        let (push_us, floor_us) = if number % 2 == 0 {
+            let push_us = push.round(server, number, patience)?;
+            (push_us, floor.round(server, number, patience)?)
+        } else {
+            let floor_us = floor.round(server, number, patience)?;
+            (push.round(server, number, patience)?, floor_us)
+        };
+        if number == u64::from(args.warm_up) {
+            push.forget();
+            floor.forget();
+        } else if number > u64::from(args.warm_up) {
+            ratio.push(push_us / floor_us);
+        }
+    }
+    // What comes too often comes late.
+    push.clients.drain(Duration::from_millis(200))?;
+    floor.clients.drain(Duration::from_millis(200))?;
+
+    println!("{} rounds of each kind; median (lowest to highest)", args.rounds);
+    push.print("push", "delivery");
+    floor.print("floor", "send");
+    line("push / floor", "ratio of CPU, by pairs", &ratio.spread(3));
+    let (push, floor) = (push.clients.tally(), floor.clients.tally());
+    line("push", "rows", &push.to_string());
+    line("floor", "rows", &floor.to_string());
+    Ok(push.is_exact() && floor.is_exact())
+}
+
+fn burst(args: &Args, server: &mut Server, mut clients: Clients, patience: Duration) -> io::Result<bool> {
+    let notifies = args.rounds.get();
+    let before = server.ask::<u64>("cpu")?;
+    server.tell(&format!("notify {notifies}"))?;
+    let Round { first_ns, last_ns } = clients.wait_for(notifies.into(), patience)?;
+    let started_ns = server.answer::<u64>()?;
+    let cpu_us = server.ask::<u64>("cpu")?.saturating_sub(before) as f64;
+    clients.drain(Duration::from_millis(200))?;
+    let tally = clients.tally();
+
+    let seconds = last_ns.saturating_sub(started_ns) as f64 / 1e9;
+    let rows = tally.rows as f64;
+    println!("a burst of {notifies} notifies; each client has the last state");
+    line("push", "seconds to the last state", &format!("{seconds:.3}"));
+    let first_us = first_ns.saturating_sub(started_ns) / 1000;
+    line("", "first with it after µs", &first_us.to_string());
+    line("", "server CPU µs/row", &format!("{:.3}", cpu_us / rows));
+    line("", "rows per second", &format!("{:.0}", rows / seconds));
+    line("", "rows per client", &format!("{:.1}", rows / clients.len() as f64));
+    line("", "rows", &tally.to_string());
+    Ok(tally.is_in_order())
+}
+
+/// The other process. It answers each command with one line, when it has done it.
+struct Server {
+    process: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    address: SocketAddr,
+    floor: SocketAddr,
+}
+
+impl Server {
+    fn spawn(args: &Args) -> io::Result<Self> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .arg("server")
+            .args(["--payload", &args.payload.to_string()])
+            .args(["--reactors", &args.reactors.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let missing = || io::Error::other("the server has no pipes");
+        let commands = process.stdin.take().ok_or_else(missing)?;
+        let answers = BufReader::new(process.stdout.take().ok_or_else(missing)?);
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        let mut server = Self {
+            process,
+            commands,
+            answers,
+            address: nowhere,
+            floor: nowhere,
+        };
+        server.address = server.answer()?;
+        server.floor = server.answer()?;
+        Ok(server)
+    }
+
+    fn tell(&mut self, command: &str) -> io::Result<()> {
+        self.commands.write_all(format!("{command}\n").as_bytes())
+    }
+
+    fn answer<T: FromStr>(&mut self) -> io::Result<T> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        let unclear = |_| io::Error::other(format!("the server answered {line:?}"));
+        line.trim_end().parse().map_err(unclear)
+    }
+
+    fn ask<T: FromStr>(&mut self, command: &str) -> io::Result<T> {
+        self.tell(command)?;
+        self.answer()
+    }
+
+    fn quit(mut self) -> io::Result<()> {
+        self.tell("quit")?;
+        self.process.wait().map(drop)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended by now, or the run has failed and nobody needs it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Two sockets per client in each process are more than the usual soft limit on open files allows.
+fn raise_file_limit() -> io::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+/// The machine's monotonic clock in nanoseconds, which both processes share.
+fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,143 @@
+//! The process that is measured: Entity Sync on one listener, plain sockets on another, and commands on standard input.
+//!
+//! Each command is answered with one line when it is done:
+//!
+//! | command | does | answers |
+//! | --- | --- | --- |
+//! | `notify N` | changes the entity and notifies, N times | when it began, in ns |
+//! | `floor N` | writes a row to each plain socket, N times | when it began, in ns |
+//! | `accept N` | accepts N plain sockets | N |
+//! | `cpu` | | CPU time of this process so far, in µs |
+//! | `rss` | | anonymous memory of this process, in bytes |
+//! | `quit` | ends; so does the end of the input | nothing |
+
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use entity_sync_mio::{Config, EntityKey, Reply, Request, Rows, Server};
+
+use crate::{now_ns, raise_file_limit, wire};
+
+/// What the measuring process wants.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    payload: usize,
+    #[arg(long)]
+    reactors: NonZeroUsize,
+}
+
+/// Serves until it is told to quit.
+pub(crate) fn run(options: &Options) -> io::Result<()> {
+    raise_file_limit()?;
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let payload = options.payload;
+    let state = Arc::new(AtomicU64::new(0));
+    let mut config = Config::new([anywhere]);
+    config.reactors = options.reactors;
+    let newest = state.clone();
+    let server = Server::start(config, move |_: Request, reply: Reply| {
+        // The row is UTF-8; if it is too long, the clients that don't get it will tell.
+        let _ = reply.rows(Rows::one(wire::row(newest.load(Ordering::SeqCst), payload)));
+    })
+    .map_err(io::Error::other)?;
+    let floor = TcpListener::bind(anywhere)?;
+
+    let mut commands = Commands {
+        server: &server,
+        key: EntityKey::new(wire::KEY.0, wire::KEY.1).map_err(io::Error::other)?,
+        state,
+        floor: Vec::new(),
+        floor_rounds: 0,
+        payload,
+    };
+    for address in server.addresses() {
+        answer(address)?;
+    }
+    answer(floor.local_addr()?)?;
+    for line in io::stdin().lines() {
+        let line = line?;
+        let (command, number) = line.split_once(' ').unwrap_or((&line, "0"));
+        let number: u64 = number.parse().map_err(io::Error::other)?;
+        match command {
+            "notify" => answer(commands.notify(number))?,
+            "floor" => answer(commands.floor(number)?)?,
+            "accept" => {
+                commands.accept(&floor, number)?;
+                answer(number)?;
+            }
+            "cpu" => answer(cpu_us())?,
+            "rss" => answer(anonymous_bytes()?)?,
+            "quit" => break,
+            _ => return Err(io::Error::other(format!("unknown command {line:?}"))),
+        }
+    }
+    Ok(())
+}
+
+struct Commands<'a> {
+    server: &'a Server,
+    key: EntityKey,
+    state: Arc<AtomicU64>,
+    floor: Vec<TcpStream>,
+    floor_rounds: u64,
+    payload: usize,
+}
+
+impl Commands<'_> {
+    fn notify(&self, count: u64) -> u64 {
+        let began = now_ns();
+        for _ in 0..count {
+            self.state.fetch_add(1, Ordering::SeqCst);
+            self.server.handle().notify(&self.key);
+        }
+        began
+    }
+
+    /// What no server can do without: one write per receiver.
+    fn floor(&mut self, count: u64) -> io::Result<u64> {
+        let began = now_ns();
+        for _ in 0..count {
+            self.floor_rounds += 1;
+            let frame = wire::frame(&wire::row(self.floor_rounds, self.payload));
+            for socket in &mut self.floor {
+                // Blocking sockets: one call, unless the frame is larger than what the kernel buffers.
+                socket.write_all(&frame)?;
+            }
+        }
+        Ok(began)
+    }
+
+    fn accept(&mut self, listener: &TcpListener, count: u64) -> io::Result<()> {
+        for _ in 0..count {
+            let (socket, _) = listener.accept()?;
+            socket.set_nodelay(true)?;
+            self.floor.push(socket);
+        }
+        Ok(())
+    }
+}
+
+fn answer(with: impl std::fmt::Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    // In one write, so that it wakes the reader once.
+    out.write_all(format!("{with}\n").as_bytes())?;
+    out.flush()
+}
+
+/// What getrusage counts, user and system together, without its rounding to ticks on some kernels.
+fn cpu_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
+fn anonymous_bytes() -> io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map(|kib| kib * 1024)
+        .ok_or_else(|| io::Error::other("no RssAnon in /proc/self/status"))
+}
