@@ -122,7 +122,7 @@ fn push(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, receivers: usize, 
         let key = EntityKey::new("items", "100").unwrap();
         let mut waiting = Vec::new();
         bencher.iter(|| {
-            bench.node.notify(NOW, &key);
+            bench.node.notify(NOW, &key).unwrap();
             let mut at = 0;
             bench.act_with(|conn| {
                 at += 1;
@@ -157,7 +157,7 @@ fn frames(criterion: &mut Criterion) {
                 let mut spent = Duration::ZERO;
                 for _ in 0..iterations {
                     bench.resolver.keep();
-                    bench.node.notify(NOW, &key);
+                    bench.node.notify(NOW, &key).unwrap();
                     let reply = bench.resolver.kept().unwrap();
                     let rows = Rows::one(row.clone());
                     let began = Instant::now();

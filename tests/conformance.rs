@@ -5,18 +5,13 @@
 //! and its pong comes back first (see [`runner`]).
 //!
 //! Documented differences that hold for many rows:
-//! - responses have no `Date` header, as core has no clock of day;
-//! - nothing is logged about single messages, so what PROTOCOL says of log lines has no counterpart here;
-//! - messages without an action have no handler yet; their cases assert that they are ignored, and are to hear of the
-//!   handler once it exists.
+//! - nothing is logged about single messages, so what PROTOCOL says of log lines has no counterpart here.
 //!
 //! Left out, as PROTOCOL lists them as not needed: redirects of unclean paths, paths matched after percent-decoding,
 //! upgrades over HTTP/1.0, keys that are not 16 bytes of Base64. The wording of close reasons is not needed either, but
 //! it is the original's and so it is checked, except where the original had none.
 //!
-//! Left out, as there is nothing to test yet: `Delivery::Every`, negotiated `permessage-deflate`, a subprotocol of our own,
-//! the error of a notify for an entity that nobody registered, counters of rejected messages and violations (a server
-//! doesn't show its shards').
+//! Left out, as there is nothing to test yet: negotiated `permessage-deflate`, a subprotocol of our own.
 
 mod case;
 mod runner;

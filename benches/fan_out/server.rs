@@ -92,7 +92,7 @@ impl Commands<'_> {
         let began = now_ns();
         for _ in 0..count {
             self.state.fetch_add(1, Ordering::SeqCst);
-            self.server.handle().notify(&self.key);
+            let _ = self.server.handle().notify(&self.key);
         }
         began
     }

@@ -84,7 +84,7 @@ pub fn run() -> String {
         if turn <= CHANGES {
             let id = random.below(KEYS);
             versions[id] = turn;
-            core.notify(now, &support::key(&id.to_string()));
+            let _ = core.notify(now, &support::key(&id.to_string()));
         }
         for _ in 0..random.below(8) {
             if let Some((conn, bytes)) = ring.complete(&mut random, &mut sockets) {
@@ -126,7 +126,7 @@ pub fn run() -> String {
     for (conn, received) in &sockets {
         check(conn.index(), received, &versions);
     }
-    let (reads, shard) = (core.node().counters().reads.get(), core.shard().counters());
+    let (reads, shard) = (core.node().counters().reads.get(), core.shard().counters().snapshot());
     assert!(
         shard.stale_inputs > 0,
         "no write completed after the end of its connection"

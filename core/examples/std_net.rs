@@ -56,7 +56,8 @@ pub fn serve(
         }
         loop {
             match changes.try_recv() {
-                Ok(key) => core.notify(now, &key),
+                // Every name is an entity here.
+                Ok(key) => drop(core.notify(now, &key)),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }

@@ -26,7 +26,9 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::Duration;
 
-use entity_sync_core::{Chunk, ConnId, Core, CoreOutput, EntityKey, Input, Output, Reply, Rows, Sent, Timestamp};
+use entity_sync_core::{
+    Chunk, ConnId, Core, CoreOutput, DrainOptions, EntityKey, Input, Output, Reply, Rows, Sent, Timestamp,
+};
 use support::{KEYS, Random, check, keys_of};
 
 const CLIENTS: usize = 50;
@@ -87,10 +89,13 @@ pub fn run() -> String {
         if turn <= CHANGES {
             let id = random.below(KEYS);
             versions[id] = turn;
-            core.notify(now, &support::key(&id.to_string()));
+            let _ = core.notify(now, &support::key(&id.to_string()));
         } else if reads.is_empty() && sessions.values().all(|it| it.record.is_none()) {
             // Nothing is on its way any more. Saying it again does no harm.
-            core.close_all(now, 1001);
+            let mut options = DrainOptions::default();
+            options.code = 1001;
+            options.retry_within = Duration::ZERO;
+            core.drain(now, options);
         }
         for (&conn, session) in &mut sessions {
             if random.below(10) > 0 {
@@ -143,7 +148,7 @@ pub fn run() -> String {
         }
         // 3. Sleep: nobody does between turns. A real driver waits for its sockets, at most until poll_timeout.
     }
-    let (reads, shard) = (core.node().counters().reads.get(), core.shard().counters());
+    let (reads, shard) = (core.node().counters().reads.get(), core.shard().counters().snapshot());
     format!(
         "{CHANGES} changes, {reads} reads, {} deliveries ({} conflated, {} withheld), {records} records",
         shard.deliveries, shard.conflated, shard.dirty_marks

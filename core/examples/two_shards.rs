@@ -156,7 +156,7 @@ pub fn run() -> String {
         let drivers: Vec<_> = shards.into_iter().zip([slept_0, slept_1]).map(start).collect();
         for version in 1..=CHANGES {
             shared.version.store(version, SeqCst);
-            node.notify(shared.now(), &support::key("100"));
+            let _ = node.notify(shared.now(), &support::key("100"));
             // Long enough for others to see some of the versions.
             thread::yield_now();
         }

@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::client::{OnMessage, PassThrough};
+use crate::entity::Entities;
 use crate::hash::Seed;
-use crate::key::EntityKey;
-use crate::resolve::Audience;
 use crate::ws::UpgradeRules;
 
-/// Chooses the audience of a key for a client with a secret.
-pub type AudienceOf = Arc<dyn Fn(&EntityKey, &str) -> Audience + Send + Sync>;
+/// Gives the present date as HTTP writes it, such as `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub type HttpDate = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Limits and policies of a node and its shards.
 #[derive(Clone)]
@@ -20,11 +20,23 @@ pub struct Config {
     pub seed: Seed,
     /// Paths, origins and the length of upgrade requests.
     pub upgrade: UpgradeRules,
-    /// Which subscribers share a read; by default those with the same secret. Must always give the same answer for the
-    /// same arguments.
-    pub audience_of: AudienceOf,
-    /// Open connections per shard.
+    /// Fills the `Date` field of refusals; without it they have none. Core has no clock of day.
+    pub http_date: Option<HttpDate>,
+    /// Which entities there are, and how each is read and delivered.
+    pub entities: Entities,
+    /// What becomes of messages that are the application's; without it they are counted and dropped.
+    pub on_message: Option<OnMessage>,
+    /// Which messages those are.
+    pub pass_through: PassThrough,
+    /// Open connections, on all shards together.
     pub max_connections: usize,
+    /// Open connections from one IPv4 address or IPv6 /64, on all shards together. `usize::MAX`, the default, is no
+    /// limit, since many clients may be behind one proxy.
+    pub max_connections_per_address: usize,
+    /// Connections that have not finished their upgrade. While there are so many, no more are accepted.
+    pub max_upgrading: usize,
+    /// Connections accepted per second, after a burst of as many. 0 is no limit.
+    pub max_accepts_per_second: u32,
     /// Length of one message from a client, in bytes.
     pub max_message_bytes: usize,
     /// Subscriptions of one connection. Further ones are refused and counted.
@@ -34,6 +46,8 @@ pub struct Config {
     pub max_key_bytes: usize,
     /// Unsent frames of one connection, in bytes. Beyond it only a mark per key is kept. One larger group may go alone.
     pub max_outbox_bytes: usize,
+    /// Messages of the application that one shard has not taken yet, in bytes. One larger message may go alone.
+    pub max_handover_bytes: usize,
     /// Rows of one read.
     pub max_rows_per_read: usize,
     /// Payload of one read, in bytes.
@@ -63,12 +77,19 @@ impl Config {
         Self {
             seed,
             upgrade: UpgradeRules::default(),
-            audience_of: Arc::new(|_, secret| Audience::Secret(secret.into())),
+            http_date: None,
+            entities: Entities::default(),
+            on_message: None,
+            pass_through: PassThrough::default(),
             max_connections: 1_000_000,
+            max_connections_per_address: usize::MAX,
+            max_upgrading: 4_096,
+            max_accepts_per_second: 0,
             max_message_bytes: 64 * 1024,
             max_subscriptions: 1_000,
             max_key_bytes: 1_024,
             max_outbox_bytes: 1024 * 1024,
+            max_handover_bytes: 64 * 1024 * 1024,
             max_rows_per_read: 1_000,
             max_read_bytes: 16 * 1024 * 1024,
             read_time_limit: Duration::from_secs(5),

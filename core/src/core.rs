@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use crate::admission::{Opening, Refused};
 use crate::config::Config;
 use crate::key::EntityKey;
-use crate::node::Node;
+use crate::node::{Node, UnknownEntity};
 use crate::resolve::{Reply, Request, Resolve};
-use crate::shard::{ConnId, Input, Output, Shard, TooManyConnections};
+use crate::shard::{ConnId, DrainOptions, Input, Output, Shard};
 use crate::time::Timestamp;
 
 /// A [`Node`] and its only [`Shard`] as one state machine, which gives the reads to be done as outputs too.
@@ -53,9 +54,25 @@ impl Core {
     /// As [`Shard::open`].
     ///
     /// # Errors
-    /// [`TooManyConnections`]: drop the socket.
-    pub fn open(&mut self, now: Timestamp) -> Result<ConnId, TooManyConnections> {
+    /// [`Refused`]: drop the socket.
+    pub fn open(&mut self, now: Timestamp) -> Result<ConnId, Refused> {
         self.shard.open(now)
+    }
+
+    /// As [`Shard::open_with`].
+    ///
+    /// # Errors
+    /// [`Refused`]: drop the socket.
+    pub fn open_with(&mut self, now: Timestamp, opening: &Opening) -> Result<ConnId, Refused> {
+        self.shard.open_with(now, opening)
+    }
+
+    /// As [`Shard::may_accept`].
+    ///
+    /// # Errors
+    /// When to ask again.
+    pub fn may_accept(&self, now: Timestamp) -> Result<(), Timestamp> {
+        self.shard.may_accept(now)
     }
 
     /// As [`Shard::handle`].
@@ -64,8 +81,11 @@ impl Core {
     }
 
     /// As [`Node::notify`].
-    pub fn notify(&mut self, now: Timestamp, key: &EntityKey) {
-        self.node.notify(now, key);
+    ///
+    /// # Errors
+    /// [`UnknownEntity`] if entities are registered and this is none of them.
+    pub fn notify(&mut self, now: Timestamp, key: &EntityKey) -> Result<(), UnknownEntity> {
+        self.node.notify(now, key)
     }
 
     /// As [`Shard::poll_output`], and the reads that have become necessary.
@@ -101,9 +121,9 @@ impl Core {
         &self.shard
     }
 
-    /// As [`Shard::close_all`].
-    pub fn close_all(&mut self, now: Timestamp, code: u16) {
-        self.shard.close_all(now, code);
+    /// As [`Shard::drain`].
+    pub fn drain(&mut self, now: Timestamp, options: DrainOptions) {
+        self.shard.drain(now, options);
     }
 }
 

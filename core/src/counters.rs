@@ -1,13 +1,15 @@
-//! What is counted, for operators and tests.
+//! What is counted, for operators and tests: written where it happens, readable from any thread without a lock.
 
+use std::ops::AddAssign;
+// Not the model checker's: what is counted decides nothing.
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that only grows, and can be read from any thread.
+/// A number that can be read from any thread. Most only grow.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// The number so far.
+    /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -15,71 +17,159 @@ impl Counter {
     pub(crate) fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
+
+    /// As [`Self::add`], for a counter that only one thread writes: no locked instruction on the way of every delivery.
+    pub(crate) fn add_alone(&self, n: u64) {
+        self.set(self.get().wrapping_add(n));
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
 }
 
-/// What a [`Node`](crate::Node) has counted.
-#[derive(Debug, Default)]
-#[non_exhaustive]
-pub struct NodeCounters {
-    /// Calls of notify.
-    pub notifies: Counter,
-    /// Reads begun.
-    pub reads: Counter,
-    /// Reads that were answered with an error, or with rows that can't be sent.
-    pub failed_reads: Counter,
-    /// Reads given up at their time limit.
-    pub timed_out_reads: Counter,
-    /// Answers that came after their read had been given up; they were discarded.
-    pub late_reads: Counter,
+/// Declares a set of counters and its snapshot, field by field, so that nothing is counted and then not shown.
+macro_rules! counters {
+    (
+        $(#[$live_doc:meta])* $live:ident,
+        $(#[$snapshot_doc:meta])* $snapshot:ident {
+            $($(#[doc = $doc:expr])+ $field:ident),+ $(,)?
+        }
+    ) => {
+        $(#[$live_doc])*
+        #[derive(Debug, Default)]
+        #[non_exhaustive]
+        pub struct $live {
+            $($(#[doc = $doc])+ pub $field: Counter,)+
+        }
+
+        $(#[$snapshot_doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct $snapshot {
+            $($(#[doc = $doc])+ pub $field: u64,)+
+        }
+
+        impl $live {
+            /// All numbers as they are now, one after the other.
+            pub fn snapshot(&self) -> $snapshot {
+                $snapshot { $($field: self.$field.get(),)+ }
+            }
+        }
+
+        impl $snapshot {
+            /// Each number with its name and what it says, as for a metrics page.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($field), concat!($($doc),+).trim_ascii(), self.$field),)+].into_iter()
+            }
+        }
+
+        impl AddAssign for $snapshot {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$field += other.$field;)+
+            }
+        }
+    };
 }
 
-/// What a [`Shard`](crate::Shard) has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ShardCounters {
-    /// Connections opened.
-    pub opened: u64,
-    /// Connections ended, for whatever reason.
-    pub closed: u64,
-    /// Connections refused because of `max_connections`.
-    pub refused_connections: u64,
-    /// HTTP requests that were not a good upgrade.
-    pub refused_upgrades: u64,
-    /// Client messages that were rejected: not JSON, wrong types, unknown actions, or without an action.
-    pub rejected_messages: u64,
-    /// Subscriptions refused because of `max_subscriptions` or `max_key_bytes`.
-    pub refused_subscriptions: u64,
-    /// Connections closed because the peer violated the WebSocket protocol.
-    pub violations: u64,
-    /// Connections closed because the peer was silent for too long, or did not finish its upgrade.
-    pub dead_peers: u64,
-    /// Inputs for connections that no longer exist, as when a taken write ends after its connection, and ends of writes
-    /// that were not taken.
-    pub stale_inputs: u64,
-    /// Groups given to connections, whether written at once or queued.
-    pub deliveries: u64,
-    /// Queued groups that were replaced by newer ones.
-    pub conflated: u64,
-    /// Groups withheld because an outbox was full; the key is read again for that connection later.
-    pub dirty_marks: u64,
-    /// Reads asked for by single connections: after dirty marks and changed secrets.
-    pub targeted_reads: u64,
+counters! {
+    /// What a [`Node`](crate::Node) counts.
+    NodeCounters,
+    /// What a [`Node`](crate::Node) has counted at one moment.
+    NodeCounts {
+        /// Calls of notify.
+        notifies,
+        /// Calls of notify for entities that are not registered.
+        unknown_entities,
+        /// Reads begun.
+        reads,
+        /// Reads that were answered with an error that may pass, or with rows that can't be sent.
+        failed_reads,
+        /// Reads answered with `Denied`.
+        denied_reads,
+        /// Reads answered with `NotFound`.
+        not_found_reads,
+        /// Reads given up at their time limit.
+        timed_out_reads,
+        /// Answers that came after their read had been given up; they were discarded.
+        late_reads,
+        /// Calls of the resolver that panicked.
+        resolver_panics,
+        /// Reads that had to wait, because as many of their entity were running as may.
+        queued_reads,
+        /// Reads begun to look whether the store has settled.
+        settling_reads,
+        /// Of those, the ones that found what had been delivered already.
+        settled_unchanged,
+    }
 }
 
-impl std::ops::AddAssign for ShardCounters {
-    fn add_assign(&mut self, other: Self) {
-        self.opened += other.opened;
-        self.closed += other.closed;
-        self.refused_connections += other.refused_connections;
-        self.refused_upgrades += other.refused_upgrades;
-        self.rejected_messages += other.rejected_messages;
-        self.refused_subscriptions += other.refused_subscriptions;
-        self.violations += other.violations;
-        self.dead_peers += other.dead_peers;
-        self.stale_inputs += other.stale_inputs;
-        self.deliveries += other.deliveries;
-        self.conflated += other.conflated;
-        self.dirty_marks += other.dirty_marks;
-        self.targeted_reads += other.targeted_reads;
+counters! {
+    /// What a [`Shard`](crate::Shard) counts. One thread writes them.
+    ShardCounters,
+    /// What a [`Shard`](crate::Shard) has counted at one moment.
+    ShardCounts {
+        /// Connections that are open now.
+        connections,
+        /// Subscriptions that there are now.
+        subscriptions,
+        /// Connections opened.
+        opened,
+        /// Connections ended, for whatever reason.
+        closed,
+        /// Connections refused: too many, too many from one address, or the shard is draining.
+        refused_connections,
+        /// HTTP requests that were not a good upgrade.
+        refused_upgrades,
+        /// Client messages taken in, good and bad.
+        messages,
+        /// Client messages that were rejected: not JSON, wrong types, unknown actions, or nobody to pass them to.
+        rejected_messages,
+        /// Client messages passed to the application.
+        passed_messages,
+        /// Calls of the application's message handler that panicked.
+        handler_panics,
+        /// Subscriptions refused: too many, too long a key, or an entity that is not registered.
+        refused_subscriptions,
+        /// Connections closed because the peer violated the WebSocket protocol.
+        violations,
+        /// Connections closed because the peer was silent for too long, or did not finish its upgrade.
+        dead_peers,
+        /// Connections closed because they fell behind with what can't be skipped: every notify of an entity with
+        /// `Delivery::Every`, or messages of the application.
+        fallen_behind,
+        /// Inputs for connections that no longer exist, as when a taken write ends after its connection, and ends of
+        /// writes that were not taken.
+        stale_inputs,
+        /// Groups given to connections, whether written at once or queued.
+        deliveries,
+        /// Queued groups that were replaced by newer ones.
+        conflated,
+        /// Groups withheld because an outbox was full; the key is read again for that connection later.
+        dirty_marks,
+        /// Reads asked for by single connections: snapshots, after dirty marks, changed secrets, or at the
+        /// application's wish.
+        targeted_reads,
+        /// Messages of the application queued for connections.
+        sent_messages,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_has_a_name_and_a_meaning() {
+        let counters = ShardCounters::default();
+        counters.conflated.add_alone(2);
+        let mut sum = counters.snapshot();
+        sum += counters.snapshot();
+        assert_eq!(sum.conflated, 4);
+        let found = sum.iter().find(|(name, ..)| *name == "conflated");
+        assert_eq!(
+            found,
+            Some(("conflated", "Queued groups that were replaced by newer ones.", 4))
+        );
     }
 }

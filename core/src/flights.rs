@@ -10,11 +10,14 @@
 //!                                 ▼    │ the backoff has passed
 //!                                 Waiting
 //! ```
+//!
+//! When as many reads of the entity run as may, a flight that is due is Queued first, until its turn.
 
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::entity::{EntityIndex, EntityOptions};
 use crate::frame::Group;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
@@ -48,25 +51,49 @@ impl FlightId {
 pub(crate) struct Flight {
     pub(crate) key: EntityKey,
     pub(crate) audience: Audience,
-    state: State,
-    /// Failed reads in a row.
-    failures: u32,
-    /// A read is owed to everyone: there was a notify.
-    owed_to_all: bool,
+    pub(crate) entity: EntityIndex,
+    /// Every notify is answered by a read and a delivery of its own.
+    every: bool,
+    /// A read that only looks whether the store has settled is owed.
+    owed_silently: bool,
+    running_silently: bool,
     /// The running read serves everyone.
     running_for_all: bool,
+    /// Reads owed to everyone, for notifies. One at most, unless `every`.
+    owed_to_all: u32,
+    /// Failed reads in a row.
+    failures: u32,
+    state: State,
     /// One for each shard with subscribers.
     interests: SmallVec<[Interest; 1]>,
     /// The newest rows, until every marked shard has taken them.
     newest: Option<(Ticket, Group)>,
+    /// Only of entities that settle.
+    settling: Option<Box<Settling>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Idle,
+    /// Due, but as many reads of its entity are running as may.
+    Queued {
+        turn: u64,
+    },
     Running(Ticket),
     Waiting,
 }
+
+#[derive(Default)]
+struct Settling {
+    /// When to look again.
+    at: Option<Timestamp>,
+    /// What everyone was given last: all that joined before that ticket have it, or are owed better.
+    given: Option<(Ticket, Fingerprint)>,
+}
+
+/// Tells the rows of two reads apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fingerprint(pub(crate) u128);
 
 /// A shard's interest in a flight.
 #[derive(Clone, Copy, Debug)]
@@ -82,12 +109,26 @@ struct Interest {
 }
 
 /// Which members of a topic a group is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// Those that asked.
     Wanting,
+    /// Those that asked, and those that joined at this ticket or later: the others have the same rows.
+    Since(Ticket),
     /// All that joined before the read began.
     All,
+}
+
+impl Scope {
+    /// For whom rows are that take the place of others before a shard has taken those.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::All, _) | (_, Self::All) => Self::All,
+            (Self::Since(a), Self::Since(b)) => Self::Since(a.min(b)),
+            (Self::Since(ticket), Self::Wanting) | (Self::Wanting, Self::Since(ticket)) => Self::Since(ticket),
+            (Self::Wanting, Self::Wanting) => Self::Wanting,
+        }
+    }
 }
 
 /// Rows for a shard to deliver.
@@ -96,19 +137,26 @@ pub(crate) struct Delivery {
     pub(crate) ticket: Ticket,
     pub(crate) group: Group,
     pub(crate) scope: Scope,
+    /// It may not take the place of earlier rows.
+    pub(crate) every: bool,
 }
 
 impl Flight {
-    pub(crate) fn new(key: EntityKey, audience: Audience) -> Self {
+    pub(crate) fn new(key: EntityKey, audience: Audience, entity: EntityIndex, options: &EntityOptions) -> Self {
         Self {
             key,
             audience,
-            state: State::Idle,
-            failures: 0,
-            owed_to_all: false,
+            entity,
+            every: options.delivery == crate::entity::Delivery::Every,
+            owed_silently: false,
+            running_silently: false,
             running_for_all: false,
+            owed_to_all: 0,
+            failures: 0,
+            state: State::Idle,
             interests: SmallVec::new(),
             newest: None,
+            settling: options.settle.map(|_| Box::default()),
         }
     }
 
@@ -126,7 +174,8 @@ impl Flight {
     pub(crate) fn leave(&mut self, shard: u32) {
         self.interests.retain(|interest| interest.shard != shard);
         if self.interests.is_empty() {
-            self.owed_to_all = false;
+            self.owed_to_all = 0;
+            self.owed_silently = false;
         }
         self.forget_taken();
     }
@@ -134,13 +183,17 @@ impl Flight {
     /// Nobody is subscribed and no read is running: to be removed. A running read keeps its flight, so that leaving and
     /// joining can't start a second one.
     pub(crate) fn is_over(&self) -> bool {
-        self.interests.is_empty() && !matches!(self.state, State::Running(_))
+        self.interests.is_empty() && !self.runs()
     }
 
     /// There was a notify. Without subscribers it owes nothing.
     pub(crate) fn owe_to_all(&mut self) {
         if !self.interests.is_empty() {
-            self.owed_to_all = true;
+            self.owed_to_all = if self.every {
+                self.owed_to_all.saturating_add(1)
+            } else {
+                1
+            };
         }
     }
 
@@ -160,18 +213,61 @@ impl Flight {
         }
     }
 
-    /// Whether a read can begin now: one is owed and the flight is idle.
+    /// The store is to be looked at again: its rows may have been old ones.
+    fn owe_silently(&mut self) {
+        self.owed_silently = !self.interests.is_empty();
+    }
+
+    /// Whether a read can begin now: one is owed and the flight is idle. Where nothing may be skipped, every shard must
+    /// have taken the rows before, so that they need no queue.
     pub(crate) fn is_due(&self) -> bool {
-        self.state == State::Idle && self.is_owed()
+        self.state == State::Idle && self.is_owed() && !(self.every && self.newest.is_some())
+    }
+
+    /// It has to wait for its turn.
+    pub(crate) fn queue(&mut self, turn: u64) {
+        debug_assert!(self.is_due());
+        self.state = State::Queued { turn };
+    }
+
+    pub(crate) fn turn(&self) -> Option<u64> {
+        match self.state {
+            State::Queued { turn } => Some(turn),
+            _ => None,
+        }
+    }
+
+    /// Its turn has come. Says whether a read is still due.
+    pub(crate) fn call_up(&mut self) -> bool {
+        if !matches!(self.state, State::Queued { .. }) {
+            return false;
+        }
+        self.state = State::Idle;
+        self.is_due()
     }
 
     pub(crate) fn start(&mut self, ticket: Ticket) {
         debug_assert!(self.is_due());
         self.state = State::Running(ticket);
-        self.running_for_all = std::mem::take(&mut self.owed_to_all);
+        self.running_for_all = self.owed_to_all > 0;
+        self.owed_to_all = if self.every {
+            self.owed_to_all.saturating_sub(1)
+        } else {
+            0
+        };
+        self.running_silently = std::mem::take(&mut self.owed_silently);
         for interest in &mut self.interests {
             interest.running = std::mem::take(&mut interest.owed);
         }
+    }
+
+    /// The running read looks whether the store has settled, and nothing else.
+    pub(crate) fn runs_silently(&self) -> bool {
+        self.running_silently && !self.running_for_all && !self.interests.iter().any(|it| it.running)
+    }
+
+    pub(crate) fn runs(&self) -> bool {
+        matches!(self.state, State::Running(_))
     }
 
     pub(crate) fn is_running(&self, ticket: Ticket) -> bool {
@@ -179,33 +275,67 @@ impl Flight {
     }
 
     /// The running read gave `group`. Calls `mark` for each shard that has to be told.
-    pub(crate) fn finish(&mut self, ticket: Ticket, group: Group, mut mark: impl FnMut(u32)) {
+    pub(crate) fn finish(
+        &mut self,
+        ticket: Ticket,
+        group: Group,
+        fingerprint: Option<Fingerprint>,
+        mut mark: impl FnMut(u32),
+    ) -> Finished {
         debug_assert!(self.is_running(ticket));
         self.state = State::Idle;
         self.failures = 0;
         let for_all = std::mem::take(&mut self.running_for_all);
+        let silently = std::mem::take(&mut self.running_silently);
+        let mut is_unchanged = false;
+        let for_everyone = match (for_all, silently) {
+            (true, _) => Some(Scope::All),
+            (false, true) => Some(match self.given() {
+                Some((given, before)) if Some(before) == fingerprint => {
+                    is_unchanged = true;
+                    Scope::Since(given)
+                }
+                _ => Scope::All,
+            }),
+            (false, false) => None,
+        };
+        if for_everyone.is_some()
+            && let Some(settling) = &mut self.settling
+        {
+            settling.given = fingerprint.map(|fingerprint| (ticket, fingerprint));
+        }
         for interest in &mut self.interests {
             let wanting = std::mem::take(&mut interest.running);
-            let scope = match (for_all, wanting) {
-                (true, _) => Scope::All,
-                (false, true) => Scope::Wanting,
-                (false, false) => continue,
+            let Some(scope) = for_everyone.or(wanting.then_some(Scope::Wanting)) else {
+                continue;
             };
-            if interest.mark.is_none() {
-                mark(interest.shard);
-            }
             // Whoever has not taken the older rows gets these instead, for the wider of both scopes.
-            interest.mark = interest.mark.max(Some(scope));
+            interest.mark = Some(match interest.mark {
+                Some(older) => older.or(scope),
+                None => {
+                    mark(interest.shard);
+                    scope
+                }
+            });
         }
         self.newest = Some((ticket, group));
         self.forget_taken();
+        Finished {
+            for_notify: for_all,
+            is_unchanged,
+        }
     }
 
     /// The running read failed: all that it was for is owed again. Returns how often in a row that happened.
     pub(crate) fn fail(&mut self) -> u32 {
         self.state = State::Waiting;
         self.failures = self.failures.saturating_add(1);
-        self.owed_to_all |= std::mem::take(&mut self.running_for_all);
+        if std::mem::take(&mut self.running_for_all) {
+            self.owe_to_all();
+        }
+        if std::mem::take(&mut self.running_silently) {
+            self.owe_silently();
+        }
         for interest in &mut self.interests {
             interest.owed |= std::mem::take(&mut interest.running);
         }
@@ -219,9 +349,32 @@ impl Flight {
         }
     }
 
+    /// Asks to be called by [`Self::settle`] at `at`. Says whether that is to be noted: not if it was already asked.
+    pub(crate) fn settle_at(&mut self, at: Timestamp) -> bool {
+        let Some(settling) = &mut self.settling else {
+            return false;
+        };
+        settling.at.replace(at).is_none()
+    }
+
+    /// The time to look again may have come. Says when to call this again, if it hasn't.
+    pub(crate) fn settle(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let at = &mut self.settling.as_mut()?.at;
+        match *at {
+            Some(later) if later > now => return Some(later),
+            Some(_) => {
+                *at = None;
+                self.owe_silently();
+            }
+            None => {}
+        }
+        None
+    }
+
     /// Gives a marked shard the newest rows.
     pub(crate) fn take(&mut self, shard: u32) -> Option<Delivery> {
         let (ticket, group) = self.newest.clone()?;
+        let every = self.every;
         let interest = self.interest_mut(shard)?;
         let scope = interest.mark.take()?;
         let topic = interest.topic;
@@ -231,6 +384,7 @@ impl Flight {
             ticket,
             group,
             scope,
+            every,
         })
     }
 
@@ -239,8 +393,17 @@ impl Flight {
         self.state != State::Idle || self.is_owed() || self.interest(shard).is_some_and(|it| it.mark.is_some())
     }
 
+    /// The shards with subscribers, and the topic of each.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = (u32, TopicId)> {
+        self.interests.iter().map(|it| (it.shard, it.topic))
+    }
+
+    fn given(&self) -> Option<(Ticket, Fingerprint)> {
+        self.settling.as_ref()?.given
+    }
+
     fn is_owed(&self) -> bool {
-        self.owed_to_all || self.interests.iter().any(|interest| interest.owed)
+        self.owed_to_all > 0 || self.owed_silently || self.interests.iter().any(|interest| interest.owed)
     }
 
     fn forget_taken(&mut self) {
@@ -256,6 +419,15 @@ impl Flight {
     fn interest_mut(&mut self, shard: u32) -> Option<&mut Interest> {
         self.interests.iter_mut().find(|it| it.shard == shard)
     }
+}
+
+/// What a finished read was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Finished {
+    /// It answers a notify.
+    pub(crate) for_notify: bool,
+    /// It looked whether the store has settled, and found what everyone was given.
+    pub(crate) is_unchanged: bool,
 }
 
 /// How long to wait after failed reads: doubling from `first` to `max`, half of it by chance, so that many keys which

@@ -130,6 +130,14 @@ impl Group {
         })))
     }
 
+    /// Nothing to send.
+    pub(crate) fn empty() -> Self {
+        Self(Arc::new(GroupData {
+            bytes: Bytes::new(),
+            frame_ends: SmallVec::new(),
+        }))
+    }
+
     /// All frames, one after the other.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.0.bytes

@@ -4,6 +4,7 @@
 use std::hash::{BuildHasher, Hash};
 
 use siphasher::sip::SipHasher13;
+use siphasher::sip128;
 
 /// The process's secret seed for hashing and jitter. Draw it at random when the process starts, so that a client can't
 /// choose keys that collide.
@@ -14,6 +15,11 @@ impl Seed {
     /// A keyed 64-bit hash of `value`.
     pub(crate) fn hash_of(self, value: &(impl Hash + ?Sized)) -> u64 {
         self.hash_one(value)
+    }
+
+    /// 128 keyed bits of `bytes`, for telling contents apart: nobody can choose two that collide.
+    pub(crate) fn fingerprint(self, bytes: &[u8]) -> u128 {
+        sip128::SipHasher13::new_with_keys(self.0, self.1).hash(bytes).as_u128()
     }
 }
 

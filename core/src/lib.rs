@@ -26,7 +26,7 @@
 //! core.handle(now, Input::Received { conn, bytes: &mut request });
 //!
 //! // Your application changed something.
-//! core.notify(now, &EntityKey::new("items", "100")?);
+//! core.notify(now, &EntityKey::new("items", "100")?)?;
 //!
 //! while let Some(output) = core.poll_output(now) {
 //!     match output {
@@ -49,9 +49,12 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
+mod client;
 mod config;
 mod core;
 mod counters;
+mod entity;
 mod flights;
 mod frame;
 mod hash;
@@ -62,20 +65,24 @@ mod resolve;
 mod shard;
 mod slots;
 mod subscriptions;
+mod sync;
 mod time;
 pub mod wire;
 mod ws;
 
+pub use admission::{Opening, Refused};
 pub use bytes::Bytes;
-pub use config::{AudienceOf, Config};
+pub use client::{Client, ClientId, Incoming, InvalidCloseCode, OnMessage, PassThrough, Payload, Selector, SendError};
+pub use config::{Config, HttpDate};
 pub use core::{Core, CoreOutput};
-pub use counters::{Counter, NodeCounters, ShardCounters};
+pub use counters::{Counter, NodeCounters, NodeCounts, ShardCounters, ShardCounts};
+pub use entity::{AudienceOf, AudienceRule, Delivery, Entities, EntityOptions};
 pub use frame::{RowError, Rows};
 pub use hash::Seed;
 pub use key::{EntityKey, KeyTooLong, MAX_KEY_BYTES};
-pub use node::Node;
+pub use node::{Node, UnknownEntity};
 pub use outbox::Chunk;
 pub use resolve::{Audience, ReadError, Reply, Request, Resolve};
-pub use shard::{Broadcast, ConnId, Flush, Input, Output, Sent, Shard, TooManyConnections};
+pub use shard::{Broadcast, ConnId, DrainOptions, Flush, Input, Output, Sent, Shard};
 pub use time::Timestamp;
 pub use ws::{Origins, UpgradeRules};

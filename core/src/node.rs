@@ -3,35 +3,47 @@
 //! A lock is taken once per notify, per first and last subscription of a shard, and per finished read and shard that takes
 //! it; never per delivery. No user code runs under a lock.
 
+mod gate;
 mod port;
 mod stripe;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::task::Waker;
 
 use smallvec::SmallVec;
 
+use crate::admission::Admission;
+use crate::client::{Client, ClientId, Command, InvalidCloseCode, Selector, SendError, Whose, checked_close_frame};
 use crate::config::Config;
-use crate::counters::NodeCounters;
-use crate::flights::{Backoff, Delivery, Flight, FlightId, Ticket};
+use crate::counters::{NodeCounters, ShardCounters};
+use crate::entity::{EntityIndex, EntityOptions, Registry};
+use crate::flights::{Backoff, Delivery, Fingerprint, Flight, FlightId, Ticket};
 use crate::frame::{Group, RowError, RowLimits, Rows};
 use crate::hash::Seed;
 use crate::key::EntityKey;
-use crate::resolve::{Audience, ReadError, Reply, Request, Resolve};
+use crate::resolve::{Audience, ReadError, ReadId, Reply, Request, Resolve};
 use crate::shard::Shard;
 use crate::slots::SlotId;
 use crate::subscriptions::TopicId;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
+use gate::{Entry, Gate};
+pub(crate) use port::Inbox;
 use port::Port;
-use stripe::Stripe;
+use stripe::{Alarm, Stripe};
 
-const STRIPES: u32 = 64;
+/// Parts of the tables with a lock each. The model checker needs but one.
+const STRIPES: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// No deadline, in [`Inner::deadline`].
 const NEVER: u64 = u64::MAX;
+
+/// Answers that lead to reads that are answered at once, that lead to … so many may stand on one stack.
+const MAX_DEPTH: u32 = 16;
 
 /// One process of a cluster: its flights, and the way to its shards. Cloning gives another handle to the same node.
 #[derive(Clone)]
@@ -40,6 +52,8 @@ pub struct Node(Arc<Inner>);
 struct Inner {
     config: Config,
     resolver: Arc<dyn Resolve>,
+    entities: Registry<Gate>,
+    admission: Admission,
     stripes: Box<[Mutex<Stripe>]>,
     /// The ticket of the read that began last.
     ticket: AtomicU64,
@@ -47,16 +61,23 @@ struct Inner {
     deadline: AtomicU64,
     ports: Box<[Port]>,
     counters: NodeCounters,
+    shard_counters: Box<[Arc<ShardCounters>]>,
 }
 
 /// A read that has begun in the books and is handed to the resolver once the lock is released.
-struct Start {
-    flight: FlightId,
-    ticket: Ticket,
+pub(crate) struct Start {
+    read: ReadId,
     request: Request,
 }
 
 type Starts = SmallVec<[Start; 2]>;
+
+/// An entity that is not registered: see [`Entities::none`](crate::Entities::none).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownEntity {
+    /// What was notified.
+    pub key: EntityKey,
+}
 
 impl Node {
     /// Makes a node and its shards, one for each waker. A waker is called when its shard has outputs that it didn't
@@ -67,13 +88,16 @@ impl Node {
         let seed = config.seed;
         let shards = wakers.len() as u32;
         let node = Self(Arc::new(Inner {
-            config,
             resolver,
+            entities: Registry::new(&config.entities),
+            admission: Admission::new(seed),
+            config,
             stripes: (0..STRIPES).map(|_| Mutex::new(Stripe::new())).collect(),
             ticket: AtomicU64::new(0),
             deadline: AtomicU64::new(NEVER),
             ports: wakers.into_iter().map(Port::new).collect(),
             counters: NodeCounters::default(),
+            shard_counters: (0..shards).map(|_| Arc::default()).collect(),
         }));
         let shards = (0..shards).map(|index| Shard::new(node.clone(), index, seed)).collect();
         (node, shards)
@@ -82,8 +106,351 @@ impl Node {
     /// The entity changed: every subscriber is owed rows of a read that begins after this call (G1).
     ///
     /// Cheap and never blocks on anything but a short lock. Nothing happens if nobody is subscribed.
-    pub fn notify(&self, now: Timestamp, key: &EntityKey) {
+    ///
+    /// # Errors
+    /// [`UnknownEntity`] if entities are registered and this is none of them.
+    pub fn notify(&self, now: Timestamp, key: &EntityKey) -> Result<(), UnknownEntity> {
         self.0.counters.notifies.add(1);
+        if self.0.entities.find(key.entity()).is_none() {
+            self.0.counters.unknown_entities.add(1);
+            return Err(UnknownEntity { key: key.clone() });
+        }
+        self.owe_to_all(now, key);
+        Ok(())
+    }
+
+    /// Reads again for those whom `selector` names, as when what they may see has changed. They are sent rows of reads
+    /// that begin after this call, and of none that began before.
+    ///
+    /// By secret, every shard looks through all its connections.
+    pub fn reread(&self, now: Timestamp, selector: &Selector) {
+        match selector {
+            Selector::Key(key) => self.owe_to_all(now, key),
+            _ => self.command_all(selector, Command::Reread),
+        }
+    }
+
+    /// Ends subscriptions of those whom `selector` names, as if they had unsubscribed. They are not told; they may
+    /// subscribe again.
+    pub fn unsubscribe(&self, selector: &Selector) {
+        self.command_all(selector, Command::Unsubscribe);
+    }
+
+    /// Ends the connections of those whom `selector` names: they are sent what they have queued, and then a close frame.
+    ///
+    /// # Errors
+    /// [`InvalidCloseCode`]: nothing was done.
+    pub fn disconnect(&self, selector: &Selector, code: u16, reason: &str) -> Result<(), InvalidCloseCode> {
+        let frame = checked_close_frame(code, reason)?;
+        self.command_all(selector, |whose| Command::Close {
+            whose,
+            frame: frame.clone(),
+        });
+        Ok(())
+    }
+
+    /// A way to one client, whether it is still there or not.
+    pub fn client(&self, id: ClientId) -> Client {
+        Client::new(self.clone(), id)
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> &NodeCounters {
+        &self.0.counters
+    }
+
+    /// What happened on each shard so far, to be read on any thread.
+    pub fn shard_counters(&self) -> impl Iterator<Item = &ShardCounters> {
+        self.0.shard_counters.iter().map(|it| &**it)
+    }
+
+    /// The limits and policies of this node.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Whether the resolver may be called for an entity of this name.
+    pub fn knows_entity(&self, name: &str) -> bool {
+        self.0.entities.find(name).is_some()
+    }
+
+    /// The number of audiences that have subscribers or a running read.
+    pub fn flights(&self) -> usize {
+        (0..STRIPES).map(|number| self.lock(number).flights.len()).sum()
+    }
+
+    /// Panics unless the tables agree with each other. For tests and simulations; it visits everything.
+    #[doc(hidden)]
+    pub fn assert_consistent(&self) {
+        let mut counts = std::collections::BTreeMap::new();
+        for number in 0..STRIPES {
+            let stripe = self.lock(number);
+            assert_eq!(stripe.by_name.len(), stripe.flights.len());
+            let by_key = stripe.by_key.iter().map(|it| it.flights.len());
+            assert_eq!(by_key.sum::<usize>(), stripe.flights.len());
+            for (slot, flight) in stripe.flights.iter() {
+                assert!(!flight.is_over(), "{slot:?} should be gone");
+                assert!(!flight.is_due(), "{slot:?} should be running");
+                let of_entity = counts.entry(flight.entity).or_insert((0, 0));
+                of_entity.0 += usize::from(flight.runs());
+                of_entity.1 += usize::from(flight.turn().is_some());
+            }
+        }
+        for (entity, counted) in counts {
+            assert_eq!(
+                self.0.entities.of(entity).counts(),
+                counted,
+                "running and waiting of {entity:?}"
+            );
+            assert!(counted.0 <= self.0.entities.options(entity).max_running_reads.max(1));
+        }
+    }
+
+    /// The ticket of the read that began last. Whoever joins now receives later ones.
+    ///
+    /// Why a subscription needs no lock for this: a read's ticket is drawn before its resolver is called. If this load
+    /// misses the draw, the read begins after the joining and is delivered. If it sees it, the read is withheld, and a
+    /// notify that comes after the joining finds a flight that is running and owes another read.
+    pub(crate) fn current_ticket(&self) -> Ticket {
+        Ticket(self.0.ticket.load(Ordering::SeqCst))
+    }
+
+    /// A shard's first subscription of a topic. A notify that looked the key up before this is answered to others; one
+    /// that looks it up later finds this shard.
+    pub(crate) fn join(&self, shard: u32, topic: TopicId, key: &EntityKey, audience: &Audience) -> FlightId {
+        let Some(entity) = self.0.entities.find(key.entity()) else {
+            return FlightId::NOWHERE;
+        };
+        let (number, mut stripe) = self.stripe_of(key);
+        let index = stripe.find_or_insert(self.seed(), key, audience, || {
+            Flight::new(key.clone(), audience.clone(), entity, self.0.entities.options(entity))
+        });
+        let mut id = FlightId::NOWHERE;
+        if let Some((slot, flight)) = stripe.flights.at_mut(index) {
+            flight.join(shard, topic);
+            id = FlightId { stripe: number, slot };
+        }
+        id
+    }
+
+    /// A shard's last subscription of a topic is gone.
+    pub(crate) fn leave(&self, now: Timestamp, shard: u32, flight: FlightId) {
+        self.change(now, flight, |it| it.leave(shard));
+    }
+
+    /// Members of a shard, which joined at `joined` or before, need a read of their own.
+    pub(crate) fn want(&self, now: Timestamp, shard: u32, flight: FlightId, joined: Ticket) {
+        self.change(now, flight, |it| it.owe_to_wanting(shard, joined));
+    }
+
+    /// Whether rows are being read for a shard, owed to it, or waiting for it.
+    pub(crate) fn is_busy(&self, shard: u32, flight: FlightId) -> bool {
+        let stripe = self.lock(flight.stripe);
+        stripe.flights.get(flight.slot).is_some_and(|it| it.is_busy_for(shard))
+    }
+
+    /// The newest rows of a flight that is marked for this shard.
+    pub(crate) fn take(&self, now: Timestamp, shard: u32, flight: FlightId) -> Option<Delivery> {
+        self.change(now, flight, |it| it.take(shard)).flatten()
+    }
+
+    /// Moves what waits for a shard into its empty inbox. Says whether there was anything; as long as there was, the
+    /// shard is not woken for more, and must ask again.
+    pub(crate) fn take_inbox(&self, now: Timestamp, shard: u32, inbox: &mut Inbox) -> bool {
+        if let Some(port) = self.0.ports.get(shard as usize) {
+            port.take(inbox);
+        }
+        let any = !inbox.is_empty();
+        self.hand_over(now, inbox.starts.drain(..));
+        any
+    }
+
+    /// Leaves a command for a shard.
+    pub(crate) fn command(&self, shard: u32, command: Command) -> Result<(), SendError> {
+        match self.0.ports.get(shard as usize) {
+            Some(port) => port.command(command, self.0.config.max_handover_bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// `None` for an entity that is not registered.
+    pub(crate) fn options_of(&self, key: &EntityKey) -> Option<&EntityOptions> {
+        let entity = self.0.entities.find(key.entity())?;
+        Some(self.0.entities.options(entity))
+    }
+
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.0.admission
+    }
+
+    pub(crate) fn counters_of(&self, shard: u32) -> Arc<ShardCounters> {
+        let of_shard = self.0.shard_counters.get(shard as usize);
+        of_shard.cloned().unwrap_or_default()
+    }
+
+    /// A read has been answered.
+    pub(crate) fn finish(&self, now: Timestamp, read: ReadId, result: Result<Rows, ReadError>) -> Result<(), RowError> {
+        let limits = RowLimits {
+            rows: self.0.config.max_rows_per_read,
+            bytes: self.0.config.max_read_bytes.min(u32::MAX as usize),
+        };
+        // Frames are built before the lock is taken. An answer that turns out to be late was built for nothing; that is rare.
+        let group = match &result {
+            Ok(rows) => Group::build(rows, limits).map_err(ReadError::BadRows),
+            Err(error) if error.is_final() => Ok(Group::empty()),
+            Err(error) => Err(error.clone()),
+        };
+        let bad_rows = match &group {
+            Err(ReadError::BadRows(error)) => Err(*error),
+            _ => Ok(()),
+        };
+        let settle = self.0.entities.options(read.entity).settle;
+        let fingerprint = match (&group, settle) {
+            (Ok(group), Some(_)) => Some(Fingerprint(self.seed().fingerprint(group.bytes()))),
+            _ => None,
+        };
+        let ReadId { flight: id, ticket, .. } = read;
+        let counters = &self.0.counters;
+        let mut starts = Starts::new();
+        let mut marked = SmallVec::<[u32; 8]>::new();
+        let next;
+        {
+            let mut guard = self.lock(id.stripe);
+            let stripe = &mut *guard;
+            let Some(it) = stripe.flights.get_mut(id.slot).filter(|it| it.is_running(ticket)) else {
+                counters.late_reads.add(1);
+                return bad_rows;
+            };
+            // Before this flight's next read: those that wait come first.
+            next = self.0.entities.of(read.entity).leave();
+            match group {
+                Ok(group) => {
+                    match result {
+                        Err(ReadError::Denied) => counters.denied_reads.add(1),
+                        Err(ReadError::NotFound) => counters.not_found_reads.add(1),
+                        _ => {}
+                    }
+                    let finished = it.finish(ticket, group, fingerprint, |shard| marked.push(shard));
+                    if finished.is_unchanged {
+                        counters.settled_unchanged.add(1);
+                    }
+                    if finished.for_notify
+                        && let Some(settle) = settle
+                        && it.settle_at(now + settle)
+                    {
+                        self.set_alarm(now + settle, id.slot, Alarm::Settle, &mut stripe.alarms);
+                    }
+                    self.start_if_due(now, id, it, &mut stripe.limits, &mut starts);
+                }
+                Err(_) => {
+                    counters.failed_reads.add(1);
+                    self.retry_later(now, id.slot, it, &mut stripe.alarms);
+                }
+            }
+            self.remove_if_over(stripe, id.slot);
+            stripe.forget_ended_limits();
+        }
+        for shard in marked {
+            if let Some(port) = self.0.ports.get(shard as usize) {
+                port.mark(id);
+            }
+        }
+        self.call_up(now, read.entity, next, &mut starts);
+        for start in &mut starts {
+            start.read.depth = read.depth + 1;
+        }
+        if read.depth < MAX_DEPTH {
+            self.hand_over(now, starts);
+        } else if let Some(port) = self.0.ports.first() {
+            port.start(starts);
+        }
+        bad_rows
+    }
+
+    /// When the first shard has to call [`Self::handle_timeout`].
+    pub(crate) fn poll_timeout(&self) -> Option<Timestamp> {
+        let deadline = self.0.deadline.load(Ordering::SeqCst);
+        (deadline != NEVER).then_some(Timestamp::from_nanos(deadline))
+    }
+
+    /// Gives up reads that are over their time limit and begins those whose backoff has passed.
+    pub(crate) fn handle_timeout(&self, now: Timestamp) {
+        if self.poll_timeout().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        // Cleared before the stripes are looked at: a deadline that is set meanwhile stays.
+        self.0.deadline.store(NEVER, Ordering::SeqCst);
+        let mut starts = Starts::new();
+        let mut turns = SmallVec::<[(EntityIndex, FlightId); 8]>::new();
+        for number in 0..STRIPES {
+            let mut guard = self.lock(number);
+            let stripe = &mut *guard;
+            while let Some(&(limit, slot, ticket)) = stripe.limits.front() {
+                let running = stripe.flights.get_mut(slot).filter(|it| it.is_running(ticket));
+                match running {
+                    Some(_) if limit > now => break,
+                    Some(flight) => {
+                        self.0.counters.timed_out_reads.add(1);
+                        let entity = flight.entity;
+                        let next = self.0.entities.of(entity).leave();
+                        turns.extend(next.map(|next| (entity, next)));
+                        self.retry_later(now, slot, flight, &mut stripe.alarms);
+                        stripe.limits.pop_front();
+                        self.remove_if_over(stripe, slot);
+                    }
+                    None => {
+                        stripe.limits.pop_front();
+                    }
+                }
+            }
+            while let Some(&Reverse((at, slot, alarm))) = stripe.alarms.peek() {
+                if at > now {
+                    break;
+                }
+                stripe.alarms.pop();
+                let Some(flight) = stripe.flights.get_mut(slot) else {
+                    continue;
+                };
+                match alarm {
+                    Alarm::Retry => flight.resume(),
+                    Alarm::Settle => {
+                        if let Some(later) = flight.settle(now) {
+                            stripe.alarms.push(Reverse((later, slot, Alarm::Settle)));
+                        }
+                    }
+                }
+                let id = FlightId { stripe: number, slot };
+                self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
+            }
+            let next_limit = stripe.limits.front().map(|&(limit, ..)| limit);
+            let next_alarm = stripe.alarms.peek().map(|&Reverse((at, ..))| at);
+            if let Some(next) = next_limit.into_iter().chain(next_alarm).min() {
+                self.0.deadline.fetch_min(next.as_nanos(), Ordering::SeqCst);
+            }
+        }
+        for (entity, next) in turns {
+            self.call_up(now, entity, Some(next), &mut starts);
+        }
+        self.hand_over(now, starts);
+    }
+
+    /// Changes a flight, and begins its next read if that makes one due.
+    fn change<T>(&self, now: Timestamp, id: FlightId, change: impl FnOnce(&mut Flight) -> T) -> Option<T> {
+        let mut starts = Starts::new();
+        let result;
+        {
+            let mut guard = self.lock(id.stripe);
+            let stripe = &mut *guard;
+            let flight = stripe.flights.get_mut(id.slot)?;
+            result = change(flight);
+            self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
+            self.remove_if_over(stripe, id.slot);
+        }
+        self.hand_over(now, starts);
+        Some(result)
+    }
+
+    fn owe_to_all(&self, now: Timestamp, key: &EntityKey) {
         let mut starts = Starts::new();
         {
             let (number, mut stripe) = self.stripe_of(key);
@@ -103,202 +470,29 @@ impl Node {
         self.hand_over(now, starts);
     }
 
-    /// What happened so far.
-    pub fn counters(&self) -> &NodeCounters {
-        &self.0.counters
-    }
-
-    /// The limits and policies of this node.
-    pub fn config(&self) -> &Config {
-        &self.0.config
-    }
-
-    /// The number of audiences that have subscribers or a running read.
-    pub fn flights(&self) -> usize {
-        (0..STRIPES).map(|number| self.lock(number).flights.len()).sum()
-    }
-
-    /// Panics unless the tables agree with each other. For tests and simulations; it visits everything.
-    #[doc(hidden)]
-    pub fn assert_consistent(&self) {
-        for number in 0..STRIPES {
-            let stripe = self.lock(number);
-            assert_eq!(stripe.by_name.len(), stripe.flights.len());
-            let by_key = stripe.by_key.iter().map(|it| it.flights.len());
-            assert_eq!(by_key.sum::<usize>(), stripe.flights.len());
-            for (slot, flight) in stripe.flights.iter() {
-                assert!(!flight.is_over(), "{slot:?} should be gone");
-                assert!(!flight.is_due(), "{slot:?} should be running");
+    /// Leaves a command for every shard that a selector concerns.
+    fn command_all(&self, selector: &Selector, command: impl Fn(Whose) -> Command) {
+        let mut of_shards = SmallVec::<[(u32, Whose); 8]>::new();
+        match selector {
+            Selector::Client(id) => of_shards.push((id.shard, Whose::Conn(id.conn))),
+            Selector::Secret(secret) => {
+                let shards = 0..self.0.ports.len() as u32;
+                of_shards.extend(shards.map(|shard| (shard, Whose::Secret(secret.clone()))));
+            }
+            Selector::Key(key) => {
+                let (_, stripe) = self.stripe_of(key);
+                let hash = self.seed().hash_of(key);
+                let audiences = stripe.by_key.find(hash, |it| it.key == *key);
+                let flights = audiences.into_iter().flat_map(|it| &it.flights);
+                let flights = flights.filter_map(|&index| stripe.flights.at(index));
+                let topics = flights.flat_map(|(_, flight)| flight.shards());
+                of_shards.extend(topics.map(|(shard, topic)| (shard, Whose::Topic(topic))));
             }
         }
-    }
-
-    /// The ticket of the read that began last. Whoever joins now receives later ones.
-    ///
-    /// Why a subscription needs no lock for this: a read's ticket is drawn before its resolver is called. If this load
-    /// misses the draw, the read begins after the joining and is delivered. If it sees it, the read is withheld, and a
-    /// notify that comes after the joining finds a flight that is running and owes another read.
-    pub(crate) fn current_ticket(&self) -> Ticket {
-        Ticket(self.0.ticket.load(Ordering::SeqCst))
-    }
-
-    /// A shard's first subscription of a topic. A notify that looked the key up before this is answered to others; one
-    /// that looks it up later finds this shard.
-    pub(crate) fn join(&self, shard: u32, topic: TopicId, key: &EntityKey, audience: &Audience) -> FlightId {
-        let (number, mut stripe) = self.stripe_of(key);
-        let index = stripe.find_or_insert(self.seed(), key, audience);
-        let mut id = FlightId::NOWHERE;
-        if let Some((slot, flight)) = stripe.flights.at_mut(index) {
-            flight.join(shard, topic);
-            id = FlightId { stripe: number, slot };
+        for (shard, whose) in of_shards {
+            // Only messages are refused.
+            let _ = self.command(shard, command(whose));
         }
-        id
-    }
-
-    /// A shard's last subscription of a topic is gone.
-    pub(crate) fn leave(&self, shard: u32, flight: FlightId) {
-        let mut stripe = self.lock(flight.stripe);
-        if let Some(it) = stripe.flights.get_mut(flight.slot) {
-            it.leave(shard);
-            stripe.remove_if_over(self.seed(), flight.slot);
-        }
-    }
-
-    /// Members of a shard, which joined at `joined` or before, need a read of their own.
-    pub(crate) fn want(&self, now: Timestamp, shard: u32, flight: FlightId, joined: Ticket) {
-        let mut starts = Starts::new();
-        {
-            let mut stripe = self.lock(flight.stripe);
-            let stripe = &mut *stripe;
-            if let Some(it) = stripe.flights.get_mut(flight.slot) {
-                it.owe_to_wanting(shard, joined);
-                self.start_if_due(now, flight, it, &mut stripe.limits, &mut starts);
-            }
-        }
-        self.hand_over(now, starts);
-    }
-
-    /// Whether rows are being read for a shard, owed to it, or waiting for it.
-    pub(crate) fn is_busy(&self, shard: u32, flight: FlightId) -> bool {
-        let stripe = self.lock(flight.stripe);
-        stripe.flights.get(flight.slot).is_some_and(|it| it.is_busy_for(shard))
-    }
-
-    /// The newest rows of a flight that is marked for this shard.
-    pub(crate) fn take(&self, shard: u32, flight: FlightId) -> Option<Delivery> {
-        let mut stripe = self.lock(flight.stripe);
-        stripe.flights.get_mut(flight.slot)?.take(shard)
-    }
-
-    /// Moves the marks of a shard to the end of `batch`. As long as this gives any, the shard is not woken for more.
-    pub(crate) fn take_marks(&self, shard: u32, batch: &mut VecDeque<FlightId>) {
-        if let Some(port) = self.0.ports.get(shard as usize) {
-            port.take_marks(batch);
-        }
-    }
-
-    /// A read has been answered.
-    pub(crate) fn finish(
-        &self,
-        now: Timestamp,
-        flight: FlightId,
-        ticket: Ticket,
-        result: Result<Rows, ReadError>,
-    ) -> Result<(), RowError> {
-        let limits = RowLimits {
-            rows: self.0.config.max_rows_per_read,
-            bytes: self.0.config.max_read_bytes.min(u32::MAX as usize),
-        };
-        // Frames are built before the lock is taken. An answer that turns out to be late was built for nothing; that is rare.
-        let group = match result {
-            Ok(rows) => Group::build(&rows, limits).map_err(ReadError::BadRows),
-            Err(error) => Err(error),
-        };
-        let bad_rows = match &group {
-            Err(ReadError::BadRows(error)) => Err(*error),
-            _ => Ok(()),
-        };
-        let mut starts = Starts::new();
-        let mut marked = SmallVec::<[u32; 8]>::new();
-        {
-            let mut guard = self.lock(flight.stripe);
-            let stripe = &mut *guard;
-            let Some(it) = stripe.flights.get_mut(flight.slot).filter(|it| it.is_running(ticket)) else {
-                self.0.counters.late_reads.add(1);
-                return bad_rows;
-            };
-            match group {
-                Ok(group) => {
-                    it.finish(ticket, group, |shard| marked.push(shard));
-                    self.start_if_due(now, flight, it, &mut stripe.limits, &mut starts);
-                }
-                Err(_) => {
-                    self.0.counters.failed_reads.add(1);
-                    self.retry_later(now, flight.slot, it, &mut stripe.retries);
-                }
-            }
-            stripe.remove_if_over(self.seed(), flight.slot);
-            stripe.forget_ended_limits();
-        }
-        for shard in marked {
-            if let Some(port) = self.0.ports.get(shard as usize) {
-                port.mark(flight);
-            }
-        }
-        self.hand_over(now, starts);
-        bad_rows
-    }
-
-    /// When the first shard has to call [`Self::handle_timeout`].
-    pub(crate) fn poll_timeout(&self) -> Option<Timestamp> {
-        let deadline = self.0.deadline.load(Ordering::SeqCst);
-        (deadline != NEVER).then_some(Timestamp::from_nanos(deadline))
-    }
-
-    /// Gives up reads that are over their time limit and begins those whose backoff has passed.
-    pub(crate) fn handle_timeout(&self, now: Timestamp) {
-        if self.poll_timeout().is_none_or(|deadline| deadline > now) {
-            return;
-        }
-        // Cleared before the stripes are looked at: a deadline that is set meanwhile stays.
-        self.0.deadline.store(NEVER, Ordering::SeqCst);
-        let mut starts = Starts::new();
-        for number in 0..STRIPES {
-            let mut guard = self.lock(number);
-            let stripe = &mut *guard;
-            while let Some(&(limit, slot, ticket)) = stripe.limits.front() {
-                let running = stripe.flights.get_mut(slot).filter(|it| it.is_running(ticket));
-                match running {
-                    Some(_) if limit > now => break,
-                    Some(flight) => {
-                        self.0.counters.timed_out_reads.add(1);
-                        self.retry_later(now, slot, flight, &mut stripe.retries);
-                        stripe.limits.pop_front();
-                        stripe.remove_if_over(self.seed(), slot);
-                    }
-                    None => {
-                        stripe.limits.pop_front();
-                    }
-                }
-            }
-            while let Some(&Reverse((at, slot))) = stripe.retries.peek() {
-                if at > now {
-                    break;
-                }
-                stripe.retries.pop();
-                if let Some(flight) = stripe.flights.get_mut(slot) {
-                    flight.resume();
-                    let id = FlightId { stripe: number, slot };
-                    self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
-                }
-            }
-            let next_limit = stripe.limits.front().map(|&(limit, ..)| limit);
-            let next_retry = stripe.retries.peek().map(|&Reverse((at, _))| at);
-            if let Some(next) = next_limit.into_iter().chain(next_retry).min() {
-                self.0.deadline.fetch_min(next.as_nanos(), Ordering::SeqCst);
-            }
-        }
-        self.hand_over(now, starts);
     }
 
     fn start_if_due(
@@ -312,14 +506,40 @@ impl Node {
         if !flight.is_due() {
             return;
         }
+        let limit = self.0.entities.options(flight.entity).max_running_reads;
+        match self.0.entities.of(flight.entity).enter(id, limit) {
+            Entry::Begin => self.begin(now, id, flight, limits, starts),
+            Entry::Wait { turn } => {
+                self.0.counters.queued_reads.add(1);
+                flight.queue(turn);
+            }
+        }
+    }
+
+    /// Begins a read, which has its place among those of its entity.
+    fn begin(
+        &self,
+        now: Timestamp,
+        id: FlightId,
+        flight: &mut Flight,
+        limits: &mut VecDeque<(Timestamp, SlotId, Ticket)>,
+        starts: &mut Starts,
+    ) {
         let ticket = Ticket(self.0.ticket.fetch_add(1, Ordering::SeqCst) + 1);
         flight.start(ticket);
+        if flight.runs_silently() {
+            self.0.counters.settling_reads.add(1);
+        }
         let limit = now + self.0.config.read_time_limit;
         limits.push_back((limit, id.slot, ticket));
         self.wake_by(limit);
         starts.push(Start {
-            flight: id,
-            ticket,
+            read: ReadId {
+                flight: id,
+                ticket,
+                entity: flight.entity,
+                depth: 0,
+            },
             request: Request {
                 key: flight.key.clone(),
                 audience: flight.audience.clone(),
@@ -327,12 +547,29 @@ impl Node {
         });
     }
 
+    /// It is this flight's turn: it begins its read, or gives its place to the next that waits.
+    fn call_up(&self, now: Timestamp, entity: EntityIndex, mut next: Option<FlightId>, starts: &mut Starts) {
+        while let Some(id) = next {
+            {
+                let mut guard = self.lock(id.stripe);
+                let stripe = &mut *guard;
+                if let Some(flight) = stripe.flights.get_mut(id.slot)
+                    && flight.call_up()
+                {
+                    return self.begin(now, id, flight, &mut stripe.limits, starts);
+                }
+            }
+            // It has gone since its turn came, or needs no read any more.
+            next = self.0.entities.of(entity).leave();
+        }
+    }
+
     fn retry_later(
         &self,
         now: Timestamp,
         slot: SlotId,
         flight: &mut Flight,
-        retries: &mut BinaryHeap<Reverse<(Timestamp, SlotId)>>,
+        alarms: &mut BinaryHeap<Reverse<(Timestamp, SlotId, Alarm)>>,
     ) {
         let failures = flight.fail();
         let backoff = Backoff {
@@ -341,16 +578,39 @@ impl Node {
         };
         let chance = self.seed().hash_of(&(slot, failures));
         let until = backoff.until(now, failures, chance);
-        retries.push(Reverse((until, slot)));
-        self.wake_by(until);
+        self.set_alarm(until, slot, Alarm::Retry, alarms);
+    }
+
+    fn set_alarm(
+        &self,
+        at: Timestamp,
+        slot: SlotId,
+        alarm: Alarm,
+        alarms: &mut BinaryHeap<Reverse<(Timestamp, SlotId, Alarm)>>,
+    ) {
+        alarms.push(Reverse((at, slot, alarm)));
+        self.wake_by(at);
+    }
+
+    fn remove_if_over(&self, stripe: &mut Stripe, slot: SlotId) {
+        if let Some(flight) = stripe.remove_if_over(self.seed(), slot)
+            && let Some(turn) = flight.turn()
+        {
+            self.0.entities.of(flight.entity).forget(turn);
+        }
     }
 
     /// Calls the resolver for reads that have begun in the books. No lock is held: it may answer at once.
-    fn hand_over(&self, now: Timestamp, starts: Starts) {
+    fn hand_over(&self, now: Timestamp, starts: impl IntoIterator<Item = Start>) {
         for start in starts {
             self.0.counters.reads.add(1);
-            let reply = Reply::new(self.clone(), start.flight, start.ticket, now);
-            self.0.resolver.resolve(start.request, reply);
+            let reply = Reply::new(self.clone(), start.read, now);
+            let resolve = || self.0.resolver.resolve(start.request, reply);
+            // Whoever notified, and the reactor that found the read necessary, are not to suffer for it. The reply that
+            // the panic drops fails the read.
+            if catch_unwind(AssertUnwindSafe(resolve)).is_err() {
+                self.0.counters.resolver_panics.add(1);
+            }
         }
     }
 
@@ -379,18 +639,25 @@ impl Node {
     }
 }
 
-impl std::fmt::Debug for Node {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node")
             .field("shards", &self.0.ports.len())
             .finish_non_exhaustive()
     }
 }
 
-/// A poisoned lock is taken all the same: nothing under these locks panics half way through a change.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl fmt::Display for UnknownEntity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} is no registered entity: register it, or correct the name",
+            self.key.entity()
+        )
+    }
 }
+
+impl std::error::Error for UnknownEntity {}
 
 #[cfg(test)]
 mod tests;

@@ -51,7 +51,7 @@ pub(crate) struct Outbox {
     controls: usize,
     /// Bytes already sent of the first item.
     sent: usize,
-    /// Unsent bytes of groups.
+    /// Unsent bytes of groups and messages.
     group_bytes: usize,
     /// Unsent bytes of everything else.
     control_bytes: usize,
@@ -71,19 +71,33 @@ enum Item {
         group: Group,
         /// To be dropped at the next frame's end; only a lent group lingers with this set.
         revoked: bool,
+        /// A newer one comes behind it instead of taking its place.
+        every: bool,
     },
+    /// A message of the application's. It counts as rows do, and nothing takes its place.
+    Message(Bytes),
 }
 
 impl Item {
     fn bytes(&self) -> &Bytes {
         match self {
-            Self::Control(bytes) | Self::Pong(bytes) | Self::Last(bytes) => bytes,
+            Self::Control(bytes) | Self::Pong(bytes) | Self::Last(bytes) | Self::Message(bytes) => bytes,
             Self::Group { group, .. } => group.bytes(),
         }
     }
 
     fn overtakes_groups(&self) -> bool {
         matches!(self, Self::Control(_) | Self::Pong(_))
+    }
+
+    /// It counts against the connection's limit.
+    fn is_limited(&self) -> bool {
+        matches!(self, Self::Group { .. } | Self::Message(_))
+    }
+
+    /// It is a group of this topic that a newer one takes the place of.
+    fn is_latest_of(&self, wanted: TopicId) -> bool {
+        matches!(self, Self::Group { topic, every: false, .. } if *topic == wanted)
     }
 }
 
@@ -93,7 +107,7 @@ pub(crate) enum Pushed {
     Queued,
     /// It took the place of an older one of the same topic.
     Replaced,
-    /// Over the limit; the caller keeps a dirty mark instead.
+    /// Over the limit; the caller keeps a dirty mark instead, or ends the connection.
     Refused,
 }
 
@@ -106,7 +120,7 @@ impl Outbox {
         self.lent
     }
 
-    /// Unsent bytes of groups: what counts against the connection's limit.
+    /// Unsent bytes of groups and messages: what counts against the connection's limit.
     pub(crate) fn group_bytes(&self) -> usize {
         self.group_bytes
     }
@@ -116,9 +130,10 @@ impl Outbox {
         self.control_bytes
     }
 
-    /// Queues the newest group of a topic. One that no byte has left of is replaced and keeps its place (G4).
-    pub(crate) fn push_group(&mut self, topic: TopicId, group: &Group, limit: usize) -> Pushed {
-        let older = self.position_of(topic);
+    /// Queues the newest group of a topic. One that no byte has left of is replaced and keeps its place (G4), unless
+    /// `every` group is to be sent.
+    pub(crate) fn push_group(&mut self, topic: TopicId, group: &Group, every: bool, limit: usize) -> Pushed {
+        let older = if every { None } else { self.position_of(topic) };
         let older_len = older.map_or(0, |at| self.items[at].bytes().len());
         if group.is_empty() {
             return match older {
@@ -129,19 +144,18 @@ impl Outbox {
                 None => Pushed::Queued,
             };
         }
-        let others = self.group_bytes - older_len;
-        // A group that alone exceeds the limit may go alone, or it could never go.
-        if others > 0 && others + group.len() > limit {
+        if !self.has_room(group.len(), older_len, limit) {
             if let Some(at) = older {
                 self.remove(at);
             }
             return Pushed::Refused;
         }
-        self.group_bytes = others + group.len();
+        self.group_bytes = self.group_bytes - older_len + group.len();
         let item = Item::Group {
             topic,
             group: group.clone(),
             revoked: false,
+            every,
         };
         match older {
             Some(at) => {
@@ -155,13 +169,31 @@ impl Outbox {
         }
     }
 
+    /// Queues a message behind everything.
+    pub(crate) fn push_message(&mut self, frame: Bytes, limit: usize) -> Pushed {
+        if !self.has_room(frame.len(), 0, limit) {
+            return Pushed::Refused;
+        }
+        self.group_bytes += frame.len();
+        self.items.push_back(Item::Message(frame));
+        Pushed::Queued
+    }
+
+    /// Whether so many bytes may be queued, in the place of `older` ones. What alone exceeds the limit may go alone, or
+    /// it could never go.
+    fn has_room(&self, bytes: usize, older: usize, limit: usize) -> bool {
+        let others = self.group_bytes - older;
+        others == 0 || others + bytes <= limit
+    }
+
     /// Queues a group of which the driver already sent `sent` bytes, or which it holds (`lent`). Only for an empty outbox.
-    pub(crate) fn push_begun(&mut self, topic: TopicId, group: &Group, sent: usize, lent: bool) {
+    pub(crate) fn push_begun(&mut self, topic: TopicId, group: &Group, every: bool, sent: usize, lent: bool) {
         debug_assert!(self.is_empty() && sent < group.len());
         self.items.push_back(Item::Group {
             topic,
             group: group.clone(),
             revoked: false,
+            every,
         });
         self.group_bytes = group.len() - sent;
         self.sent = sent;
@@ -208,6 +240,20 @@ impl Outbox {
     /// Takes back all groups.
     pub(crate) fn revoke_all(&mut self) {
         self.revoke_where(|_| true);
+    }
+
+    /// Takes back all messages of which no byte has left and which aren't lent.
+    pub(crate) fn drop_messages(&mut self) {
+        let mut at = 0;
+        let (fixed, group_bytes) = (self.fixed, &mut self.group_bytes);
+        self.items.retain(|item| {
+            let is_kept = at < fixed || !matches!(item, Item::Message(_));
+            at += 1;
+            if !is_kept {
+                *group_bytes -= item.bytes().len();
+            }
+            is_kept
+        });
     }
 
     fn revoke_where(&mut self, is_revoked: impl Fn(TopicId) -> bool) -> bool {
@@ -262,9 +308,10 @@ impl Outbox {
             let rest = first.bytes().len() - self.sent;
             let step = rest.min(bytes);
             bytes -= step;
-            match first {
-                Item::Group { .. } => self.group_bytes -= step,
-                _ => self.control_bytes -= step,
+            if first.is_limited() {
+                self.group_bytes -= step;
+            } else {
+                self.control_bytes -= step;
             }
             if step < rest {
                 self.sent += step;
@@ -291,15 +338,19 @@ impl Outbox {
 
     /// What was lent comes back with no byte sent: meanwhile it may have been revoked, or overtaken by a newer group.
     fn take_back(&mut self, at: usize) {
-        let Some(Item::Group { topic, revoked, .. }) = self.items.get(at) else {
+        let Some(&Item::Group {
+            topic, revoked, every, ..
+        }) = self.items.get(at)
+        else {
             return;
         };
-        let (topic, revoked) = (*topic, *revoked);
         if revoked {
             return self.remove(at);
         }
-        let is_newer = |item: &Item| matches!(item, Item::Group { topic: other, .. } if *other == topic);
-        let newer = self.items.iter().skip(at + 1).position(is_newer);
+        if every {
+            return;
+        }
+        let newer = self.items.iter().skip(at + 1).position(|item| item.is_latest_of(topic));
         if let Some(newer) = newer.and_then(|behind| self.items.remove(at + 1 + behind)) {
             self.group_bytes -= self.items[at].bytes().len();
             self.items[at] = newer;
@@ -313,9 +364,12 @@ impl Outbox {
         for (at, item) in self.items.iter().enumerate() {
             assert!(!item.bytes().is_empty());
             match item {
-                Item::Group { topic, group, .. } => {
+                Item::Message(frame) => groups += frame.len(),
+                Item::Group {
+                    topic, group, every, ..
+                } => {
                     groups += group.len();
-                    if at >= self.fixed {
+                    if at >= self.fixed && !every {
                         assert!(!topics.contains(topic), "two groups of one topic");
                         topics.push(*topic);
                     }
@@ -324,7 +378,7 @@ impl Outbox {
             }
         }
         match self.items.front() {
-            Some(Item::Group { .. }) => groups -= self.sent,
+            Some(first) if first.is_limited() => groups -= self.sent,
             Some(_) => controls -= self.sent,
             None => assert_eq!(self.sent, 0),
         }
@@ -368,7 +422,7 @@ impl Outbox {
         self.items
             .iter()
             .skip(behind)
-            .position(|item| matches!(item, Item::Group { topic, .. } if *topic == wanted))
+            .position(|item| item.is_latest_of(wanted))
             .map(|at| at + behind)
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::entity::EntityIndex;
 use crate::flights::{FlightId, Ticket};
 use crate::frame::{RowError, Rows};
 use crate::key::EntityKey;
@@ -11,7 +12,7 @@ use crate::time::Timestamp;
 
 /// The subscribers of a key that may share one read.
 ///
-/// It is chosen before the read, by [`Config::audience_of`](crate::Config::audience_of). Rows resolved for one audience
+/// It is chosen before the read, by the entity's [`AudienceRule`](crate::AudienceRule). Rows resolved for one audience
 /// are never sent to another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Audience {
@@ -45,6 +46,11 @@ pub trait Resolve: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadError {
+    /// There is no such entity (any more). That is an answer: nothing is tried again, and rows of earlier reads that are
+    /// still queued are taken back. Protocol v1 has no way to tell the client.
+    NotFound,
+    /// This audience may not see the entity. That is an answer too, with the same effect.
+    Denied,
     /// It failed for the moment and is tried again, with backoff, as long as anyone is subscribed.
     Failed,
     /// The reply was dropped unanswered: the resolver panicked or forgot. Tried again likewise.
@@ -58,11 +64,20 @@ pub enum ReadError {
 impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NotFound => f.write_str("there is no such entity"),
+            Self::Denied => f.write_str("the audience may not see the entity"),
             Self::Failed => f.write_str("the read failed"),
             Self::Dropped => f.write_str("the read's reply was dropped without an answer"),
             Self::TimedOut => f.write_str("the read took longer than its time limit"),
             Self::BadRows(error) => write!(f, "the read's rows can't be sent: {error}"),
         }
+    }
+}
+
+impl ReadError {
+    /// Whether it says how things are, so that trying again would not help.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::NotFound | Self::Denied)
     }
 }
 
@@ -72,19 +87,27 @@ impl std::error::Error for ReadError {}
 #[must_use = "dropping a reply fails the read"]
 pub struct Reply {
     node: Node,
-    flight: FlightId,
-    ticket: Ticket,
+    read: ReadId,
     /// Stands in for the time when the reply is dropped, which nobody can tell it.
     started: Timestamp,
     answered: bool,
 }
 
+/// A read that has begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadId {
+    pub(crate) flight: FlightId,
+    pub(crate) ticket: Ticket,
+    pub(crate) entity: EntityIndex,
+    /// How many answers led to it without a pause: an answer may begin the next read, which may be answered at once.
+    pub(crate) depth: u32,
+}
+
 impl Reply {
-    pub(crate) fn new(node: Node, flight: FlightId, ticket: Ticket, started: Timestamp) -> Self {
+    pub(crate) fn new(node: Node, read: ReadId, started: Timestamp) -> Self {
         Self {
             node,
-            flight,
-            ticket,
+            read,
             started,
             answered: false,
         }
@@ -96,16 +119,15 @@ impl Reply {
     /// [`RowError`] when the rows can't be sent; the read then counts as failed and is tried again later.
     pub fn send(mut self, now: Timestamp, result: Result<Rows, ReadError>) -> Result<(), RowError> {
         self.answered = true;
-        self.node.finish(now, self.flight, self.ticket, result)
+        self.node.finish(now, self.read, result)
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
         if !self.answered {
-            let dropped = Err(ReadError::Dropped);
             // Only rows can be refused, and there are none.
-            let _ = self.node.finish(self.started, self.flight, self.ticket, dropped);
+            let _ = self.node.finish(self.started, self.read, Err(ReadError::Dropped));
         }
     }
 }

@@ -207,6 +207,17 @@ impl Subscriptions {
             .map(|(id, _)| TopicId(id))
     }
 
+    /// Any one member of a topic.
+    pub(crate) fn any_member(&self, topic: TopicId) -> Option<u32> {
+        self.topics.get(topic.0)?.members.last().map(|member| member.conn)
+    }
+
+    /// The members of a topic.
+    pub(crate) fn members(&self, topic: TopicId) -> impl Iterator<Item = u32> {
+        let members = self.topics.get(topic.0).map(|topic| &topic.members);
+        members.into_iter().flatten().map(|member| member.conn)
+    }
+
     pub(crate) fn is_member(&self, conn: u32, topic: TopicId) -> bool {
         self.list_position(conn, topic).is_some()
     }

@@ -1,9 +1,10 @@
 //! [`Case`]: one row of PROTOCOL, and the words in which the tables tell it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use entity_sync_mio::{Config, Origins};
+use entity_sync_mio::{Config, Delivery, Entities, EntityOptions, Origins};
 
 /// One example of one row.
 pub(super) struct Case {
@@ -30,7 +31,14 @@ pub(super) enum Setup {
     ListedOrigin,
     /// A ping each [`QUICK_PING`], and dead after [`QUICK_DEATH`].
     QuickPings,
+    /// Messages without an action are passed to the application.
+    PassThrough,
+    /// Only "items" and "every" are entities; of the second, every notify is delivered.
+    Registered,
 }
+
+/// What the clock of day always shows.
+pub(super) const DATE: &str = "Mon, 23 Nov 2026 18:42:26 GMT";
 
 pub(super) const QUICK_PING: Duration = Duration::from_millis(200);
 pub(super) const QUICK_DEATH: Duration = Duration::from_secs(2);
@@ -56,6 +64,10 @@ pub(super) enum Step {
     ExpectClose(u16),
     /// The resolver was asked for these (entity, id, secret) since the last such step, and for nothing else.
     Reads(Vec<(String, String, String)>),
+    /// The application was passed these messages, each with the client's secret, since the beginning, and no others.
+    Passed(Vec<(String, Vec<u8>)>),
+    /// To notify of this entity and id is an error.
+    NotifyFails(String, String),
     /// So many of the resolver's answers were refused since the beginning.
     RefusedRows(usize),
     /// So many pings come, each of which the client answers with these bytes. Then it leaves.
@@ -96,8 +108,16 @@ impl Setup {
     pub(super) fn apply(self, config: &mut Config) {
         let core = &mut config.core;
         core.retry_first = Duration::from_millis(10);
+        core.http_date = Some(Arc::new(|| DATE.to_owned()));
         match self {
-            Self::Default => {}
+            // The runner's handler is there.
+            Self::Default | Self::PassThrough => {}
+            Self::Registered => {
+                let mut every = EntityOptions::default();
+                every.delivery = Delivery::Every;
+                let items = EntityOptions::default();
+                core.entities = Entities::none().with("items", items).with("every", every);
+            }
             Self::OriginalLimit => core.max_message_bytes = 512,
             Self::ListedOrigin => core.upgrade.origins = Origins::List(vec!["https://app.example.com".to_owned()]),
             Self::QuickPings => {

@@ -67,6 +67,7 @@ struct Script {
     answers: VecDeque<Vec<u8>>,
     reads: Vec<(String, String, String)>,
     refused: usize,
+    passed: Vec<(String, Vec<u8>)>,
 }
 
 impl World {
@@ -75,6 +76,17 @@ impl World {
         config.reactors = NonZeroUsize::new(2).unwrap();
         setup.apply(&mut config);
         let script = Arc::<Mutex<Script>>::default();
+        if setup == Setup::PassThrough {
+            let of_handler = script.clone();
+            config.core.on_message = Some(Arc::new(move |message| {
+                let bytes = message.payload().as_bytes().to_vec();
+                of_handler
+                    .lock()
+                    .unwrap()
+                    .passed
+                    .push((message.secret().to_owned(), bytes));
+            }));
+        }
         let of_resolver = script.clone();
         // It answers at once, on the thread that notifies.
         let server = Server::start(config, move |Request { key, audience }: Request, reply: Reply| {
@@ -89,7 +101,7 @@ impl World {
             };
             let rows = match answer {
                 Some(answer) => Rows::one(answer),
-                None if ENTITIES.contains(&key.entity()) => Rows::one(row(key.id())),
+                None if ENTITIES.contains(&key.entity()) || key.entity() == "every" => Rows::one(row(key.id())),
                 None => Rows::none(),
             };
             if reply.rows(rows).is_err() {
@@ -170,8 +182,23 @@ impl Run<'_> {
                 if !self.is_settled {
                     return Err("the case is wrong: what it has sent may not have come before this notify".to_owned());
                 }
-                self.world.server.handle().notify(&EntityKey::new(entity, id).unwrap());
-                Ok(())
+                let key = EntityKey::new(entity, id).unwrap();
+                self.world
+                    .server
+                    .handle()
+                    .notify(&key)
+                    .map_err(|error| error.to_string())
+            }
+            Step::NotifyFails(entity, id) => {
+                let key = EntityKey::new(entity, id).unwrap();
+                match self.world.server.handle().notify(&key) {
+                    Err(error) if error.key == key => Ok(()),
+                    other => Err(format!("it gave {other:?}")),
+                }
+            }
+            Step::Passed(expected) => {
+                self.settle()?;
+                equal("messages passed", expected, &self.world.script.lock().unwrap().passed)
             }
             Step::Receive(expected) => self.receive(expected),
             Step::Expect(expected) => same("received", expected, &self.settle()?),

@@ -2,11 +2,11 @@
 
 use super::case::{ACCEPTED, Case, REQUEST, Setup, Step, masked};
 
-// The original's answers without their `Date` header: a documented difference.
-const BAD_REQUEST: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nContent-Length: 12\r\n\r\nBad Request\n";
-const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nContent-Length: 10\r\n\r\nForbidden\n";
-const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: 19\r\n\r\n404 page not found\n";
-const NOT_ALLOWED: &str = "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nContent-Length: 19\r\n\r\nMethod Not Allowed\n";
+// The original's answers, at the hour that the test's clock always shows ([`DATE`]).
+const BAD_REQUEST: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nDate: Mon, 23 Nov 2026 18:42:26 GMT\r\nContent-Length: 12\r\n\r\nBad Request\n";
+const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nDate: Mon, 23 Nov 2026 18:42:26 GMT\r\nContent-Length: 10\r\n\r\nForbidden\n";
+const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nDate: Mon, 23 Nov 2026 18:42:26 GMT\r\nContent-Length: 19\r\n\r\n404 page not found\n";
+const NOT_ALLOWED: &str = "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: text/plain; charset=utf-8\r\nSec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\nDate: Mon, 23 Nov 2026 18:42:26 GMT\r\nContent-Length: 19\r\n\r\nMethod Not Allowed\n";
 const NOT_ALLOWED_HEAD: &str = NOT_ALLOWED.split_at(NOT_ALLOWED.len() - "Method Not Allowed\n".len()).0;
 
 const PATH: &str = "/ws/entity-sync/";

@@ -1,6 +1,8 @@
 //! PROTOCOL, section 2: messages. And the session of section 0, which is made of them.
 
-use super::case::{Case, S, Step, close, frame, masked, nothing, notify, notify_100, pushed, read_for, text, upgraded};
+use super::case::{
+    Case, S, Setup, Step, close, frame, masked, nothing, notify, notify_100, pushed, read_for, text, upgraded,
+};
 
 const UNSUBSCRIBE: &str = r#"{"action":"unsubscribe","body":{"id":"100","entity":"items"}}"#;
 
@@ -12,6 +14,8 @@ pub(super) fn cases() -> Vec<Case> {
     cases.extend(accepted());
     cases.extend(keys());
     cases.extend(changed());
+    cases.extend(passed());
+    cases.extend(registered());
     cases
 }
 
@@ -100,7 +104,6 @@ fn ignored() -> Vec<Case> {
     // One example, one line.
     #[rustfmt::skip]
     let table: Vec<(&str, &[u8])> = vec![
-        // The handler for these comes later. Until then: as the original without one.
         (PASS_THROUGH, br#"{"action":"","body":{"id":"100","entity":"items"}}"#),
         (PASS_THROUGH, br#"{"body":{"id":"100","entity":"items"}}"#),
         (PASS_THROUGH, br#"{"action":null,"body":{"id":"100","entity":"items"}}"#),
@@ -161,6 +164,81 @@ fn ignored() -> Vec<Case> {
         ));
     }
     cases
+}
+
+/// With a handler, messages without an action are passed to it as they came, and nothing is sent to the client.
+fn passed() -> Vec<Case> {
+    // One example, one line.
+    #[rustfmt::skip]
+    let table: Vec<&[u8]> = vec![
+        br#"{"action":"","body":{"id":"100","entity":"items"}}"#,
+        br#"{"body":{"id":"100","entity":"items"}}"#,
+        br#"{"action":null,"x":1}"#,
+        b"{}",
+        b"null",
+        b" \t{\"x\":\"\\u00e9\"}\r\n",
+        br#"{"act\u0131on":"subscribe"}"#,
+    ];
+    let row = "action \"\" / missing / null / {} / null (top level), pass-through handler installed";
+    let handed = |secret: &str, message: &[u8]| Step::Passed(vec![(secret.to_owned(), message.to_vec())]);
+    let mut cases: Vec<Case> = table
+        .into_iter()
+        .map(|message| {
+            let steps = [text(message), handed("", message), nothing()];
+            Case::new(2, row, message.escape_ascii().to_string(), upgraded(steps)).on(Setup::PassThrough)
+        })
+        .collect();
+    let steps = [
+        secret(r#""one""#),
+        Step::Send(masked(0x82, b"{\"x\":\"\xff\"}")),
+        handed("one", b"{\"x\":\"\xff\"}"),
+        nothing(),
+    ];
+    cases.push(Case::new(2, row, "binary, with a secret", upgraded(steps)).on(Setup::PassThrough));
+    let steps = [
+        text(r#"{"action":"foo"}"#),
+        text("{"),
+        text("5"),
+        Step::Passed(Vec::new()),
+        nothing(),
+    ];
+    cases.push(Case::new(2, row, "and nothing else", upgraded(steps)).on(Setup::PassThrough));
+    cases
+}
+
+/// PROTOCOL, changed on purpose: entities that are registered, and `Delivery::Every`.
+fn registered() -> Vec<Case> {
+    let every = r#"{"action":"subscribe","body":{"entity":"every","id":"100"}}"#;
+    let nope = r#"{"action":"subscribe","body":{"entity":"nope","id":"100"}}"#;
+    let cases = [
+        (
+            "changed: notify of an entity that nobody registered is an error",
+            vec![
+                text(nope),
+                nothing(),
+                Step::NotifyFails("nope".to_owned(), "100".to_owned()),
+                nothing(),
+                text(S),
+                nothing(),
+                notify_100(),
+                pushed(["100"]),
+            ],
+        ),
+        (
+            "changed: Delivery::Every gives one read and one push per notify, in order",
+            vec![
+                text(every),
+                nothing(),
+                Step::Rows(vec![b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]),
+                notify("every", "100"),
+                notify("every", "100"),
+                notify("every", "100"),
+                Step::Expect([frame(b"1"), frame(b"2"), frame(b"3")].concat()),
+            ],
+        ),
+    ];
+    let on_registered = |(row, steps)| Case::new(2, row, "", upgraded(steps)).on(Setup::Registered);
+    cases.into_iter().map(on_registered).collect()
 }
 
 fn ignored_case(row: &'static str, message: &[u8]) -> Case {

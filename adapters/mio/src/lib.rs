@@ -9,12 +9,14 @@
 //!     let _ = reply.rows(Rows::one(r#"{"id":"100"}"#));
 //! })?;
 //! // Whenever your application changes something, on any thread:
-//! server.handle().notify(&EntityKey::new("items", "100")?);
+//! server.handle().notify(&EntityKey::new("items", "100")?)?;
 //! # server.shutdown(std::time::Duration::from_secs(5));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adopt;
 mod clock;
+mod files;
 mod listener;
 mod reactor;
 mod resolver;
@@ -25,27 +27,37 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use entity_sync_core::Node;
-pub use entity_sync_core::{Audience, EntityKey, NodeCounters, Origins, ReadError, Request, RowError, Rows, Seed};
+pub use entity_sync_core::{
+    Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Incoming,
+    InvalidCloseCode, NodeCounters, NodeCounts, Origins, PassThrough, Payload, ReadError, Request, RowError, Rows,
+    Seed, Selector, SendError, ShardCounts, UnknownEntity,
+};
 
+pub use adopt::{AdoptError, AdoptFailure, Adopted};
 use clock::Clock;
+pub use files::raise_file_limit;
 use listener::listen;
-use reactor::Reactor;
+use reactor::{Reactor, ReactorCounters};
 use resolver::Clocked;
 pub use resolver::{Reply, Resolver};
 
 /// What a [`Server`] listens to and how it behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Addresses for WebSocket clients. Port 0 takes a free one, see [`Server::addresses`].
+    /// Addresses for WebSocket clients. Port 0 takes a free one, see [`Server::addresses`]. None at all serves only
+    /// connections that are [adopted](Handle::adopt).
     pub listen: Vec<SocketAddr>,
     /// Threads that serve connections.
     pub reactors: NonZeroUsize,
+    /// Files that connections leave to the rest of the process (a store, an API, logs): `core.max_connections` is
+    /// lowered to what the limit on open files allows beyond them. See [`raise_file_limit`].
+    pub reserved_files: usize,
     /// Limits and policies.
     pub core: entity_sync_core::Config,
 }
@@ -53,15 +65,18 @@ pub struct Config {
 impl Config {
     /// One reactor per core of the machine, and the core's defaults with a random seed.
     pub fn new(listen: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let mut core = entity_sync_core::Config::new(random_seed());
+        core.http_date = Some(Arc::new(|| httpdate::fmt_http_date(SystemTime::now())));
         Self {
             listen: listen.into_iter().collect(),
             reactors: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-            core: entity_sync_core::Config::new(random_seed()),
+            reserved_files: 64,
+            core,
         }
     }
 }
 
-/// A running set of reactors. Dropping it stops them at once; [`shutdown`](Self::shutdown) is kinder.
+/// A running set of reactors. Dropping it stops them at once; [`drain`](Self::drain) is kinder.
 #[derive(Debug)]
 pub struct Server {
     addresses: Vec<SocketAddr>,
@@ -70,19 +85,45 @@ pub struct Server {
     reactors: Vec<ReactorThread>,
 }
 
-/// Notifies a running server, from any thread. Cheap to clone.
+/// A way to a running server, from any thread. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
     node: Node,
     clock: Clock,
+    doors: Arc<[Door]>,
+    next_door: Arc<AtomicUsize>,
+}
+
+/// What other threads know of a reactor.
+#[derive(Debug)]
+struct Door {
+    inbox: Arc<adopt::Inbox>,
+    waker: Arc<ReactorWaker>,
+    counters: Arc<ReactorCounters>,
+}
+
+/// What the reactors have counted, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReactorCounts {
+    /// Connections accepted from listeners.
+    pub accepted: u64,
+    /// Connections adopted.
+    pub adopted: u64,
+    /// Times that accepting had to wait because the process or the system was out of files or memory.
+    pub out_of_files: u64,
+    /// Times that accepting had to wait because of `max_upgrading` or `max_accepts_per_second`.
+    pub accept_pauses: u64,
+    /// Turns of the event loops.
+    pub turns: u64,
 }
 
 /// Why a server did not start.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StartError {
-    /// No address to listen to was given.
-    NoAddress,
+    /// The limit on open files leaves none for connections: raise it (`ulimit -n`), or lower `reserved_files`.
+    NoFiles,
     /// An address can't be listened to.
     Listen {
         /// Which.
@@ -98,8 +139,8 @@ pub enum StartError {
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
     requested: AtomicBool,
-    /// When to drop what is still connected. `None` is at once.
-    deadline: std::sync::OnceLock<Instant>,
+    /// How to end connections, and when to drop what is still connected. Without it, that is at once.
+    drain: std::sync::OnceLock<(DrainOptions, Instant)>,
 }
 
 #[derive(Debug)]
@@ -116,10 +157,7 @@ impl Server {
     ///
     /// # Errors
     /// [`StartError`]: nothing is left running.
-    pub fn start(config: Config, resolver: impl Resolver + 'static) -> Result<Self, StartError> {
-        if config.listen.is_empty() {
-            return Err(StartError::NoAddress);
-        }
+    pub fn start(mut config: Config, resolver: impl Resolver + 'static) -> Result<Self, StartError> {
         let count = config.reactors.get();
         let mut addresses = Vec::new();
         let mut listeners: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
@@ -138,22 +176,41 @@ impl Server {
             polls.push(poll);
             wakers.push(Arc::new(ReactorWaker(waker)));
         }
+        // What the server itself needs is open by now.
+        let files = files::files_left(config.reserved_files);
+        if files == 0 {
+            return Err(StartError::NoFiles);
+        }
+        config.core.max_connections = config.core.max_connections.min(files);
         let clock = Clock::start();
         let (node, shards) = Node::new(
             config.core,
             Arc::new(Clocked { resolver, clock }),
             wakers.iter().cloned().map(Waker::from).collect(),
         );
+        let doors = wakers.iter().map(|waker| Door {
+            inbox: Arc::default(),
+            waker: waker.clone(),
+            counters: Arc::default(),
+        });
+        let doors: Arc<[Door]> = doors.collect();
         let mut server = Self {
             addresses,
-            handle: Handle { node, clock },
+            handle: Handle {
+                node,
+                clock,
+                doors: doors.clone(),
+                next_door: Arc::default(),
+            },
             stop: Arc::default(),
             reactors: Vec::new(),
         };
         let parts = shards.into_iter().zip(polls).zip(listeners).zip(wakers);
         for (index, (((shard, poll), listeners), waker)) in parts.enumerate() {
-            let reactor =
-                Reactor::new(shard, poll, listeners, clock, server.stop.clone()).map_err(StartError::Reactor)?;
+            let door = &doors[index];
+            let (inbox, counters) = (door.inbox.clone(), door.counters.clone());
+            let reactor = Reactor::new(shard, poll, listeners, inbox, counters, clock, server.stop.clone())
+                .map_err(StartError::Reactor)?;
             let thread = std::thread::Builder::new()
                 .name(format!("reactor-{index}"))
                 .spawn(move || reactor.run())
@@ -171,17 +228,25 @@ impl Server {
         &self.addresses
     }
 
-    /// The way to notify it.
+    /// The way to it.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Stops accepting, sends what is queued and a close frame (1001) to each client, and waits for them to leave, for
-    /// `timeout` at most.
-    pub fn shutdown(self, timeout: Duration) {
+    /// Stops accepting, ends connections as `options` say, sends each what it has queued before its close frame, and
+    /// waits for them to leave, for `timeout` at most.
+    pub fn drain(self, options: DrainOptions, timeout: Duration) {
         // Set once, as this takes the server.
-        let _ = self.stop.deadline.set(Instant::now() + timeout);
+        let _ = self.stop.drain.set((options, Instant::now() + timeout));
         drop(self);
+    }
+
+    /// As [`drain`](Self::drain) with close code 1001, going away, for all at once.
+    pub fn shutdown(self, timeout: Duration) {
+        let mut options = DrainOptions::default();
+        options.code = 1001;
+        options.retry_within = Duration::ZERO;
+        self.drain(options, timeout);
     }
 }
 
@@ -203,8 +268,47 @@ impl Drop for Server {
 impl Handle {
     /// The entity changed: every subscriber is pushed rows of a read that begins after this call. Never blocks for long,
     /// and does nothing if nobody is subscribed.
-    pub fn notify(&self, key: &EntityKey) {
-        self.node.notify(self.clock.now(), key);
+    ///
+    /// # Errors
+    /// [`UnknownEntity`] if entities are registered and this is none of them.
+    pub fn notify(&self, key: &EntityKey) -> Result<(), UnknownEntity> {
+        self.node.notify(self.clock.now(), key)
+    }
+
+    /// Reads again for those whom `selector` names, as when what they may see has changed.
+    pub fn reread(&self, selector: &Selector) {
+        self.node.reread(self.clock.now(), selector);
+    }
+
+    /// Ends subscriptions of those whom `selector` names, as if they had unsubscribed.
+    pub fn unsubscribe(&self, selector: &Selector) {
+        self.node.unsubscribe(selector);
+    }
+
+    /// Ends the connections of those whom `selector` names, with a close frame behind what they have queued.
+    ///
+    /// # Errors
+    /// [`InvalidCloseCode`]: nothing was done.
+    pub fn disconnect(&self, selector: &Selector, code: u16, reason: &str) -> Result<(), InvalidCloseCode> {
+        self.node.disconnect(selector, code, reason)
+    }
+
+    /// A way to one client, whether it is still there or not.
+    pub fn client(&self, id: ClientId) -> Client {
+        self.node.client(id)
+    }
+
+    /// Gives a connection that was accepted elsewhere to one of the reactors, in turn: how an HTTP stack of yours serves
+    /// clients here. It counts against the limits as if it had been accepted, and over them it is dropped.
+    ///
+    /// # Errors
+    /// [`AdoptError`], with the connection in it.
+    pub fn adopt(&self, adopted: Adopted) -> Result<(), AdoptError> {
+        let number = self.next_door.fetch_add(1, Ordering::Relaxed) % self.doors.len();
+        let door = &self.doors[number];
+        door.inbox.push(adopted)?;
+        door.waker.wake_by_ref();
+        Ok(())
     }
 
     /// How many audiences of entities have subscribers or a running read.
@@ -212,9 +316,28 @@ impl Handle {
         self.node.flights()
     }
 
-    /// What the node has counted.
+    /// What the node counts.
     pub fn counters(&self) -> &NodeCounters {
         self.node.counters()
+    }
+
+    /// What the shards have counted, all together.
+    pub fn shard_counts(&self) -> ShardCounts {
+        let mut sum = ShardCounts::default();
+        self.node.shard_counters().for_each(|it| sum += it.snapshot());
+        sum
+    }
+
+    /// What the reactors have counted, all together.
+    pub fn reactor_counts(&self) -> ReactorCounts {
+        let mut sum = ReactorCounts::default();
+        self.doors.iter().for_each(|door| door.counters.add_to(&mut sum));
+        sum
+    }
+
+    /// The limits and policies in force, with `max_connections` as far as there are files for it.
+    pub fn config(&self) -> &entity_sync_core::Config {
+        self.node.config()
     }
 }
 
@@ -223,8 +346,13 @@ impl Stop {
         self.requested.load(Ordering::SeqCst)
     }
 
+    /// How to end connections, while there is time for it.
+    pub(crate) fn drain(&self) -> Option<DrainOptions> {
+        self.drain.get().map(|&(options, _)| options)
+    }
+
     pub(crate) fn time_left(&self) -> Duration {
-        self.deadline.get().map_or(Duration::ZERO, |deadline| {
+        self.drain.get().map_or(Duration::ZERO, |(_, deadline)| {
             deadline.saturating_duration_since(Instant::now())
         })
     }
@@ -256,7 +384,9 @@ fn random_seed() -> Seed {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoAddress => f.write_str("no address to listen to; give at least one"),
+            Self::NoFiles => f.write_str(
+                "the limit on open files leaves none for connections; raise it (ulimit -n) or reserve fewer",
+            ),
             Self::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
                 f,
                 "can't listen to {address}: another program does already; stop it or choose another port"
@@ -270,7 +400,7 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::NoAddress => None,
+            Self::NoFiles => None,
             Self::Listen { source, .. } | Self::Reactor(source) => Some(source),
         }
     }

@@ -6,15 +6,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use entity_sync_core::{ConnId, Input, Output, Shard, Timestamp};
+use entity_sync_core::{ConnId, Input, Opening, Output, Shard, Timestamp};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::Stop;
+use crate::adopt::{Adopted, Inbox};
 use crate::clock::Clock;
 use crate::sockets::Sockets;
+use crate::{ReactorCounts, Stop};
 
 pub(crate) const WAKER: Token = Token(usize::MAX);
 /// Listeners have the tokens below [`WAKER`]. No connection has: its upper half would be the last of 2³² generations.
@@ -30,8 +32,8 @@ const WRITES_PER_TURN: usize = 4096;
 /// When the process is out of files, accepting rests for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Close code 1001, going away: the server is shut down.
-const GOING_AWAY: u16 = 1001;
+/// Adopted connections taken in one turn.
+const ADOPTIONS_PER_TURN: usize = 256;
 
 pub(crate) struct Reactor {
     shard: Shard,
@@ -42,9 +44,36 @@ pub(crate) struct Reactor {
     readable: VecDeque<ConnId>,
     buffer: Vec<u8>,
     clock: Clock,
+    /// Connections that were accepted elsewhere.
+    inbox: Arc<Inbox>,
+    counters: Arc<ReactorCounters>,
     stop: Arc<Stop>,
     is_stopping: bool,
     accept_paused_until: Option<Instant>,
+}
+
+/// What a reactor counts.
+#[derive(Debug, Default)]
+pub(crate) struct ReactorCounters {
+    accepted: AtomicU64,
+    adopted: AtomicU64,
+    out_of_files: AtomicU64,
+    accept_pauses: AtomicU64,
+    turns: AtomicU64,
+}
+
+impl ReactorCounters {
+    pub(crate) fn add_to(&self, sum: &mut ReactorCounts) {
+        sum.accepted += self.accepted.load(Ordering::Relaxed);
+        sum.adopted += self.adopted.load(Ordering::Relaxed);
+        sum.out_of_files += self.out_of_files.load(Ordering::Relaxed);
+        sum.accept_pauses += self.accept_pauses.load(Ordering::Relaxed);
+        sum.turns += self.turns.load(Ordering::Relaxed);
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 struct Listener {
@@ -57,6 +86,8 @@ impl Reactor {
         shard: Shard,
         poll: Poll,
         listeners: Vec<TcpListener>,
+        inbox: Arc<Inbox>,
+        counters: Arc<ReactorCounters>,
         clock: Clock,
         stop: Arc<Stop>,
     ) -> io::Result<Self> {
@@ -83,6 +114,8 @@ impl Reactor {
             readable: VecDeque::new(),
             buffer: vec![0; READ_BUFFER_BYTES],
             clock,
+            inbox,
+            counters,
             stop,
             is_stopping: false,
             accept_paused_until: None,
@@ -99,15 +132,17 @@ impl Reactor {
                 // The epoll instance itself is broken, which no waiting mends.
                 Err(_) => return,
             }
+            count(&self.counters.turns);
             self.note(&events);
             self.accept();
+            let has_adopted_all = self.adopt();
             self.read();
             if self.stop.is_requested() && self.has_stopped() {
                 return;
             }
             let now = self.clock.now();
             self.shard.handle_timeout(now);
-            is_done = self.act(now);
+            is_done = self.act(now) && has_adopted_all;
         }
     }
 
@@ -158,33 +193,85 @@ impl Reactor {
             return;
         }
         let now = self.clock.now();
-        for listener in self.listeners.iter_mut().filter(|it| it.is_readable) {
-            for _ in 0..ACCEPTS_PER_TURN {
-                let stream = match listener.socket.accept() {
-                    Ok((stream, _)) => stream,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        listener.is_readable = false;
-                        break;
-                    }
-                    // This one connection failed before we took it.
-                    Err(error) if is_about_the_peer(&error) => continue,
-                    // Out of files or memory. What is connected goes on; the others wait in the kernel's queue.
-                    Err(_) => {
-                        self.accept_paused_until = Some(Instant::now() + ACCEPT_PAUSE);
-                        return;
-                    }
-                };
-                let Ok(conn) = self.shard.open(now) else {
-                    continue;
-                };
-                // Frames are written whole, so there is nothing to gain by waiting for more.
-                let _ = stream.set_nodelay(true);
-                let inserted = self.sockets.insert(self.poll.registry(), conn, stream);
-                if inserted.is_err() {
-                    self.shard.handle(now, Input::Closed { conn });
+        // Listeners are changed in place while connections are taken in, which needs the whole reactor.
+        let mut listeners = std::mem::take(&mut self.listeners);
+        for listener in listeners.iter_mut().filter(|it| it.is_readable) {
+            if let Err(pause) = self.accept_from(listener, now) {
+                self.accept_paused_until = Some(Instant::now() + pause);
+                break;
+            }
+        }
+        self.listeners = listeners;
+    }
+
+    /// # Errors
+    /// How long accepting has to rest. What is connected goes on; the others wait in the kernel's queue.
+    fn accept_from(&mut self, listener: &mut Listener, now: Timestamp) -> Result<(), Duration> {
+        for _ in 0..ACCEPTS_PER_TURN {
+            if let Err(at) = self.shard.may_accept(now) {
+                count(&self.counters.accept_pauses);
+                return Err(at.since(now));
+            }
+            match listener.socket.accept() {
+                Ok((stream, peer)) => {
+                    count(&self.counters.accepted);
+                    let mut opening = Opening::default();
+                    opening.peer = Some(peer.ip());
+                    self.take_in(now, stream, &opening);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    listener.is_readable = false;
+                    break;
+                }
+                // This one connection failed before we took it.
+                Err(error) if is_about_the_peer(&error) => {}
+                // Out of files or memory.
+                Err(_) => {
+                    count(&self.counters.out_of_files);
+                    return Err(ACCEPT_PAUSE);
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Takes in what was accepted elsewhere. Says whether that was all.
+    fn adopt(&mut self) -> bool {
+        let now = self.clock.now();
+        for _ in 0..ADOPTIONS_PER_TURN {
+            let Some(Adopted {
+                stream,
+                mut received,
+                is_upgraded,
+            }) = self.inbox.pop()
+            else {
+                return true;
+            };
+            count(&self.counters.adopted);
+            let mut opening = Opening::default();
+            opening.peer = stream.peer_addr().ok().map(|peer| peer.ip());
+            opening.is_upgraded = is_upgraded;
+            let conn = self.take_in(now, mio::net::TcpStream::from_std(stream), &opening);
+            if let Some(conn) = conn
+                && !received.is_empty()
+            {
+                let bytes = &mut received[..];
+                self.shard.handle(now, Input::Received { conn, bytes });
+            }
+        }
+        false
+    }
+
+    fn take_in(&mut self, now: Timestamp, stream: mio::net::TcpStream, opening: &Opening) -> Option<ConnId> {
+        // A refused socket is dropped.
+        let conn = self.shard.open_with(now, opening).ok()?;
+        // Frames are written whole, so there is nothing to gain by waiting for more.
+        let _ = stream.set_nodelay(true);
+        if self.sockets.insert(self.poll.registry(), conn, stream).is_err() {
+            self.shard.handle(now, Input::Closed { conn });
+            return None;
+        }
+        Some(conn)
     }
 
     fn read(&mut self) {
@@ -250,9 +337,19 @@ impl Reactor {
         if !self.is_stopping {
             self.is_stopping = true;
             self.listeners.clear();
-            self.shard.close_all(self.clock.now(), GOING_AWAY);
+            self.inbox.close();
+            if let Some(options) = self.stop.drain() {
+                self.shard.drain(self.clock.now(), options);
+            }
         }
         self.shard.connections() == 0 || self.stop.time_left().is_zero()
+    }
+}
+
+impl Drop for Reactor {
+    /// Whoever hands over a connection from now on is told.
+    fn drop(&mut self) {
+        self.inbox.close();
     }
 }
 

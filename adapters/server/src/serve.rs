@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use entity_sync_core::Audience;
-use entity_sync_mio::{Config, EntityKey, Handle, ReadError, Reply, Request, Rows, Server, StartError};
+use entity_sync_mio::{
+    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, ReadError, Reply, Request, Rows, Server,
+    StartError,
+};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -36,7 +38,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let pool = Pool::new(READERS, "reader").map_err(ServeError::System)?;
     let server = Server::start(config(options), resolver(store.clone(), pool)).map_err(ServeError::Clients)?;
     let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
-    let notify: api::Notify = Arc::new(move |keys| keys.iter().for_each(|key| server_handle.notify(key)));
+    let notify: api::Notify = Arc::new(move |keys| notify_keys(&server_handle, keys));
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -83,7 +85,9 @@ fn config(options: &Options) -> Config {
     config.core.upgrade.paths.clone_from(&options.paths);
     config.core.upgrade.origins = options.origins.clone();
     // The store shows everyone the same, so one read serves all, whatever their secrets.
-    config.core.audience_of = Arc::new(|_, _| Audience::Public);
+    let mut options = EntityOptions::default();
+    options.audience = AudienceRule::Public;
+    config.core.entities = Entities::any(options);
     config
 }
 
@@ -101,7 +105,14 @@ fn resolver(store: Arc<Store>, pool: Pool) -> impl Fn(Request, Reply) + Send + S
 fn notify_all(handle: &OnceLock<Handle>, keys: &[EntityKey]) {
     // Before there is a server, nobody is subscribed.
     if let Some(handle) = handle.get() {
-        keys.iter().for_each(|key| handle.notify(key));
+        notify_keys(handle, keys);
+    }
+}
+
+fn notify_keys(handle: &Handle, keys: &[EntityKey]) {
+    for key in keys {
+        // Every name is an entity here.
+        let _ = handle.notify(key);
     }
 }
 

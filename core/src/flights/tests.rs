@@ -75,7 +75,7 @@ impl Story {
     fn new(ticket: Ticket) -> Self {
         let key = EntityKey::new("items", "1").unwrap();
         Self {
-            flight: Flight::new(key, Audience::Public),
+            flight: Flight::new(key, Audience::Public, EntityIndex::default(), &EntityOptions::default()),
             sides: BTreeMap::new(),
             running: None,
             is_waiting: false,
@@ -166,7 +166,8 @@ impl Story {
             return;
         };
         let mut told = Vec::new();
-        self.flight.finish(ticket, group(ticket), |shard| told.push(shard));
+        self.flight
+            .finish(ticket, group(ticket), None, |shard| told.push(shard));
         (self.newest, self.failures) = (ticket, 0);
         for shard in told {
             let side = self.sides.get_mut(&shard).unwrap();

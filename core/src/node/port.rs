@@ -1,26 +1,38 @@
 //! [`Port`]: the hand-over from the node to one shard, and the wake-up.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
-use super::lock;
+use super::Start;
+use crate::client::{Command, SendError};
 use crate::flights::FlightId;
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
-/// Where the node leaves marks for one shard.
+/// Where the node leaves what one shard is to do.
 pub(super) struct Port {
-    /// At most one mark per flight: the flight itself knows that it is marked.
-    marks: Mutex<Vec<FlightId>>,
-    /// The shard will look at `marks` without being woken.
+    inbox: Mutex<Inbox>,
+    /// The shard will look at the inbox without being woken.
     pending: AtomicBool,
     waker: Waker,
+}
+
+/// What waits for a shard.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    /// Flights whose newest rows are to be taken. At most one mark per flight: the flight itself knows that it is marked.
+    pub(crate) marks: VecDeque<FlightId>,
+    /// What the application wants done, in its order.
+    pub(crate) commands: VecDeque<Command>,
+    /// Reads to be handed to the resolver from a fresh stack.
+    pub(super) starts: Vec<Start>,
+    /// Bytes of messages among the commands.
+    message_bytes: usize,
 }
 
 impl Port {
     pub(super) fn new(waker: Waker) -> Self {
         Self {
-            marks: Mutex::new(Vec::new()),
+            inbox: Mutex::new(Inbox::default()),
             pending: AtomicBool::new(false),
             waker,
         }
@@ -28,7 +40,30 @@ impl Port {
 
     /// Leaves a mark, and wakes the shard unless it will look anyway.
     pub(super) fn mark(&self, flight: FlightId) {
-        lock(&self.marks).push(flight);
+        lock(&self.inbox).marks.push_back(flight);
+        self.wake();
+    }
+
+    /// Leaves a command likewise, unless it is a message and `limit` bytes of those wait already.
+    pub(super) fn command(&self, command: Command, limit: usize) -> Result<(), SendError> {
+        {
+            let mut inbox = lock(&self.inbox);
+            if let Command::Send { frame, .. } = &command {
+                let waiting = inbox.message_bytes;
+                if waiting > 0 && waiting + frame.len() > limit {
+                    return Err(SendError::Full);
+                }
+                inbox.message_bytes += frame.len();
+            }
+            inbox.commands.push_back(command);
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Leaves reads to be begun.
+    pub(super) fn start(&self, starts: impl IntoIterator<Item = Start>) {
+        lock(&self.inbox).starts.extend(starts);
         self.wake();
     }
 
@@ -38,23 +73,31 @@ impl Port {
         }
     }
 
-    /// Moves all marks to the end of `batch`. As long as this gives any, the shard is not woken for more.
+    /// Moves everything into an empty inbox. As long as this gives anything, the shard is not woken for more.
     ///
-    /// The flag is cleared only after `marks` was seen empty, and `marks` is looked at once more afterwards: a producer
-    /// pushes first and swaps the flag then, so either this second look sees its mark, or it sees the flag cleared and
-    /// wakes.
-    pub(super) fn take_marks(&self, batch: &mut VecDeque<FlightId>) {
-        if !self.move_marks(batch) {
+    /// The flag is cleared only after the inbox was seen empty, and that is looked at once more afterwards: a producer
+    /// pushes first and swaps the flag then, so either this second look sees what it pushed, or it sees the flag cleared
+    /// and wakes.
+    pub(super) fn take(&self, into: &mut Inbox) {
+        if !self.move_all(into) {
             self.pending.swap(false, Ordering::SeqCst);
-            self.move_marks(batch);
+            self.move_all(into);
         }
     }
 
-    /// Says whether there were any.
-    fn move_marks(&self, batch: &mut VecDeque<FlightId>) -> bool {
-        let mut marks = lock(&self.marks);
-        let any = !marks.is_empty();
-        batch.extend(marks.drain(..));
-        any
+    /// Says whether there was anything.
+    fn move_all(&self, into: &mut Inbox) -> bool {
+        debug_assert!(into.is_empty());
+        let mut inbox = lock(&self.inbox);
+        // The tables change places, so that neither side has to allocate again.
+        std::mem::swap(&mut *inbox, into);
+        inbox.message_bytes = 0;
+        !into.is_empty()
+    }
+}
+
+impl Inbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.marks.is_empty() && self.commands.is_empty() && self.starts.is_empty()
     }
 }

@@ -21,7 +21,17 @@ pub(super) struct Stripe {
     pub(super) by_key: HashTable<Audiences>,
     /// Running reads in order of their time limits, which are all of one length. Ended ones are dropped when they come up.
     pub(super) limits: VecDeque<(Timestamp, SlotId, Ticket)>,
-    pub(super) retries: BinaryHeap<Reverse<(Timestamp, SlotId)>>,
+    /// When flights want to be looked at again: failed ones, and those whose store is to have settled.
+    pub(super) alarms: BinaryHeap<Reverse<(Timestamp, SlotId, Alarm)>>,
+}
+
+/// Why a flight wants to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Alarm {
+    /// The backoff after a failed read has passed.
+    Retry,
+    /// The store should have settled.
+    Settle,
 }
 
 /// The flights of one key.
@@ -37,11 +47,17 @@ impl Stripe {
             by_name: HashTable::new(),
             by_key: HashTable::new(),
             limits: VecDeque::new(),
-            retries: BinaryHeap::new(),
+            alarms: BinaryHeap::new(),
         }
     }
 
-    pub(super) fn find_or_insert(&mut self, seed: Seed, key: &EntityKey, audience: &Audience) -> u32 {
+    pub(super) fn find_or_insert(
+        &mut self,
+        seed: Seed,
+        key: &EntityKey,
+        audience: &Audience,
+        new: impl FnOnce() -> Flight,
+    ) -> u32 {
         let Self {
             flights,
             by_name,
@@ -57,7 +73,7 @@ impl Stripe {
         if let Some(&index) = found {
             return index;
         }
-        let slot = flights.insert(Flight::new(key.clone(), audience.clone()));
+        let slot = flights.insert(new());
         by_name.insert_unique(name_hash, slot.index, |&index| {
             flights
                 .at(index)
@@ -85,13 +101,11 @@ impl Stripe {
         }
     }
 
-    pub(super) fn remove_if_over(&mut self, seed: Seed, slot: SlotId) {
+    pub(super) fn remove_if_over(&mut self, seed: Seed, slot: SlotId) -> Option<Flight> {
         if !self.flights.get(slot).is_some_and(Flight::is_over) {
-            return;
+            return None;
         }
-        let Some(flight) = self.flights.remove(slot) else {
-            return;
-        };
+        let flight = self.flights.remove(slot)?;
         let name_hash = seed.hash_of(&(&flight.key, &flight.audience));
         if let Ok(entry) = self.by_name.find_entry(name_hash, |&index| index == slot.index) {
             entry.remove();
@@ -103,5 +117,6 @@ impl Stripe {
                 entry.remove();
             }
         }
+        Some(flight)
     }
 }

@@ -75,13 +75,13 @@ impl Setup {
     }
 
     fn marks(&self, shard: u32) -> Vec<FlightId> {
-        let mut marks = VecDeque::new();
-        self.node.take_marks(shard, &mut marks);
-        marks.into()
+        let mut inbox = Inbox::default();
+        self.node.take_inbox(at(0), shard, &mut inbox);
+        inbox.marks.into()
     }
 
     fn take(&self, shard: u32, flight: FlightId) -> Option<Group> {
-        let delivery = self.node.take(shard, flight)?;
+        let delivery = self.node.take(at(0), shard, flight)?;
         assert_eq!(delivery.topic, topic(shard));
         assert_eq!(delivery.scope, Scope::All);
         Some(delivery.group)
@@ -117,11 +117,11 @@ fn text(group: &Group) -> &str {
 #[test]
 fn notifies_during_a_read_cost_one_more_read() {
     let it = Setup::new();
-    it.node.notify(at(0), &key("1"));
+    it.node.notify(at(0), &key("1")).unwrap();
     assert_eq!(it.queue.len(), 0, "nobody is subscribed");
     let flight = it.join(1, "1", &Audience::Public);
     for _ in 0..10 {
-        it.node.notify(at(0), &key("1"));
+        it.node.notify(at(0), &key("1")).unwrap();
         assert_eq!(it.queue.len(), 1);
     }
     it.queue.answer(at(0), "first");
@@ -133,7 +133,7 @@ fn notifies_during_a_read_cost_one_more_read() {
     assert_eq!(it.marks(1), [flight]);
     assert_eq!(it.take(1, flight).as_ref().map(text), Some("second"));
     assert!(it.take(1, flight).is_none());
-    it.node.leave(1, flight);
+    it.node.leave(at(0), 1, flight);
     assert_eq!(it.node.flights(), 0);
 }
 
@@ -141,16 +141,16 @@ fn notifies_during_a_read_cost_one_more_read() {
 fn a_running_read_survives_leaving_and_joining() {
     let it = Setup::new();
     let flight = it.join(1, "1", &Audience::Public);
-    it.node.notify(at(0), &key("1"));
-    it.node.leave(1, flight);
+    it.node.notify(at(0), &key("1")).unwrap();
+    it.node.leave(at(0), 1, flight);
     assert_eq!(it.node.flights(), 1);
     assert_eq!(it.join(1, "1", &Audience::Public), flight);
-    it.node.notify(at(0), &key("1"));
+    it.node.notify(at(0), &key("1")).unwrap();
     assert_eq!(it.queue.len(), 1, "the first one is still running");
     it.queue.answer(at(0), "first");
     assert_eq!(it.queue.len(), 1);
     // With nobody left, the read's end is the flight's.
-    it.node.leave(1, flight);
+    it.node.leave(at(0), 1, flight);
     assert_eq!(it.node.flights(), 1);
     it.queue.answer(at(0), "second");
     assert_eq!((it.node.flights(), it.queue.len()), (0, 0));
@@ -162,7 +162,7 @@ fn a_running_read_survives_leaving_and_joining() {
 fn a_read_over_its_time_limit_is_given_up_and_its_answer_discarded() {
     let it = Setup::new();
     let flight = it.join(0, "1", &Audience::Public);
-    it.node.notify(at(10), &key("1"));
+    it.node.notify(at(10), &key("1")).unwrap();
     let (_, late) = it.queue.pop().unwrap();
     let limit = it.node.poll_timeout().unwrap();
     assert_eq!(limit.since(at(10)), it.node.config().read_time_limit);
@@ -187,8 +187,8 @@ fn a_read_over_its_time_limit_is_given_up_and_its_answer_discarded() {
 fn a_read_given_up_without_subscribers_is_not_tried_again() {
     let it = Setup::new();
     let flight = it.join(0, "1", &Audience::Public);
-    it.node.notify(at(0), &key("1"));
-    it.node.leave(0, flight);
+    it.node.notify(at(0), &key("1")).unwrap();
+    it.node.leave(at(0), 0, flight);
     it.node.handle_timeout(at(5));
     assert_eq!(it.node.flights(), 0);
     // Another flight, perhaps in the same slot, is none of the old one's business.
@@ -206,7 +206,7 @@ fn failed_reads_are_tried_again_at_growing_intervals() {
     let it = Setup::new();
     it.join(0, "1", &Audience::Public);
     let (mut now, mut longest) = (at(0), it.node.config().retry_first);
-    it.node.notify(now, &key("1"));
+    it.node.notify(now, &key("1")).unwrap();
     for failures in 1..15 {
         let failed = now;
         // A resolver that forgets to answer has failed too.
@@ -216,7 +216,7 @@ fn failed_reads_are_tried_again_at_growing_intervals() {
             it.queue.pop();
         }
         assert_eq!(it.node.counters().failed_reads.get(), failures);
-        it.node.notify(now, &key("1"));
+        it.node.notify(now, &key("1")).unwrap();
         // The time-out may be too early, as that of a read which ended is not taken back.
         while it.queue.len() == 0 {
             let timeout = it.node.poll_timeout().expect("a read is owed");
@@ -229,7 +229,7 @@ fn failed_reads_are_tried_again_at_growing_intervals() {
         longest = (longest * 2).min(it.node.config().retry_max);
     }
     it.queue.answer(now, "at last");
-    it.node.notify(now, &key("1"));
+    it.node.notify(now, &key("1")).unwrap();
     it.queue.fail(now);
     let retry = it.node.poll_timeout().unwrap();
     assert!(
@@ -244,7 +244,7 @@ fn all_audiences_of_a_key_are_read() {
     let audiences = [Audience::Public, Audience::Secret("s".into())];
     let flights = audiences.each_ref().map(|audience| it.join(1, "1", audience));
     it.join(1, "2", &Audience::Public);
-    it.node.notify(at(0), &key("1"));
+    it.node.notify(at(0), &key("1")).unwrap();
     assert_eq!(it.queue.len(), 2);
     for text in ["1", "2"] {
         let request = lock(&it.queue.0).front().map(|read| read.0.clone()).unwrap();
@@ -255,8 +255,8 @@ fn all_audiences_of_a_key_are_read() {
         assert!(it.take(1, flights[1 - read]).is_none());
         assert!(it.take(1, flights[read]).is_some());
     }
-    it.node.leave(1, flights[0]);
-    it.node.notify(at(0), &key("1"));
+    it.node.leave(at(0), 1, flights[0]);
+    it.node.notify(at(0), &key("1")).unwrap();
     assert_eq!(it.queue.len(), 1);
 }
 
@@ -266,7 +266,7 @@ fn a_burst_of_marks_wakes_once() {
     let ids = ["1", "2", "3"];
     let flights = ids.map(|id| it.join(1, id, &Audience::Public));
     let read = |id| {
-        it.node.notify(at(0), &key(id));
+        it.node.notify(at(0), &key(id)).unwrap();
         it.queue.answer(at(0), id);
     };
     read("1");
@@ -336,12 +336,12 @@ impl Story {
             }
             Op::Leave(shard, name) => {
                 if let Some((flight, _)) = self.joined.remove(&(shard, name)) {
-                    node.leave(shard, flight);
+                    node.leave(at(0), shard, flight);
                 }
             }
             Op::Notify(name) => {
                 let ticket = node.current_ticket();
-                node.notify(self.now, &name_of(name).0);
+                node.notify(self.now, &name_of(name).0).unwrap();
                 let of_key = self.joined.iter_mut().filter(|((_, other), _)| other / 2 == name / 2);
                 of_key.for_each(|(_, (_, owed))| *owed = Some(ticket));
             }
@@ -376,7 +376,7 @@ impl Story {
             *rest = wakes;
         }
         for flight in marks {
-            let Some(delivery) = self.it.node.take(shard, flight) else {
+            let Some(delivery) = self.it.node.take(self.now, shard, flight) else {
                 continue;
             };
             let mut joined = self.joined.iter_mut();

@@ -174,7 +174,8 @@ impl Story {
             Op::Begun(topic, sizes, sent) if self.outbox.is_empty() => {
                 let group = group(number, *topic, sizes);
                 let begun = sent.map_or(0, |sent| sent.index(group.len()));
-                self.outbox.push_begun(topic_id(*topic), &group, begun, sent.is_none());
+                self.outbox
+                    .push_begun(topic_id(*topic), &group, false, begun, sent.is_none());
                 self.wire.extend_from_slice(&group.bytes()[..begun]);
                 self.lent = sent.is_none().then(|| vec![group.bytes().clone()]);
                 self.newest.insert(*topic, number);
@@ -232,7 +233,7 @@ impl Story {
         let mut expected = self.waiting();
         let older = expected.iter().position(|it| it.0 == Some(topic));
         let before = self.outbox.group_bytes();
-        let pushed = self.outbox.push_group(topic_id(topic), group, LIMIT);
+        let pushed = self.outbox.push_group(topic_id(topic), group, false, LIMIT);
         if group.is_empty() || pushed == Pushed::Refused {
             assert!(group.is_empty() || before + group.len() > LIMIT, "refused without need");
             assert!(!group.is_empty() || (pushed == Pushed::Replaced) == older.is_some());

@@ -7,10 +7,14 @@ use super::{ConnId, Ending, Phase, Sent, Shard};
 use crate::flights::{Delivery, FlightId, Scope};
 use crate::outbox::{Chunk, Pushed};
 use crate::subscriptions::{Standing, TopicId};
+use crate::ws::close_frame;
 
 /// The most reads that one connection may have asked for at once after rows were withheld from it. It begins with one
 /// and doubles as rows fit, as more would be withheld again.
 const MAX_WANTED: u32 = 8;
+
+/// Close code 1013.
+const TRY_AGAIN_LATER: u16 = 1013;
 
 /// The same bytes for many connections. See [`for_each`](Self::for_each).
 #[must_use = "nobody receives the rows until for_each is called"]
@@ -102,14 +106,14 @@ impl Shard {
     /// Takes the newest rows of a marked flight, and either leaves them for a broadcast or, when more are to come in
     /// this turn, queues them, so that each connection gets all of them in one write.
     pub(super) fn take(&mut self, flight: FlightId) {
-        let Some(delivery) = self.node.take(self.index, flight) else {
+        let Some(delivery) = self.node.take(self.now, self.index, flight) else {
             return;
         };
         if self.subscriptions.topic(delivery.topic).is_none() {
             return;
         }
         self.subscriptions.start_walk(delivery.topic);
-        if self.marks.is_empty() && !delivery.group.is_empty() {
+        if self.inbox.marks.is_empty() && !delivery.group.is_empty() {
             self.delivery = Some(delivery);
         } else {
             while self.deliver_to_next(&delivery, None) {}
@@ -121,12 +125,22 @@ impl Shard {
         let Some((index, standing)) = self.subscriptions.walk_next() else {
             return false;
         };
-        let is_due = delivery.ticket > standing.joined() && (delivery.scope == Scope::All || standing.wants());
+        let is_for_it = match delivery.scope {
+            Scope::All => true,
+            Scope::Since(ticket) => standing.joined() >= ticket || standing.wants(),
+            Scope::Wanting => standing.wants(),
+        };
+        let is_due = delivery.ticket > standing.joined() && is_for_it;
         let Some((slot, state)) = self.conns.at_mut(index).filter(|_| is_due) else {
             return true;
         };
         let conn = ConnId(slot);
-        let Delivery { topic, group, .. } = delivery;
+        let &Delivery {
+            topic,
+            ref group,
+            every,
+            ..
+        } = delivery;
         if standing != standing.served() {
             let extra = state.extra();
             if standing.wants() {
@@ -134,11 +148,11 @@ impl Shard {
                 extra.max_wanted = (extra.max_wanted.max(1) * 2).min(MAX_WANTED);
             }
             if standing.is_dirty() {
-                extra.dirty.retain(|dirty| dirty != topic);
+                extra.dirty.retain(|&dirty| dirty != topic);
             }
             self.subscriptions.set_walked_standing(standing.served());
         }
-        self.counters.deliveries += 1;
+        self.counters.deliveries.add_alone(1);
         let limit = self.node.config().max_outbox_bytes;
         match write {
             Some(write) if state.is_clear() => {
@@ -150,24 +164,25 @@ impl Shard {
                 match sent {
                     Sent::All => {}
                     Sent::Partial(bytes) => {
-                        state.extra().outbox.push_begun(*topic, group, bytes, false);
+                        state.extra().outbox.push_begun(topic, group, every, bytes, false);
                         state.blocked = true;
                     }
                     Sent::Busy => {
-                        state.extra().outbox.push_begun(*topic, group, 0, false);
+                        state.extra().outbox.push_begun(topic, group, every, 0, false);
                         state.blocked = true;
                     }
-                    Sent::Taken => state.extra().outbox.push_begun(*topic, group, 0, true),
+                    Sent::Taken => state.extra().outbox.push_begun(topic, group, every, 0, true),
                     Sent::Closed => self.end(conn),
                 }
             }
-            _ => match state.extra().outbox.push_group(*topic, group, limit) {
+            _ => match state.extra().outbox.push_group(topic, group, every, limit) {
                 Pushed::Queued => {}
-                Pushed::Replaced => self.counters.conflated += 1,
+                Pushed::Replaced => self.counters.conflated.add_alone(1),
+                Pushed::Refused if every => self.fall_behind(conn),
                 Pushed::Refused => {
-                    self.counters.dirty_marks += 1;
+                    self.counters.dirty_marks.add_alone(1);
                     let extra = state.extra();
-                    extra.dirty.push_back(*topic);
+                    extra.dirty.push_back(topic);
                     extra.max_wanted = 1;
                     self.subscriptions.set_walked_standing(standing.dirty());
                 }
@@ -180,6 +195,12 @@ impl Shard {
         true
     }
 
+    /// Ends a connection whose outbox is full of what can't be skipped.
+    pub(super) fn fall_behind(&mut self, conn: ConnId) {
+        self.counters.fallen_behind.add_alone(1);
+        self.close(conn, close_frame(Some(TRY_AGAIN_LATER), "fell behind"));
+    }
+
     pub(super) fn written(&mut self, conn: ConnId, bytes: usize) {
         let Some(state) = self.conns.get_mut(conn.0) else {
             return;
@@ -187,7 +208,7 @@ impl Shard {
         match &mut state.extra {
             Some(extra) if extra.outbox.is_lent() => extra.outbox.consume(bytes),
             _ => {
-                self.counters.stale_inputs += 1;
+                self.counters.stale_inputs.add_alone(1);
                 return;
             }
         }
@@ -267,7 +288,7 @@ impl Shard {
             && !standing.wants()
         {
             state.extra().wanted += 1;
-            self.counters.targeted_reads += 1;
+            self.counters.targeted_reads.add_alone(1);
         }
         self.subscriptions
             .set_standing(index, topic, Standing::wanting(standing));

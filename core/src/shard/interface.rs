@@ -75,10 +75,6 @@ pub enum Sent {
     Closed,
 }
 
-/// `max_connections` are open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooManyConnections;
-
 impl ConnId {
     /// A number for a driver's own tables: small, dense, and used again by later connections.
     pub fn index(self) -> usize {
@@ -115,11 +111,3 @@ impl fmt::Debug for Output<'_> {
         }
     }
 }
-
-impl fmt::Display for TooManyConnections {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the limit of open connections is reached")
-    }
-}
-
-impl std::error::Error for TooManyConnections {}

@@ -5,31 +5,40 @@
 //! - `conn`: what is kept for a connection;
 //! - `session`: what a client's bytes do;
 //! - `deliver`: how rows get to the members of a topic;
+//! - `command`: what the application wants done;
+//! - `drain`: how all connections are ended without all of them coming back at once;
 //! - `timers`: what happens when nothing happens.
 
+mod command;
 mod conn;
 mod deliver;
+mod drain;
 mod interface;
 mod session;
 mod timers;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::admission::{Opening, Refused, counted};
+use crate::client::ClientId;
 use crate::counters::ShardCounters;
-use crate::flights::{Delivery, FlightId};
+use crate::flights::Delivery;
 use crate::hash::Seed;
-use crate::node::Node;
+use crate::node::{Inbox, Node};
 use crate::slots::Slots;
 use crate::subscriptions::{Left, Standing, Subscriptions};
 use crate::time::Timestamp;
-use crate::ws::close_frame;
 
 use conn::{Conn, Phase};
 pub use deliver::{Broadcast, Flush};
-pub use interface::{ConnId, Input, Output, Sent, TooManyConnections};
+use drain::Drain;
+pub use drain::DrainOptions;
+pub use interface::{ConnId, Input, Output, Sent};
 use timers::Timers;
 
 /// One reactor's share of a node: a state machine that is fed [`Input`]s and asked for [`Output`]s.
@@ -50,14 +59,19 @@ pub struct Shard {
     conns: Slots<Conn>,
     subscriptions: Subscriptions,
     timers: Timers,
-    /// Flights whose newest rows this shard has still to take.
-    marks: VecDeque<FlightId>,
+    /// What this shard has still to do for the node.
+    inbox: Inbox,
     /// The rows whose receivers are being walked.
     delivery: Option<Delivery>,
     /// Connections that have something to send and may send it.
     ready: VecDeque<ConnId>,
     endings: VecDeque<Ending>,
-    counters: ShardCounters,
+    drain: Option<Drain>,
+    /// The addresses of connections by index, if there is a limit for each.
+    peers: Vec<Option<IpAddr>>,
+    /// The secret of those that sent none.
+    no_secret: Arc<str>,
+    counters: Arc<ShardCounters>,
 }
 
 enum Ending {
@@ -68,6 +82,7 @@ enum Ending {
 impl Shard {
     pub(crate) fn new(node: Node, index: u32, seed: Seed) -> Self {
         let timers = Timers::new(node.config());
+        let counters = node.counters_of(index);
         Self {
             node,
             index,
@@ -75,33 +90,71 @@ impl Shard {
             conns: Slots::new(),
             subscriptions: Subscriptions::new(seed),
             timers,
-            marks: VecDeque::new(),
+            inbox: Inbox::default(),
             delivery: None,
             ready: VecDeque::new(),
             endings: VecDeque::new(),
-            counters: ShardCounters::default(),
+            drain: None,
+            peers: Vec::new(),
+            no_secret: Arc::from(""),
+            counters,
         }
+    }
+
+    /// Whether the driver may accept a connection now. If not, they are to wait in the kernel's queue until it asks
+    /// again, at the time given.
+    ///
+    /// # Errors
+    /// When to ask again.
+    pub fn may_accept(&self, now: Timestamp) -> Result<(), Timestamp> {
+        self.node.admission().may_accept(now, self.node.config())
     }
 
     /// A socket was accepted; its upgrade request is awaited.
     ///
     /// # Errors
-    /// [`TooManyConnections`]: drop the socket.
-    pub fn open(&mut self, now: Timestamp) -> Result<ConnId, TooManyConnections> {
+    /// [`Refused`]: drop the socket.
+    pub fn open(&mut self, now: Timestamp) -> Result<ConnId, Refused> {
+        self.open_with(now, &Opening::default())
+    }
+
+    /// As [`open`](Self::open), for a driver that can say more of it, or was handed a connection that has upgraded.
+    ///
+    /// # Errors
+    /// [`Refused`]: drop the socket.
+    pub fn open_with(&mut self, now: Timestamp, opening: &Opening) -> Result<ConnId, Refused> {
         self.advance(now);
-        if self.conns.len() >= self.node.config().max_connections {
-            self.counters.refused_connections += 1;
-            return Err(TooManyConnections);
+        let config = self.node.config();
+        let admitted = if self.is_draining() {
+            Err(Refused::Draining)
+        } else {
+            self.node.admission().enter(self.now, config, opening)
+        };
+        if let Err(refused) = admitted {
+            self.counters.refused_connections.add_alone(1);
+            return Err(refused);
         }
+        let phase = if opening.is_upgraded {
+            Phase::Open
+        } else {
+            Phase::Upgrading
+        };
         let conn = ConnId(self.conns.insert(Conn {
             extra: None,
             secret: None,
             last_alive: self.now,
-            phase: Phase::Upgrading,
+            phase,
             blocked: false,
             listed: false,
         }));
-        self.counters.opened += 1;
+        if let Some(peer) = counted(config, opening.peer) {
+            if self.peers.len() <= conn.index() {
+                self.peers.resize(conn.index() + 1, None);
+            }
+            self.peers[conn.index()] = Some(peer);
+        }
+        self.counters.opened.add_alone(1);
+        self.count_connections();
         self.timers.opened(self.now, conn);
         self.look_for_life(conn);
         Ok(conn)
@@ -119,7 +172,7 @@ impl Shard {
             | Input::Closed { conn } => conn,
         };
         let Some(state) = self.conns.get_mut(conn.0) else {
-            self.counters.stale_inputs += 1;
+            self.counters.stale_inputs.add_alone(1);
             return;
         };
         match input {
@@ -153,7 +206,11 @@ impl Shard {
             if self.delivery.is_some() {
                 return Some(Output::Broadcast(Broadcast::new(self)));
             }
-            if let Some(flight) = self.marks.pop_front() {
+            if let Some(command) = self.inbox.commands.pop_front() {
+                self.obey(command);
+                continue;
+            }
+            if let Some(flight) = self.inbox.marks.pop_front() {
                 self.take(flight);
                 continue;
             }
@@ -161,8 +218,7 @@ impl Shard {
             if let Some(conn) = self.next_ready() {
                 return Some(Output::Flush(Flush::new(self, conn)));
             }
-            self.node.take_marks(self.index, &mut self.marks);
-            if self.marks.is_empty() {
+            if !self.node.take_inbox(self.now, self.index, &mut self.inbox) {
                 return None;
             }
         }
@@ -171,7 +227,8 @@ impl Shard {
     /// When to call [`handle_timeout`](Self::handle_timeout). Ask after `poll_output` gave `None`, each time.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let reads = self.keeps_time().then(|| self.node.poll_timeout()).flatten();
-        [self.timers.poll(), reads].into_iter().flatten().min()
+        let drain = self.drain.as_ref().and_then(Drain::poll);
+        [self.timers.poll(), reads, drain].into_iter().flatten().min()
     }
 
     /// Time has passed. Calling it too early is harmless.
@@ -181,30 +238,7 @@ impl Shard {
             self.node.handle_timeout(now);
         }
         self.timers_passed();
-    }
-
-    /// Closes all connections with a close frame after what they have queued, as before a restart. They end as their
-    /// peers take it, at the latest after `close_time_limit`.
-    ///
-    /// Rows that are still being read are not waited for, and connections opened later are not affected. Calling it
-    /// again is harmless.
-    pub fn close_all(&mut self, now: Timestamp, code: u16) {
-        self.advance(now);
-        let all: Vec<ConnId> = self.conns.iter().map(|(id, _)| ConnId(id)).collect();
-        let frame = close_frame(Some(code), "");
-        for conn in all {
-            match self.conns.get(conn.0).map(|state| state.phase) {
-                Some(Phase::Upgrading) => self.end(conn),
-                Some(Phase::Open) => {
-                    self.leave_all(conn);
-                    if let Some(state) = self.conns.get_mut(conn.0) {
-                        state.extra().outbox.push_last(frame.clone());
-                    }
-                    self.await_end(conn);
-                }
-                _ => {}
-            }
-        }
+        self.drain_on();
     }
 
     /// How many connections are open.
@@ -226,7 +260,7 @@ impl Shard {
         }))
     }
 
-    /// What happened so far.
+    /// What happened so far. [`Node::shard_counters`] has the same for any thread.
     pub fn counters(&self) -> &ShardCounters {
         &self.counters
     }
@@ -300,6 +334,7 @@ impl Shard {
         if let Some(state) = self.conns.get_mut(conn.0) {
             let outbox = &mut state.extra().outbox;
             outbox.revoke_all();
+            outbox.drop_messages();
             outbox.push_control(last);
         }
         self.await_end(conn);
@@ -307,19 +342,64 @@ impl Shard {
 
     /// The last bytes for this connection are queued.
     fn await_end(&mut self, conn: ConnId) {
-        if let Some(state) = self.conns.get_mut(conn.0) {
-            state.phase = Phase::Closing;
+        if self.conns.get(conn.0).is_some() {
+            self.set_upgraded(conn, Phase::Closing);
             self.timers.closing(self.now, conn);
         }
         self.make_ready(conn);
     }
 
+    /// Sends what is queued and then `last`, and ends the connection.
+    fn close_orderly(&mut self, conn: ConnId, last: Bytes) {
+        match self.conns.get(conn.0).map(|state| state.phase) {
+            Some(Phase::Upgrading) => self.end(conn),
+            Some(Phase::Open) => {
+                self.leave_all(conn);
+                if let Some(state) = self.conns.get_mut(conn.0) {
+                    state.extra().outbox.push_last(last);
+                }
+                self.await_end(conn);
+            }
+            Some(Phase::Closing | Phase::Lingering) | None => {}
+        }
+    }
+
     fn end(&mut self, conn: ConnId) {
         self.leave_all(conn);
-        if self.conns.remove(conn.0).is_some() {
-            self.counters.closed += 1;
+        if let Some(state) = self.conns.remove(conn.0) {
+            let admission = self.node.admission();
+            if state.phase == Phase::Upgrading {
+                admission.upgraded();
+            }
+            let peer = self.peers.get_mut(conn.index()).and_then(Option::take);
+            admission.leave(self.node.config(), peer);
+            self.counters.closed.add_alone(1);
+            self.count_connections();
             self.endings.push_back(Ending::Close(conn));
         }
+    }
+
+    /// From here on its upgrade is not waited for.
+    fn set_upgraded(&mut self, conn: ConnId, phase: Phase) {
+        if let Some(state) = self.conns.get_mut(conn.0) {
+            let before = std::mem::replace(&mut state.phase, phase);
+            if before == Phase::Upgrading && phase != Phase::Upgrading {
+                self.node.admission().upgraded();
+            }
+        }
+    }
+
+    fn count_connections(&self) {
+        self.counters.connections.set(self.conns.len() as u64);
+    }
+
+    fn count_subscriptions(&self) {
+        self.counters.subscriptions.set(self.subscriptions.len() as u64);
+    }
+
+    fn client_id(&self, conn: ConnId) -> ClientId {
+        let shard = self.index;
+        ClientId { shard, conn }
     }
 
     fn leave_all(&mut self, conn: ConnId) {
@@ -341,8 +421,9 @@ impl Shard {
         if left.is_last
             && let Some(topic) = self.subscriptions.remove_topic(left.topic)
         {
-            self.node.leave(self.index, topic.flight);
+            self.node.leave(self.now, self.index, topic.flight);
         }
+        self.count_subscriptions();
     }
 }
 
@@ -350,7 +431,14 @@ impl Drop for Shard {
     /// Other shards may go on: they must not be owed reads, or rows kept, for this one's sake.
     fn drop(&mut self) {
         for topic in self.subscriptions.topics() {
-            self.node.leave(self.index, topic.flight);
+            self.node.leave(self.now, self.index, topic.flight);
+        }
+        for (id, state) in self.conns.iter() {
+            if state.phase == Phase::Upgrading {
+                self.node.admission().upgraded();
+            }
+            let peer = self.peers.get(id.index as usize).copied().flatten();
+            self.node.admission().leave(self.node.config(), peer);
         }
     }
 }

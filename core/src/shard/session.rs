@@ -1,11 +1,13 @@
 //! What a client's bytes do: the upgrade, control frames, and the three messages of protocol v1.
 
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::{ConnId, Phase, Shard};
+use crate::client::{Incoming, PassThrough, Payload};
 use crate::key::EntityKey;
 use crate::resolve::Audience;
 use crate::subscriptions::{Standing, TopicId};
@@ -38,7 +40,8 @@ impl Shard {
         };
         // A refused request may be followed by a better one on the same connection.
         while !rest.is_empty() {
-            match ws::upgrade(&self.node.config().upgrade, rest) {
+            let config = self.node.config();
+            match ws::upgrade(&config.upgrade, config.http_date.as_deref(), rest) {
                 Upgrade::Incomplete => {
                     if let Some(state) = self.conns.get_mut(conn.0) {
                         state.extra().request = rest.to_vec();
@@ -46,8 +49,8 @@ impl Shard {
                     return;
                 }
                 Upgrade::Accept { response, consumed } => {
+                    self.set_upgraded(conn, Phase::Open);
                     if let Some(state) = self.conns.get_mut(conn.0) {
-                        state.phase = Phase::Open;
                         state.extra().outbox.push_control(response);
                     }
                     self.make_ready(conn);
@@ -60,7 +63,7 @@ impl Shard {
                     keep_alive,
                     ..
                 } => {
-                    self.counters.refused_upgrades += 1;
+                    self.counters.refused_upgrades.add_alone(1);
                     let Some(state) = self.conns.get_mut(conn.0) else {
                         return;
                     };
@@ -92,7 +95,7 @@ impl Shard {
         };
         let decoded = decoder.receive(bytes, &limits, &mut |received| self.act_on(conn, received));
         if let Err(violation) = decoded {
-            self.counters.violations += 1;
+            self.counters.violations.add_alone(1);
             let frame = close_frame(Some(violation.close_code()), &violation.reason());
             return self.close(conn, frame);
         }
@@ -108,8 +111,8 @@ impl Shard {
 
     fn act_on(&mut self, conn: ConnId, received: Received<'_>) -> ControlFlow<()> {
         match received {
-            Received::Text(text) => self.act_on_message(conn, text.as_bytes()),
-            Received::Binary(bytes) => self.act_on_message(conn, bytes),
+            Received::Text(text) => self.act_on_message(conn, Payload::Text(text)),
+            Received::Binary(bytes) => self.act_on_message(conn, Payload::Binary(bytes)),
             Received::Ping(payload) => {
                 if let Some(state) = self.conns.get_mut(conn.0) {
                     let pong = control_frame(OpCode::Pong, payload);
@@ -126,13 +129,37 @@ impl Shard {
         ControlFlow::Continue(())
     }
 
-    fn act_on_message(&mut self, conn: ConnId, message: &[u8]) {
-        match wire::decode(message) {
+    fn act_on_message(&mut self, conn: ConnId, message: Payload<'_>) {
+        self.counters.messages.add_alone(1);
+        if self.node.config().pass_through == PassThrough::All {
+            return self.pass(conn, message);
+        }
+        match wire::decode(message.as_bytes()) {
             Ok(ClientMessage::Subscribe(key)) => self.subscribe(conn, key),
             Ok(ClientMessage::Unsubscribe(key)) => self.unsubscribe(conn, &key),
             Ok(ClientMessage::Secret(secret)) => self.change_secret(conn, &secret),
-            // Nobody takes messages that are passed through, and v1 has no way to say so.
-            Ok(ClientMessage::PassThrough) | Err(_) => self.counters.rejected_messages += 1,
+            Ok(ClientMessage::PassThrough) => self.pass(conn, message),
+            // v1 has no way to say so.
+            Err(_) => self.counters.rejected_messages.add_alone(1),
+        }
+    }
+
+    /// Gives a message to the application.
+    fn pass(&self, conn: ConnId, payload: Payload<'_>) {
+        let (Some(on_message), Some(state)) = (&self.node.config().on_message, self.conns.get(conn.0)) else {
+            self.counters.rejected_messages.add_alone(1);
+            return;
+        };
+        let incoming = Incoming {
+            node: &self.node,
+            id: self.client_id(conn),
+            secret: state.secret.as_deref().unwrap_or_default(),
+            payload,
+        };
+        self.counters.passed_messages.add_alone(1);
+        // It is shown nothing that could be half changed, and other clients are not to suffer for it.
+        if catch_unwind(AssertUnwindSafe(|| on_message(incoming))).is_err() {
+            self.counters.handler_panics.add_alone(1);
         }
     }
 
@@ -141,7 +168,13 @@ impl Shard {
     ///
     /// [`Node::current_ticket`]: crate::node::Node::current_ticket
     fn subscribe(&mut self, conn: ConnId, key: EntityKey) {
-        let audience = self.audience_of(conn, &key);
+        let Some(options) = self.node.options_of(&key) else {
+            // Nobody can notify of it.
+            self.counters.refused_subscriptions.add_alone(1);
+            return;
+        };
+        let with_snapshot = options.snapshot;
+        let audience = options.audience.audience_of(&key, self.secret_of(conn));
         if let Some(topic) = self.subscriptions.find(&key, &audience)
             && self.subscriptions.is_member(conn.0.index, topic)
         {
@@ -149,19 +182,31 @@ impl Shard {
         }
         let config = self.node.config();
         if self.subscriptions.count_of(conn.0.index) >= config.max_subscriptions || key.len() > config.max_key_bytes {
-            self.counters.refused_subscriptions += 1;
+            self.counters.refused_subscriptions.add_alone(1);
             return;
         }
         let topic = self.find_or_join_topic(key, audience);
         let standing = Standing::since(self.node.current_ticket());
         self.subscriptions.join(conn.0.index, topic, standing);
+        self.count_subscriptions();
+        if with_snapshot {
+            self.want(conn, topic);
+        }
     }
 
     fn unsubscribe(&mut self, conn: ConnId, key: &EntityKey) {
-        let audience = self.audience_of(conn, key);
+        let Some(options) = self.node.options_of(key) else {
+            return;
+        };
+        let audience = options.audience.audience_of(key, self.secret_of(conn));
         let Some(topic) = self.subscriptions.find(key, &audience) else {
             return;
         };
+        self.leave(conn, topic);
+    }
+
+    /// Ends one subscription, and drops what is queued for it.
+    pub(super) fn leave(&mut self, conn: ConnId, topic: TopicId) {
         if let Some(left) = self.subscriptions.leave(conn.0.index, topic) {
             self.revoke(conn, topic);
             self.has_left(conn, left);
@@ -178,14 +223,22 @@ impl Shard {
         if state.secret.as_deref().unwrap_or_default() == secret {
             return;
         }
-        state.secret = (!secret.is_empty()).then(|| Arc::from(secret));
+        let secret: Arc<str> = if secret.is_empty() {
+            self.no_secret.clone()
+        } else {
+            secret.into()
+        };
+        state.secret = (!secret.is_empty()).then(|| secret.clone());
         let topics: SmallVec<[TopicId; 8]> = self.subscriptions.topics_of(conn.0.index).collect();
         for old in topics {
             let Some(topic) = self.subscriptions.topic(old) else {
                 continue;
             };
             let (key, old_flight) = (topic.key.clone(), topic.flight);
-            let audience = (self.node.config().audience_of)(&key, secret);
+            let Some(options) = self.node.options_of(&key) else {
+                continue;
+            };
+            let audience = options.audience.audience_of(&key, &secret);
             if audience == topic.audience {
                 continue;
             }
@@ -213,9 +266,9 @@ impl Shard {
         extra.is_some_and(|extra| extra.outbox.revoke(topic))
     }
 
-    fn audience_of(&self, conn: ConnId, key: &EntityKey) -> Audience {
-        let secret = self.conns.get(conn.0).and_then(|it| it.secret.as_deref());
-        (self.node.config().audience_of)(key, secret.unwrap_or_default())
+    fn secret_of(&self, conn: ConnId) -> &Arc<str> {
+        let secret = self.conns.get(conn.0).and_then(|it| it.secret.as_ref());
+        secret.unwrap_or(&self.no_secret)
     }
 
     fn find_or_join_topic(&mut self, key: EntityKey, audience: Audience) -> TopicId {

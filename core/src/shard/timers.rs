@@ -108,7 +108,7 @@ impl Shard {
 
     fn end_if(&mut self, conn: ConnId, condition: impl Fn(Phase) -> bool) {
         if self.conns.get(conn.0).is_some_and(|it| condition(it.phase)) {
-            self.counters.dead_peers += 1;
+            self.counters.dead_peers.add_alone(1);
             self.end(conn);
         }
     }
@@ -135,7 +135,7 @@ impl Shard {
         };
         let dead_at = state.last_alive + self.node.config().dead_after;
         if dead_at <= self.now {
-            self.counters.dead_peers += 1;
+            self.counters.dead_peers.add_alone(1);
             self.end(conn);
         } else if dead_at < self.now + self.node.config().ping_interval {
             self.timers.silent.push(Reverse((dead_at, conn)));

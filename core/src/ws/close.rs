@@ -33,7 +33,7 @@ pub(super) fn parse_close(payload: &[u8]) -> Result<Option<u16>, Violation> {
 
 /// Codes that mean something in a close frame: the registered ones without those that stand for a missing frame (1005,
 /// 1006, 1015), and the ranges for frameworks and applications.
-fn may_be_sent(code: u16) -> bool {
+pub(crate) fn may_be_sent(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1013 | 3000..=4999)
 }
 

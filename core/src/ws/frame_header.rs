@@ -41,6 +41,14 @@ pub(crate) fn encode_header(opcode: OpCode, payload_len: usize, out: &mut BytesM
     }
 }
 
+/// A finished message in one frame.
+pub(crate) fn data_frame(opcode: OpCode, payload: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(10 + payload.len());
+    encode_header(opcode, payload.len(), &mut frame);
+    frame.put_slice(payload);
+    frame.freeze()
+}
+
 /// A finished control frame. Payload beyond the 125 bytes that fit is left out.
 pub(crate) fn control_frame(opcode: OpCode, payload: &[u8]) -> Bytes {
     let payload = payload.get(..MAX_CONTROL_BYTES).unwrap_or(payload);

@@ -9,8 +9,8 @@ mod frame_header;
 mod upgrade;
 mod violation;
 
-pub(crate) use close::close_frame;
+pub(crate) use close::{close_frame, may_be_sent};
 pub(crate) use decoder::{Decoder, Limits, Received};
-pub(crate) use frame_header::{OpCode, control_frame, encode_header};
+pub(crate) use frame_header::{OpCode, control_frame, data_frame, encode_header};
 pub use upgrade::{Origins, UpgradeRules};
 pub(crate) use upgrade::{Upgrade, upgrade};

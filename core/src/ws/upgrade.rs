@@ -68,18 +68,21 @@ pub(crate) enum Refusal {
     HeadersTooLong,
 }
 
+/// The clock of day, for the `Date` field of refusals.
+pub(crate) type Date<'a> = Option<&'a (dyn Fn() -> String + Send + Sync)>;
+
 /// Header fields in a request, at most. Browsers send about 20; proxies add a few.
 const MAX_HEADERS: usize = 128;
 
 /// Judges the request at the start of `received`. What follows it is not looked at.
-pub(crate) fn upgrade(rules: &UpgradeRules, received: &[u8]) -> Upgrade {
+pub(crate) fn upgrade(rules: &UpgradeRules, date: Date<'_>, received: &[u8]) -> Upgrade {
     let searched = received.get(..rules.max_request_bytes).unwrap_or(received);
     // Until the end is there nothing is parsed, so that a request in tiny pieces costs little.
     let Some(head) = head_of(searched) else {
         return if received.len() < rules.max_request_bytes {
             Upgrade::Incomplete
         } else {
-            hang_up(Refusal::HeadersTooLong, received.len())
+            hang_up(Refusal::HeadersTooLong, date, received.len())
         };
     };
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -87,9 +90,9 @@ pub(crate) fn upgrade(rules: &UpgradeRules, received: &[u8]) -> Upgrade {
     match request.parse(head) {
         Ok(Status::Complete(_)) if has_one_host(&request) => {}
         Err(httparse::Error::TooManyHeaders) => {
-            return hang_up(Refusal::HeadersTooLong, head.len());
+            return hang_up(Refusal::HeadersTooLong, date, head.len());
         }
-        _ => return hang_up(Refusal::BadRequest, head.len()),
+        _ => return hang_up(Refusal::BadRequest, date, head.len()),
     }
     // A body is not read, so nothing can follow it.
     let has_body = has_body(&request);
@@ -103,7 +106,7 @@ pub(crate) fn upgrade(rules: &UpgradeRules, received: &[u8]) -> Upgrade {
             let keep_alive =
                 !has_body && request.version == Some(1) && !has_token(request.headers, "Connection", "close");
             Upgrade::Refuse {
-                response: refusal(reason, keep_alive, request.method == Some("HEAD")),
+                response: refusal(reason, date, keep_alive, request.method == Some("HEAD")),
                 consumed: head.len(),
                 reason,
                 keep_alive,
@@ -189,16 +192,16 @@ fn switching_protocols(key: &[u8]) -> Bytes {
 }
 
 /// Refuses what can't be understood, so that nobody can say where the next request would begin.
-fn hang_up(reason: Refusal, consumed: usize) -> Upgrade {
+fn hang_up(reason: Refusal, date: Date<'_>, consumed: usize) -> Upgrade {
     Upgrade::Refuse {
-        response: refusal(reason, false, false),
+        response: refusal(reason, date, false, false),
         consumed,
         reason,
         keep_alive: false,
     }
 }
 
-fn refusal(reason: Refusal, keep_alive: bool, is_head: bool) -> Bytes {
+fn refusal(reason: Refusal, date: Date<'_>, keep_alive: bool, is_head: bool) -> Bytes {
     let (status, body) = match reason {
         Refusal::BadRequest => ("400 Bad Request", "Bad Request\n"),
         Refusal::Forbidden => ("403 Forbidden", "Forbidden\n"),
@@ -213,6 +216,7 @@ fn refusal(reason: Refusal, keep_alive: bool, is_head: bool) -> Bytes {
         Refusal::BadRequest | Refusal::Forbidden | Refusal::MethodNotAllowed => "Sec-Websocket-Version: 13\r\n",
         Refusal::NotFound | Refusal::HeadersTooLong => "",
     };
+    let date = date.map(|date| format!("Date: {}\r\n", date())).unwrap_or_default();
     let connection = if keep_alive { "" } else { "Connection: close\r\n" };
     let len = body.len();
     let body = if is_head { "" } else { body };
@@ -221,6 +225,7 @@ fn refusal(reason: Refusal, keep_alive: bool, is_head: bool) -> Bytes {
          Content-Type: text/plain; charset=utf-8\r\n\
          {version}\
          X-Content-Type-Options: nosniff\r\n\
+         {date}\
          Content-Length: {len}\r\n\
          {connection}\
          \r\n\
@@ -283,7 +288,7 @@ mod tests {
 
     /// The status of the answer, and whether the connection stays.
     fn answer(rules: &UpgradeRules, request: &str) -> (u16, bool) {
-        match upgrade(rules, request.as_bytes()) {
+        match upgrade(rules, None, request.as_bytes()) {
             Upgrade::Incomplete => (0, true),
             Upgrade::Accept { response, consumed } => {
                 assert_eq!(response.len(), 129);
@@ -412,7 +417,7 @@ mod tests {
             (with("GET", "POST"), NOT_ALLOWED),
             (with("GET", "HEAD"), bare_head),
         ] {
-            match upgrade(&UpgradeRules::default(), request.as_bytes()) {
+            match upgrade(&UpgradeRules::default(), None, request.as_bytes()) {
                 Upgrade::Accept { response, consumed } | Upgrade::Refuse { response, consumed, .. } => {
                     assert_eq!(response, expected);
                     assert_eq!(consumed, request.len());
@@ -426,7 +431,7 @@ mod tests {
     fn what_follows_the_request_is_left_alone() {
         for next in ["\u{1}\u{5}", EXAMPLE, "\r\n\r\n"] {
             let received = format!("{EXAMPLE}{next}");
-            let upgrade = upgrade(&UpgradeRules::default(), received.as_bytes());
+            let upgrade = upgrade(&UpgradeRules::default(), None, received.as_bytes());
             let expected = Upgrade::Accept {
                 response: ACCEPTED.into(),
                 consumed: EXAMPLE.len(),
@@ -440,7 +445,7 @@ mod tests {
         let rules = UpgradeRules::default();
         for len in 0..EXAMPLE.len() {
             let received = &EXAMPLE.as_bytes()[..len];
-            assert_eq!(upgrade(&rules, received), Upgrade::Incomplete);
+            assert_eq!(upgrade(&rules, None, received), Upgrade::Incomplete);
         }
     }
 
@@ -493,7 +498,7 @@ mod tests {
             if end {
                 bytes.extend(b"\r\n\r\n");
             }
-            let _ = upgrade(&UpgradeRules::default(), &bytes);
+            let _ = upgrade(&UpgradeRules::default(), None, &bytes);
         }
 
         #[test]
@@ -505,7 +510,7 @@ mod tests {
                 bytes[at] = byte;
             }
             if let Upgrade::Accept { consumed, .. } | Upgrade::Refuse { consumed, .. } =
-                upgrade(&UpgradeRules::default(), &bytes)
+                upgrade(&UpgradeRules::default(), None, &bytes)
             {
                 prop_assert!(consumed <= bytes.len());
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 
 use entity_sync_core::{
-    Config, ConnId, Core, CoreOutput, EntityKey, Input, Node, Output, Reply, Request, Shard, ShardCounters, Timestamp,
+    Config, ConnId, Core, CoreOutput, EntityKey, Input, Node, Output, Reply, Request, Shard, ShardCounts, Timestamp,
 };
 
 use crate::store::Requests;
@@ -83,10 +83,10 @@ impl Machine {
     pub(crate) fn notify(&mut self, now: Timestamp, key: &EntityKey) {
         match &mut self.kind {
             Kind::Core(core) => {
-                core.notify(now, key);
+                let _ = core.notify(now, key);
                 self.needs_poll(0, true);
             }
-            Kind::Node(node, _) => node.notify(now, key),
+            Kind::Node(node, _) => drop(node.notify(now, key)),
         }
     }
 
@@ -145,10 +145,10 @@ impl Machine {
         self.shard(shard).queued_bytes(conn)
     }
 
-    pub(crate) fn counters(&self) -> ShardCounters {
-        let mut sum = ShardCounters::default();
+    pub(crate) fn counters(&self) -> ShardCounts {
+        let mut sum = ShardCounts::default();
         for shard in 0..self.shards() {
-            sum += *self.shard(shard).counters();
+            sum += self.shard(shard).counters().snapshot();
         }
         sum
     }

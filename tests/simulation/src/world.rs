@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use entity_sync_core::{
-    Audience, Config, ConnId, Input, Output, ReadError, Reply, Request, Rows, Seed, Sent, Timestamp,
+    Audience, AudienceRule, Config, ConnId, Entities, EntityOptions, Input, Output, ReadError, Reply, Request, Rows,
+    Seed, Sent, Timestamp,
 };
 use fastrand::Rng;
 
@@ -69,13 +70,15 @@ impl World {
         config.max_outbox_bytes = MAX_OUTBOX_BYTES;
         config.max_subscriptions = 5;
         config.broadcast_budget = 1 + (seed % 3) as usize;
-        config.audience_of = std::sync::Arc::new(|key, secret| {
+        let mut options = EntityOptions::default();
+        options.audience = AudienceRule::Custom(std::sync::Arc::new(|key, secret| {
             if key.id().parse().is_ok_and(is_public) {
                 Audience::Public
             } else {
                 Audience::Secret(secret.into())
             }
-        });
+        }));
+        config.entities = Entities::any(options);
         Self {
             machine: Machine::new(config.clone(), shards),
             config,
