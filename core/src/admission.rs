@@ -66,6 +66,11 @@ impl Admission {
         }
     }
 
+    /// Connections that are open.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
     /// Whether a driver may accept now; if not, when to ask again.
     pub(crate) fn may_accept(&self, now: Timestamp, config: &Config) -> Result<(), Timestamp> {
         if self.upgrading.load(Ordering::Relaxed) >= config.max_upgrading {

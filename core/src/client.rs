@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::flights::Ticket;
 use crate::key::EntityKey;
 use crate::node::Node;
 use crate::shard::ConnId;
@@ -83,10 +84,17 @@ pub struct InvalidCloseCode(pub u16);
 
 /// What the application wants done on a shard's thread.
 pub(crate) enum Command {
-    Send { conn: ConnId, frame: Bytes },
-    Close { whose: Whose, frame: Bytes },
+    Send {
+        conn: ConnId,
+        frame: Bytes,
+    },
+    Close {
+        whose: Whose,
+        frame: Bytes,
+    },
     Unsubscribe(Whose),
-    Reread(Whose),
+    /// Reads that began with this ticket or before don't count.
+    Reread(Whose, Ticket),
 }
 
 /// A [`Selector`] on one shard.

@@ -35,8 +35,8 @@ pub struct EntityOptions {
     pub delivery: Delivery,
     /// Whether a new subscription is answered with the present state. Protocol v1's original did not, so it is off.
     pub snapshot: bool,
-    /// For stores that may show an old state for a while (lagging replicas): each read that a notify led to is followed
-    /// by another one after so long, whose rows are delivered only if they differ.
+    /// For stores that may show an old state for a while (lagging replicas): each read is followed by another one after
+    /// so long, whose rows are delivered only if they differ.
     pub settle: Option<Duration>,
     /// Reads that may run at the same time, so that a slow entity leaves room for the others. At least 1. Those that
     /// have to wait begin in the order in which they became due.

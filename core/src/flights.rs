@@ -287,7 +287,7 @@ impl Flight {
         self.failures = 0;
         let for_all = std::mem::take(&mut self.running_for_all);
         let silently = std::mem::take(&mut self.running_silently);
-        let mut is_unchanged = false;
+        let (mut is_unchanged, mut for_wanting) = (false, false);
         let for_everyone = match (for_all, silently) {
             (true, _) => Some(Scope::All),
             (false, true) => Some(match self.given() {
@@ -299,13 +299,17 @@ impl Flight {
             }),
             (false, false) => None,
         };
-        if for_everyone.is_some()
-            && let Some(settling) = &mut self.settling
-        {
-            settling.given = fingerprint.map(|fingerprint| (ticket, fingerprint));
+        if let Some(settling) = &mut self.settling {
+            let now = fingerprint.map(|fingerprint| (ticket, fingerprint));
+            settling.given = match settling.given {
+                _ if for_everyone.is_some() => now,
+                // Single members may have been given an older state than the others have.
+                given => given.filter(|(_, given)| Some(*given) == fingerprint),
+            };
         }
         for interest in &mut self.interests {
             let wanting = std::mem::take(&mut interest.running);
+            for_wanting |= wanting;
             let Some(scope) = for_everyone.or(wanting.then_some(Scope::Wanting)) else {
                 continue;
             };
@@ -321,7 +325,7 @@ impl Flight {
         self.newest = Some((ticket, group));
         self.forget_taken();
         Finished {
-            for_notify: for_all,
+            is_silent: !for_all && !for_wanting,
             is_unchanged,
         }
     }
@@ -388,9 +392,13 @@ impl Flight {
         })
     }
 
-    /// Whether rows are on their way to this shard: being read, owed, or waiting to be taken.
+    /// Whether rows are on their way to this shard: being read, owed, to be looked for later, or waiting to be taken.
     pub(crate) fn is_busy_for(&self, shard: u32) -> bool {
-        self.state != State::Idle || self.is_owed() || self.interest(shard).is_some_and(|it| it.mark.is_some())
+        let is_settling = self.settling.as_ref().is_some_and(|it| it.at.is_some());
+        self.state != State::Idle
+            || self.is_owed()
+            || is_settling
+            || self.interest(shard).is_some_and(|it| it.mark.is_some())
     }
 
     /// The shards with subscribers, and the topic of each.
@@ -424,8 +432,8 @@ impl Flight {
 /// What a finished read was.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Finished {
-    /// It answers a notify.
-    pub(crate) for_notify: bool,
+    /// It was nothing but a look whether the store has settled.
+    pub(crate) is_silent: bool,
     /// It looked whether the store has settled, and found what everyone was given.
     pub(crate) is_unchanged: bool,
 }

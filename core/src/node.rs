@@ -59,6 +59,8 @@ struct Inner {
     ticket: AtomicU64,
     /// The earliest moment at which a flight needs [`Node::handle_timeout`], in nanoseconds. May be too early.
     deadline: AtomicU64,
+    /// The latest time that anyone told, in nanoseconds, for those who can't tell it.
+    clock: std::sync::atomic::AtomicU64,
     ports: Box<[Port]>,
     counters: NodeCounters,
     shard_counters: Box<[Arc<ShardCounters>]>,
@@ -95,6 +97,7 @@ impl Node {
             stripes: (0..STRIPES).map(|_| Mutex::new(Stripe::new())).collect(),
             ticket: AtomicU64::new(0),
             deadline: AtomicU64::new(NEVER),
+            clock: Default::default(),
             ports: wakers.into_iter().map(Port::new).collect(),
             counters: NodeCounters::default(),
             shard_counters: (0..shards).map(|_| Arc::default()).collect(),
@@ -111,6 +114,7 @@ impl Node {
     /// [`UnknownEntity`] if entities are registered and this is none of them.
     pub fn notify(&self, now: Timestamp, key: &EntityKey) -> Result<(), UnknownEntity> {
         self.0.counters.notifies.add(1);
+        self.set_clock(now);
         if self.0.entities.find(key.entity()).is_none() {
             self.0.counters.unknown_entities.add(1);
             return Err(UnknownEntity { key: key.clone() });
@@ -119,14 +123,18 @@ impl Node {
         Ok(())
     }
 
-    /// Reads again for those whom `selector` names, as when what they may see has changed. They are sent rows of reads
-    /// that begin after this call, and of none that began before.
+    /// Reads again for those whom `selector` names, as when what they may see has changed: they are owed rows of reads
+    /// that begin after this call.
     ///
     /// By secret, every shard looks through all its connections.
     pub fn reread(&self, now: Timestamp, selector: &Selector) {
         match selector {
             Selector::Key(key) => self.owe_to_all(now, key),
-            _ => self.command_all(selector, Command::Reread),
+            _ => {
+                // One ticket for all whom this concerns, so that they share a read.
+                let ticket = self.current_ticket();
+                self.command_all(selector, |whose| Command::Reread(whose, ticket));
+            }
         }
     }
 
@@ -179,6 +187,12 @@ impl Node {
         (0..STRIPES).map(|number| self.lock(number).flights.len()).sum()
     }
 
+    /// Whether reads wait to be handed to the resolver by the first shard. For simulations.
+    #[doc(hidden)]
+    pub fn has_waiting_reads(&self) -> bool {
+        self.0.ports.first().is_some_and(Port::has_starts)
+    }
+
     /// Panics unless the tables agree with each other. For tests and simulations; it visits everything.
     #[doc(hidden)]
     pub fn assert_consistent(&self) {
@@ -196,6 +210,8 @@ impl Node {
                 of_entity.1 += usize::from(flight.turn().is_some());
             }
         }
+        let open: u64 = self.0.shard_counters.iter().map(|it| it.connections.get()).sum();
+        assert_eq!(self.0.admission.open() as u64, open, "connections that were admitted");
         for (entity, counted) in counts {
             assert_eq!(
                 self.0.entities.of(entity).counts(),
@@ -261,7 +277,13 @@ impl Node {
             port.take(inbox);
         }
         let any = !inbox.is_empty();
-        self.hand_over(now, inbox.starts.drain(..));
+        // Those that waited too long have been given up.
+        let starts = inbox.starts.drain(..).filter(|start| {
+            let ReadId { flight, ticket, .. } = start.read;
+            let stripe = self.lock(flight.stripe);
+            stripe.flights.get(flight.slot).is_some_and(|it| it.is_running(ticket))
+        });
+        self.hand_over(now, starts);
         any
     }
 
@@ -290,6 +312,7 @@ impl Node {
 
     /// A read has been answered.
     pub(crate) fn finish(&self, now: Timestamp, read: ReadId, result: Result<Rows, ReadError>) -> Result<(), RowError> {
+        self.set_clock(now);
         let limits = RowLimits {
             rows: self.0.config.max_rows_per_read,
             bytes: self.0.config.max_read_bytes.min(u32::MAX as usize),
@@ -334,7 +357,7 @@ impl Node {
                     if finished.is_unchanged {
                         counters.settled_unchanged.add(1);
                     }
-                    if finished.for_notify
+                    if !finished.is_silent
                         && let Some(settle) = settle
                         && it.settle_at(now + settle)
                     {
@@ -375,6 +398,7 @@ impl Node {
 
     /// Gives up reads that are over their time limit and begins those whose backoff has passed.
     pub(crate) fn handle_timeout(&self, now: Timestamp) {
+        self.set_clock(now);
         if self.poll_timeout().is_none_or(|deadline| deadline > now) {
             return;
         }
@@ -432,6 +456,18 @@ impl Node {
             self.call_up(now, entity, Some(next), &mut starts);
         }
         self.hand_over(now, starts);
+    }
+
+    /// The latest time that anyone told.
+    pub(crate) fn clock(&self) -> Timestamp {
+        Timestamp::from_nanos(self.0.clock.load(Ordering::Relaxed))
+    }
+
+    fn set_clock(&self, now: Timestamp) {
+        // Most calls come within a moment of another one.
+        if self.clock() < now {
+            self.0.clock.fetch_max(now.as_nanos(), Ordering::Relaxed);
+        }
     }
 
     /// Changes a flight, and begins its next read if that makes one due.

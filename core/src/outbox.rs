@@ -57,6 +57,8 @@ pub(crate) struct Outbox {
     control_bytes: usize,
     /// The fixed items are with the driver.
     lent: bool,
+    /// Messages are not to be sent any more.
+    drops_messages: bool,
 }
 
 enum Item {
@@ -242,8 +244,9 @@ impl Outbox {
         self.revoke_where(|_| true);
     }
 
-    /// Takes back all messages of which no byte has left and which aren't lent.
+    /// Takes back all messages of which no byte has left. Those that are lent go when they come back.
     pub(crate) fn drop_messages(&mut self) {
+        self.drops_messages = true;
         let mut at = 0;
         let (fixed, group_bytes) = (self.fixed, &mut self.group_bytes);
         self.items.retain(|item| {
@@ -338,11 +341,12 @@ impl Outbox {
 
     /// What was lent comes back with no byte sent: meanwhile it may have been revoked, or overtaken by a newer group.
     fn take_back(&mut self, at: usize) {
-        let Some(&Item::Group {
-            topic, revoked, every, ..
-        }) = self.items.get(at)
-        else {
-            return;
+        let (topic, revoked, every) = match self.items.get(at) {
+            Some(&Item::Group {
+                topic, revoked, every, ..
+            }) => (topic, revoked, every),
+            Some(Item::Message(_)) if self.drops_messages => return self.remove(at),
+            _ => return,
         };
         if revoked {
             return self.remove(at);

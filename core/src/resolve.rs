@@ -88,7 +88,7 @@ impl std::error::Error for ReadError {}
 pub struct Reply {
     node: Node,
     read: ReadId,
-    /// Stands in for the time when the reply is dropped, which nobody can tell it.
+    /// Nobody tells the time when the reply is dropped. It is not before this.
     started: Timestamp,
     answered: bool,
 }
@@ -127,7 +127,8 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if !self.answered {
             // Only rows can be refused, and there are none.
-            let _ = self.node.finish(self.started, self.read, Err(ReadError::Dropped));
+            let now = self.started.max(self.node.clock());
+            let _ = self.node.finish(now, self.read, Err(ReadError::Dropped));
         }
     }
 }

@@ -67,6 +67,10 @@ impl Port {
         self.wake();
     }
 
+    pub(super) fn has_starts(&self) -> bool {
+        !lock(&self.inbox).starts.is_empty()
+    }
+
     pub(super) fn wake(&self) {
         if !self.pending.swap(true, Ordering::SeqCst) {
             self.waker.wake_by_ref();

@@ -2,6 +2,7 @@
 
 use super::{ConnId, Phase, Shard};
 use crate::client::{Command, Whose};
+use crate::flights::Ticket;
 use crate::outbox::Pushed;
 use crate::subscriptions::{Standing, TopicId};
 
@@ -30,10 +31,10 @@ impl Shard {
                     }
                 }
             }
-            Command::Reread(whose) => {
+            Command::Reread(whose, ticket) => {
                 for conn in self.conns_of(&whose) {
                     for topic in self.topics_of(conn) {
-                        self.reread(conn, topic);
+                        self.reread(conn, topic, ticket);
                     }
                 }
             }
@@ -54,8 +55,8 @@ impl Shard {
         }
     }
 
-    /// A read that began before this doesn't count for this connection any more.
-    fn reread(&mut self, conn: ConnId, topic: TopicId) {
+    /// Reads that began with this ticket or before don't count for this connection any more.
+    fn reread(&mut self, conn: ConnId, topic: TopicId, ticket: Ticket) {
         let index = conn.0.index;
         let Some(standing) = self.subscriptions.standing(index, topic) else {
             return;
@@ -65,7 +66,7 @@ impl Shard {
         {
             extra.dirty.retain(|&dirty| dirty != topic);
         }
-        let mut fresh = Standing::since(self.node.current_ticket());
+        let mut fresh = Standing::since(standing.joined().max(ticket));
         if standing.wants() {
             fresh = fresh.wanting();
         }

@@ -260,6 +260,12 @@ impl Shard {
         }))
     }
 
+    /// What the application knows a connection as.
+    pub fn client_id(&self, conn: ConnId) -> ClientId {
+        let shard = self.index;
+        ClientId { shard, conn }
+    }
+
     /// What happened so far. [`Node::shard_counters`] has the same for any thread.
     pub fn counters(&self) -> &ShardCounters {
         &self.counters
@@ -395,11 +401,6 @@ impl Shard {
 
     fn count_subscriptions(&self) {
         self.counters.subscriptions.set(self.subscriptions.len() as u64);
-    }
-
-    fn client_id(&self, conn: ConnId) -> ClientId {
-        let shard = self.index;
-        ClientId { shard, conn }
     }
 
     fn leave_all(&mut self, conn: ConnId) {

@@ -6,8 +6,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 use entity_sync_core::{ConnId, Sent, Timestamp};
 
+use crate::entities::{Kind, kind_of};
 use crate::op::Driver;
-use crate::store::{PUBLIC, Row, Tick, is_public};
+use crate::store::{Row, Tick, audience_name};
 
 pub(crate) struct Client {
     pub(crate) shard: usize,
@@ -21,6 +22,8 @@ pub(crate) struct Client {
     pub(crate) is_broken: bool,
     /// It or the server has said that this is the end.
     pub(crate) is_ending: bool,
+    /// The application has ended it: what it says is not heard any more.
+    pub(crate) is_sent_away: bool,
     /// What the driver took and has not written yet, with what was true when it took it.
     pub(crate) taken: Option<(Bytes, Rc<Standing>, Tick)>,
     pub(crate) last_alive: Timestamp,
@@ -34,6 +37,14 @@ pub(crate) struct Client {
     pub(crate) seen: BTreeMap<u8, Tick>,
     /// When it last gave up rows, by unsubscribing or with a new secret.
     pub(crate) revoked: BTreeMap<u8, Tick>,
+    /// When the application last had reads of each key repeated for it.
+    pub(crate) reread: BTreeMap<u8, Tick>,
+    /// Pushes that it is owed of each key of which every notify counts.
+    pub(crate) pushes: BTreeMap<u8, u64>,
+    /// The version of the last whole group of each key whose store lags behind.
+    pub(crate) version: BTreeMap<u8, u64>,
+    /// Messages that the application has sent it, and that have come.
+    pub(crate) messages: (u64, u64),
     stream: Stream,
 }
 
@@ -64,6 +75,7 @@ impl Client {
             is_blocked: false,
             is_broken: false,
             is_ending: false,
+            is_sent_away: false,
             taken: None,
             last_alive: now,
             pings: 0,
@@ -71,12 +83,25 @@ impl Client {
             due: BTreeMap::new(),
             seen: BTreeMap::new(),
             revoked: BTreeMap::new(),
+            reread: BTreeMap::new(),
+            pushes: BTreeMap::new(),
+            version: BTreeMap::new(),
+            messages: (0, 0),
             stream: Stream::default(),
         }
     }
 
     pub(crate) fn is_subscribed(&self, key: u8) -> bool {
         self.standing.joined.contains_key(&key)
+    }
+
+    /// It is not subscribed to this key any more.
+    pub(crate) fn give_up(&mut self, key: u8, tick: Tick) {
+        Rc::make_mut(&mut self.standing).joined.remove(&key);
+        self.due.remove(&key);
+        self.reread.remove(&key);
+        self.pushes.remove(&key);
+        self.revoked.insert(key, tick);
     }
 
     /// The driver is asked to write. What it accepts reaches the client at once.
@@ -180,15 +205,28 @@ impl Client {
         given_up: &dyn Fn(Tick) -> bool,
     ) -> Result<(), String> {
         let conn = self.conn;
+        if let Some(number) = message_number(payload) {
+            let is_next = number == self.messages.1 && number < self.messages.0;
+            self.messages.1 = number + 1;
+            return match self.stream.group {
+                _ if !is_next => Err(format!("{conn:?} is sent message {number} out of order")),
+                Some((ref next, since)) if self.revoked.get(&next.key).is_none_or(|&at| at < since) => {
+                    Err(format!("G4: {conn:?} is sent a message in place of {next:?}"))
+                }
+                _ => Ok(()),
+            };
+        }
         let row = Row::parse(payload).ok_or("a row that nobody made")?;
         let Some(&joined) = standing.joined.get(&row.key) else {
             return Err(format!("{conn:?} is sent {row:?} without a subscription"));
         };
-        let secret = if is_public(row.key) { PUBLIC } else { &standing.secret };
+        let (_, secret) = audience_name(row.key, &standing.secret);
         if row.secret != secret {
             return Err(format!("G6: {conn:?} with secret {secret:?} is sent {row:?}"));
         }
-        if row.read_began <= joined {
+        // Rows of a store that lags behind don't tell when they were read.
+        let has_ticks = kind_of(row.key) != Kind::Settling;
+        if has_ticks && row.read_began <= joined {
             return Err(format!("G2: {conn:?}, subscribed at {joined}, is sent {row:?}"));
         }
         if given_up(row.read_began) {
@@ -215,12 +253,26 @@ impl Client {
         }
         if row.index + 1 == row.count {
             self.seen.insert(row.key, row.read_began);
+            self.version.insert(row.key, row.version);
+            if let Some(owed) = self.pushes.get_mut(&row.key) {
+                *owed = owed.saturating_sub(1);
+            }
         } else {
             let index = row.index + 1;
             self.stream.group = Some((Row { index, ..row }, began));
         }
         Ok(())
     }
+}
+
+/// The text of a message of the application's.
+pub(crate) fn message(number: u64, padding: usize) -> String {
+    format!("message {number} {}", "x".repeat(padding))
+}
+
+fn message_number(payload: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(payload).ok()?;
+    text.strip_prefix("message ")?.split(' ').next()?.parse().ok()
 }
 
 /// A whole frame of a server, or `None` if there is more to come.

@@ -5,6 +5,7 @@
 //! The same [`Op`]s drive the fuzzer, which takes them from its bytes ([`run_ops`]).
 
 mod client;
+mod entities;
 mod machine;
 mod op;
 mod store;
@@ -13,7 +14,7 @@ mod world;
 
 use fastrand::Rng;
 
-pub use op::{Answer, Driver, Op};
+pub use op::{Answer, Driver, Op, Target};
 pub use world::{Stats, World};
 
 /// A guarantee that did not hold.

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 
 use entity_sync_core::{
-    Config, ConnId, Core, CoreOutput, EntityKey, Input, Node, Output, Reply, Request, Shard, ShardCounts, Timestamp,
+    ClientId, Config, ConnId, Core, CoreOutput, EntityKey, Input, Node, Output, Reply, Request, Shard, ShardCounts,
+    Timestamp,
 };
 
 use crate::store::Requests;
@@ -80,14 +81,28 @@ impl Machine {
         }
     }
 
-    pub(crate) fn notify(&mut self, now: Timestamp, key: &EntityKey) {
+    /// Says whether the entity is known.
+    pub(crate) fn notify(&mut self, now: Timestamp, key: &EntityKey) -> bool {
         match &mut self.kind {
             Kind::Core(core) => {
-                let _ = core.notify(now, key);
+                let result = core.notify(now, key);
                 self.needs_poll(0, true);
+                result.is_ok()
             }
-            Kind::Node(node, _) => drop(node.notify(now, key)),
+            Kind::Node(node, _) => node.notify(now, key).is_ok(),
         }
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        self.shard(0).node()
+    }
+
+    pub(crate) fn client_id(&self, shard: usize, conn: ConnId) -> ClientId {
+        self.shard(shard).client_id(conn)
+    }
+
+    pub(crate) fn panic_next(&self, panics: bool) {
+        self.requests.panic_next(panics);
     }
 
     pub(crate) fn handle_timeout(&mut self, shard: usize, now: Timestamp) {
@@ -154,14 +169,14 @@ impl Machine {
     }
 
     pub(crate) fn reads(&self) -> u64 {
-        self.shard(0).node().counters().reads.get()
+        self.node().counters().reads.get()
     }
 
     pub(crate) fn check(&self) {
         for shard in 0..self.shards() {
             self.shard(shard).assert_consistent();
         }
-        self.shard(0).node().assert_consistent();
+        self.node().assert_consistent();
     }
 
     fn shard(&self, shard: usize) -> &Shard {

@@ -78,6 +78,35 @@ pub enum Op {
         /// How many bytes at most.
         bytes: u16,
     },
+    /// A client sends a message that is the application's.
+    Pass {
+        /// Who.
+        client: u8,
+    },
+    /// The application sends a message to a client.
+    Send {
+        /// Whom.
+        client: u8,
+        /// How long, about.
+        bytes: u8,
+    },
+    /// The application has reads repeated.
+    Reread {
+        /// Whose.
+        target: Target,
+    },
+    /// The application ends subscriptions.
+    Dismiss {
+        /// Whose.
+        target: Target,
+    },
+    /// The application ends connections.
+    Disconnect {
+        /// Whose.
+        target: Target,
+    },
+    /// The resolver panics when it is called next.
+    Panic,
     /// The application changes an entity and says so.
     Notify {
         /// Which.
@@ -104,6 +133,17 @@ pub enum Op {
     },
     /// Faults stop until nothing happens any more, and everyone must have the last states.
     Settle,
+}
+
+/// Whom the application means.
+#[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Whoever is subscribed to this key.
+    Key(u8),
+    /// Whoever has this secret.
+    Secret(u8),
+    /// This client.
+    Client(u8),
 }
 
 /// How a client's driver answers writes.
@@ -147,7 +187,24 @@ impl Op {
                 client,
                 secret: rng.u8(..),
             },
-            25 => Self::Ping { client },
+            25 => match rng.u8(..12) {
+                0..=3 => Self::Ping { client },
+                4 => Self::Pass { client },
+                5 => Self::Panic,
+                6 | 7 => Self::Reread {
+                    target: Target::random(rng),
+                },
+                8 if rng.u8(..4) == 0 => Self::Disconnect {
+                    target: Target::random(rng),
+                },
+                8 => Self::Dismiss {
+                    target: Target::random(rng),
+                },
+                _ => Self::Send {
+                    client,
+                    bytes: rng.u8(..),
+                },
+            },
             26 => match rng.u8(..6) {
                 0 => Self::Violate { client },
                 1 => Self::Close { client },
@@ -185,6 +242,17 @@ impl Op {
                     _ => rng.u16(..20),
                 },
             },
+        }
+    }
+}
+
+impl Target {
+    fn random(rng: &mut Rng) -> Self {
+        let number = rng.u8(..);
+        match rng.u8(..4) {
+            0 => Self::Key(number),
+            1 => Self::Secret(number),
+            _ => Self::Client(number),
         }
     }
 }

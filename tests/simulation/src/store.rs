@@ -1,28 +1,44 @@
 //! The application: a store of versions, and reads of it that end when the simulation says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use entity_sync_core::{Audience, EntityKey, Reply, Request, Resolve, Rows};
+use entity_sync_core::{Audience, Reply, Request, Resolve, Rows, Timestamp};
+
+use crate::entities::{Kind, kind_of, number_of};
 
 /// A moment of the simulation: every event has its own.
 pub(crate) type Tick = u64;
 
 /// Reads that the machine handed over and the simulation has not looked at yet.
 #[derive(Default)]
-pub(crate) struct Requests(Mutex<Vec<(Request, Reply)>>);
+pub(crate) struct Requests {
+    all: Mutex<Vec<(Request, Reply)>>,
+    /// The next call is to panic.
+    panics: AtomicBool,
+}
 
 impl Resolve for Requests {
     fn resolve(&self, request: Request, reply: Reply) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.panics.swap(false, Ordering::SeqCst) {
+            // A panic, without the message on standard error.
+            resume_unwind(Box::new("on purpose"));
+        }
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.push((request, reply));
     }
 }
 
 impl Requests {
     pub(crate) fn take(self: &Arc<Self>) -> Vec<(Request, Reply)> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.all.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn panic_next(&self, panics: bool) {
+        self.panics.store(panics, Ordering::SeqCst);
     }
 }
 
@@ -79,32 +95,44 @@ impl Row {
 
 #[derive(Default)]
 pub(crate) struct Store {
-    versions: BTreeMap<u8, u64>,
+    /// When each version of a key came to be; the first one has always been.
+    versions: BTreeMap<u8, Vec<Timestamp>>,
     pub(crate) reads: Vec<Read>,
     /// Reads whose rows must never be seen: they had been given up when the answer came.
     pub(crate) given_up: BTreeSet<Tick>,
 }
 
 impl Store {
-    pub(crate) fn change(&mut self, key: u8) {
-        *self.versions.entry(key).or_default() += 1;
+    pub(crate) fn change(&mut self, now: Timestamp, key: u8) {
+        self.versions.entry(key).or_default().push(now);
     }
 
     pub(crate) fn version(&self, key: u8) -> u64 {
-        self.versions.get(&key).copied().unwrap_or_default()
+        self.versions.get(&key).map_or(0, |changes| changes.len() as u64)
+    }
+
+    /// What a replica shows that is so far behind as `at`.
+    pub(crate) fn version_at(&self, key: u8, at: Timestamp) -> u64 {
+        let changes = self.versions.get(&key).map_or(&[][..], Vec::as_slice);
+        changes.partition_point(|&change| change <= at) as u64
     }
 }
 
 /// The rows of one version: its number decides how many and how long, so that a replay sees the same. One version in
 /// nine has none.
 pub(crate) fn rows(read: &Read) -> Rows {
-    let count = row_count(read.version);
+    let count = row_count(read.name.0, read.version);
     (0..count)
         .map(|index| {
             let row = Row {
                 key: read.name.0,
                 secret: read.name.1.clone(),
-                read_began: read.began,
+                // Rows of the same state must be the same where that is to be noticed.
+                read_began: if kind_of(read.name.0) == Kind::Settling {
+                    0
+                } else {
+                    read.began
+                },
                 version: read.version,
                 index,
                 count,
@@ -114,8 +142,10 @@ pub(crate) fn rows(read: &Read) -> Rows {
         .collect()
 }
 
-pub(crate) fn row_count(version: u64) -> u32 {
+pub(crate) fn row_count(key: u8, version: u64) -> u32 {
     match version % 9 {
+        // What is counted must be seen.
+        8 if kind_of(key) == Kind::Every => 1,
         0 => 2,
         8 => 0,
         n => 1 + (n % 3) as u32,
@@ -128,22 +158,14 @@ pub(crate) fn name_of(request: &Request) -> Name {
         Audience::Named(name) => name.to_string(),
         Audience::Public => PUBLIC.to_owned(),
     };
-    (key_number(&request.key), secret)
+    (number_of(&request.key), secret)
 }
 
 /// Stands for [`Audience::Public`] in rows.
 pub(crate) const PUBLIC: &str = "public";
 
-pub(crate) fn key_of(number: u8) -> EntityKey {
-    // Short, so it can't be refused.
-    EntityKey::new("items", &number.to_string()).unwrap_or_else(|_| unreachable!())
-}
-
-fn key_number(key: &EntityKey) -> u8 {
-    key.id().parse().unwrap_or(u8::MAX)
-}
-
-/// The first two keys are the same for everyone, whatever their secret.
-pub(crate) fn is_public(key: u8) -> bool {
-    key < 2
+/// As whom a client with this secret is read for.
+pub(crate) fn audience_name(key: u8, secret: &str) -> Name {
+    let name = if kind_of(key) == Kind::Public { PUBLIC } else { secret };
+    (key, name.to_owned())
 }

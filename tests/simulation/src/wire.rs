@@ -1,12 +1,18 @@
 //! What clients send.
 
+use crate::entities::entity_of;
+
 pub(crate) const UPGRADE: &[u8] = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\n\
     Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 pub(crate) fn subscription(action: &str, key: u8) -> String {
-    format!(r#"{{"action":"{action}","body":{{"entity":"items","id":"{key}"}}}}"#)
+    let entity = entity_of(key);
+    format!(r#"{{"action":"{action}","body":{{"entity":"{entity}","id":"{key}"}}}}"#)
 }
+
+/// A message that is the application's.
+pub(crate) const PASSED: &str = r#"{"hello":1}"#;
 
 pub(crate) fn secret(secret: &str) -> String {
     format!(r#"{{"action":"secret","body":"{secret}"}}"#)
