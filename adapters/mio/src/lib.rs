@@ -16,6 +16,7 @@
 
 mod clock;
 mod listener;
+mod pool;
 mod reactor;
 mod resolver;
 mod sockets;
@@ -35,6 +36,7 @@ pub use entity_sync_core::{Audience, EntityKey, NodeCounters, Origins, ReadError
 
 use clock::Clock;
 use listener::listen;
+pub use pool::{Pool, PoolConfig, PoolCounters};
 use reactor::Reactor;
 use resolver::Clocked;
 pub use resolver::{Reply, Resolver};
