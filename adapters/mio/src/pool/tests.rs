@@ -11,8 +11,8 @@ use crate::resolver::Clocked;
 
 /// Nothing here takes nearly so long, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For tests in which nothing is to count as hung.
-const NEVER: Duration = Duration::MAX;
+/// For tests in which nothing is to count as hung. Not for ever, as dropping a pool may take so long when one fails.
+const NEVER: Duration = Duration::from_secs(60);
 const AT_ONCE: Duration = Duration::from_millis(10);
 
 fn pool(threads: usize, hung_after: Duration, max_hung: usize) -> Pool {
@@ -33,6 +33,14 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
         assert!(begun.elapsed() < PATIENCE, "it hangs");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Shuts down on another thread, so that the test fails instead of hanging if that doesn't return.
+#[track_caller]
+fn shut_down(pool: &Arc<Pool>, timeout: Duration) {
+    let pool = pool.clone();
+    let thread = thread::spawn(move || pool.shutdown(timeout));
+    wait_until(|| thread.is_finished());
 }
 
 /// Starts a job that runs until the sender is used or dropped. Returns once it runs.
@@ -406,15 +414,13 @@ fn shutdown_finishes_what_runs_and_drops_what_waits() {
 
 #[test]
 fn shutdown_does_not_wait_for_a_hung_thread() {
-    let pool = pool(2, AT_ONCE, 1);
+    let pool = Arc::new(pool(2, AT_ONCE, 1));
+    let shared = pool.0.clone();
     let release = hold(&pool);
     wait_until(|| pool.counters().hung == 1);
-    // That would be for ever.
-    pool.shutdown(Duration::MAX);
+    shut_down(&pool, Duration::MAX);
     assert_eq!(live(&pool), 1);
-    let shared = pool.0.clone();
-    drop(pool);
-    drop(release);
+    drop((pool, release));
     wait_until(|| shared.state.lock().live == 0);
     // The monitor has gone as well.
     wait_until(|| Arc::strong_count(&shared) == 1);
@@ -422,20 +428,32 @@ fn shutdown_does_not_wait_for_a_hung_thread() {
 
 #[test]
 fn shutdown_does_not_wait_for_a_job_that_comes_to_hang() {
-    let pool = pool(1, AT_ONCE, 0);
+    let pool = Arc::new(pool(1, AT_ONCE, 0));
     let _release = hold(&pool);
-    pool.shutdown(Duration::MAX);
+    shut_down(&pool, Duration::MAX);
     assert_eq!((live(&pool), pool.counters().hung), (1, 1));
 }
 
 #[test]
 fn shutdown_waits_no_longer_than_it_is_told() {
-    let pool = pool(1, NEVER, 0);
+    let pool = Arc::new(pool(1, Duration::MAX, 0));
     let release = hold(&pool);
-    pool.shutdown(AT_ONCE);
+    shut_down(&pool, AT_ONCE);
     assert_eq!(live(&pool), 1);
     drop(release);
     wait_until(|| live(&pool) == 0);
+}
+
+#[test]
+fn dropping_the_pool_is_a_shutdown() {
+    let pool = pool(2, AT_ONCE, 1);
+    let shared = pool.0.clone();
+    let release = hold(&pool);
+    wait_until(|| pool.counters().hung == 1);
+    let dropping = thread::spawn(move || drop(pool));
+    wait_until(|| dropping.is_finished());
+    assert_eq!(shared.state.lock().live, 1);
+    drop(release);
 }
 
 #[test]
