@@ -152,11 +152,13 @@ impl Pool {
 
     /// A resolver that calls `read` on the pool's threads.
     ///
-    /// An error of `read`, a panic, and rows that can't be sent all fail the read, which core tries again later; a panic
-    /// costs no thread. So does a read of a key and audience whose earlier read still runs in this pool: core asks for
-    /// it only after it has given the earlier one up. If that one has not begun yet, it answers the newer request instead.
+    /// An error of `read`, a panic, and rows that can't be sent all fail the read, which core tries again later. A panic
+    /// costs no thread.
     ///
-    /// Each resolver is for one server. Several of them share the threads and nothing else.
+    /// Core asks for another read of a key and audience only after it has given up the one before. While that one still
+    /// runs here, the new one fails at once. If it has not begun yet, it answers the new request instead of its own.
+    ///
+    /// Each resolver is for one server. The resolvers of a pool share its threads and nothing else.
     pub fn resolver<F>(&self, read: F) -> impl Resolver + use<F>
     where
         F: Fn(&Request) -> Result<Rows, ReadError> + Send + Sync + 'static,
