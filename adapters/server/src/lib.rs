@@ -2,11 +2,9 @@
 //!
 //! - [`store`] keeps entities in a SQLite file and says which keys changed, after the change is safe on disk.
 //! - [`api`] is HTTP around it: write, read and delete entities, and notify of changes made elsewhere.
-//! - [`pool`] runs blocking reads, so that no event loop waits for a disk.
 //! - [`args`] is the command line, and [`serve`] runs what it asks for.
 
 pub mod api;
 pub mod args;
-pub mod pool;
 pub mod serve;
 pub mod store;

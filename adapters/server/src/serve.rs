@@ -7,19 +7,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use entity_sync_mio::{
-    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, ReadError, Reply, Request, Rows, Server,
-    StartError,
+    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, Pool, PoolConfig, ReadError, Request, Rows,
+    Server, StartError,
 };
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
 use crate::args::Options;
-use crate::pool::Pool;
 use crate::store::{Location, Store, StoreError};
-
-/// Threads that read the store.
-const READERS: usize = 4;
 
 /// How long clients and running requests have to finish when the process is asked to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -35,8 +31,10 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let on_commit = move |keys: &[EntityKey]| notify_all(&told, keys);
     let store = Arc::new(Store::open(&options.data, on_commit).map_err(ServeError::Store)?);
 
-    let pool = Pool::new(READERS, "reader").map_err(ServeError::System)?;
-    let server = Server::start(config(options), resolver(store.clone(), pool)).map_err(ServeError::Clients)?;
+    // So that no event loop waits for a disk.
+    let pool = Pool::new(PoolConfig::default()).map_err(ServeError::System)?;
+    let resolver = pool.resolver(reader(store.clone()));
+    let server = Server::start(config(options), resolver).map_err(ServeError::Clients)?;
     let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
     let notify: api::Notify = Arc::new(move |keys| notify_keys(&server_handle, keys));
 
@@ -48,6 +46,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let served = runtime.block_on(serve_api(options, &server, router));
 
     server.shutdown(GRACE);
+    pool.shutdown(GRACE);
     let closed = store.close().map_err(ServeError::Store);
     served.and(closed)
 }
@@ -91,14 +90,11 @@ fn config(options: &Options) -> Config {
     config
 }
 
-fn resolver(store: Arc<Store>, pool: Pool) -> impl Fn(Request, Reply) + Send + Sync {
-    move |request, reply| {
-        let store = store.clone();
-        pool.run(Box::new(move || match store.get(&request.key) {
-            // The API lets in nothing that can't be sent, and what another program put there is tried again later.
-            Ok(row) => drop(reply.rows(row.into_iter().collect::<Rows>())),
-            Err(_) => reply.fail(ReadError::Failed),
-        }));
+fn reader(store: Arc<Store>) -> impl Fn(&Request) -> Result<Rows, ReadError> {
+    // The API lets in nothing that can't be sent, and what another program put there is tried again later.
+    move |request| match store.get(&request.key) {
+        Ok(row) => Ok(row.into_iter().collect()),
+        Err(_) => Err(ReadError::Failed),
     }
 }
 

@@ -535,7 +535,7 @@ impl World {
         let rows = rows(&read);
         let sent = match answer {
             // Without rows there may be more to say.
-            Answer::Rows if rows == Rows::none() && read.began % 3 > 0 => {
+            Answer::Rows if rows == Rows::none() && !read.began.is_multiple_of(3) => {
                 let error = [ReadError::NotFound, ReadError::Denied][(read.began % 2) as usize].clone();
                 read.reply.send(self.now, Err(error))
             }
