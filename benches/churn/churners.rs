@@ -13,7 +13,7 @@ use mio::{Events, Poll, Token};
 use crate::passer_by::{Counts, PasserBy};
 
 /// What each does in a second, on average: opening its connection is one, and leaving.
-const ACTIONS_PER_SECOND: f64 = 4.0;
+const ACTIONS_PER_SECOND: f64 = 10.0;
 
 /// Nothing is awaited for longer.
 const TICK: Duration = Duration::from_millis(2);

@@ -180,7 +180,8 @@ impl PasserBy {
             self.is_stalled = rng.u8(..4) > 0;
         }
         if self.state != State::Open {
-            return match rng.u8(..12) {
+            // Under load the server takes its time to answer: most wait for it.
+            return match rng.u8(..100) {
                 0 => self.reset(counts),
                 1 => self.vanish(counts),
                 _ => Some(self),

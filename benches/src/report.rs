@@ -1,4 +1,4 @@
-//! [`line`]: one line of a program's table.
+//! [`line()`]: one line of a program's table.
 
 /// Prints one line of the table.
 pub fn line(of: &str, what: &str, value: &str) {
