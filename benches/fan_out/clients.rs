@@ -2,63 +2,12 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use entity_sync_benches::machine::now_ns;
+use entity_sync_benches::wire::{self, Frame, take_frame};
 use mio::{Events, Interest, Poll, Token};
-
-use crate::now_ns;
-use crate::wire::{self, Frame, take_frame};
-
-/// No response to an upgrade is longer.
-const MAX_RESPONSE_BYTES: usize = 4096;
-
-/// Opens `count` connections. No single step on one of them takes longer than `patience` while they are blocking.
-pub(crate) fn connect(address: SocketAddr, count: usize, patience: Duration) -> io::Result<Vec<TcpStream>> {
-    let open = |_| {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience))?;
-        Ok(stream)
-    };
-    (0..count).map(open).collect()
-}
-
-/// Makes WebSocket connections of them.
-pub(crate) fn upgrade(streams: &mut [TcpStream]) -> io::Result<()> {
-    for stream in &mut *streams {
-        stream.write_all(wire::UPGRADE)?;
-    }
-    for stream in streams {
-        // A byte at a time, since nothing behind the response may be swallowed.
-        let mut response = Vec::new();
-        while !response.ends_with(b"\r\n\r\n") && response.len() < MAX_RESPONSE_BYTES {
-            let mut byte = [0];
-            stream.read_exact(&mut byte)?;
-            response.extend(byte);
-        }
-        if !response.starts_with(b"HTTP/1.1 101 ") {
-            return Err(io::Error::other("the server refused the upgrade"));
-        }
-    }
-    Ok(())
-}
-
-/// Subscribes them all. Protocol v1 acknowledges nothing, but a pong comes after what was sent before its ping is done.
-pub(crate) fn subscribe(streams: &mut [TcpStream]) -> io::Result<()> {
-    let message = [&wire::subscribe(), wire::PING].concat();
-    for stream in &mut *streams {
-        stream.write_all(&message)?;
-    }
-    for stream in streams {
-        let mut pong = [0; wire::PONG.len()];
-        stream.read_exact(&mut pong)?;
-        if pong != wire::PONG {
-            return Err(io::Error::other("something else than a pong"));
-        }
-    }
-    Ok(())
-}
 
 /// What came, of all rows together. Rows are numbered from 1.
 #[derive(Clone, Copy, Debug, Default)]
@@ -236,9 +185,13 @@ impl Client {
         };
         while let Some(frame) = take_frame(&mut bytes) {
             match frame {
-                Frame::Row(number) => self.count(number, tally),
+                Frame::Text(row) => {
+                    if let Some(number) = wire::number_of(row) {
+                        self.count(number, tally);
+                    }
+                }
                 Frame::Ping => self.stream.write_all(wire::CLIENT_PONG)?,
-                Frame::Other => {}
+                Frame::Pong(_) | Frame::Other => {}
             }
         }
         self.partial = bytes.to_vec();

@@ -6,21 +6,27 @@
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
 mod clients;
-mod report;
+mod series;
 mod server;
-mod wire;
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
-use std::str::FromStr;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
+use entity_sync_benches::connect::{connect, subscribe, upgrade};
+use entity_sync_benches::machine::raise_file_limit;
+use entity_sync_benches::process::Process;
+use entity_sync_benches::report::line;
+use entity_sync_benches::wire;
 
 use clients::{Clients, Round};
-use report::{Series, line};
+use series::Series;
+
+/// Entity and id that all clients subscribe to.
+const KEY: (&str, &str) = ("items", "100");
 
 /// What a push to many clients costs, beside bare writes of the same bytes.
 #[derive(Debug, Parser)]
@@ -89,13 +95,13 @@ fn measure(args: &Args) -> io::Result<bool> {
     let patience = Duration::from_secs(args.patience);
     let mut server = Server::spawn(args)?;
 
-    let empty = server.ask::<u64>("rss")?;
-    let began = server.ask::<u64>("cpu")?;
-    let mut connected = clients::connect(server.address, count, patience)?;
-    clients::upgrade(&mut connected)?;
-    let (idle, upgraded) = (server.ask::<u64>("rss")?, server.ask::<u64>("cpu")?);
-    clients::subscribe(&mut connected)?;
-    let (subscribed, ready) = (server.ask::<u64>("rss")?, server.ask::<u64>("cpu")?);
+    let empty = server.process.ask::<u64>("rss")?;
+    let began = server.process.ask::<u64>("cpu")?;
+    let mut connected = connect(server.address, count, patience)?;
+    upgrade(&mut connected)?;
+    let (idle, upgraded) = (server.process.ask::<u64>("rss")?, server.process.ask::<u64>("cpu")?);
+    subscribe(&mut connected, |_| (KEY.0.to_owned(), KEY.1.to_owned()))?;
+    let (subscribed, ready) = (server.process.ask::<u64>("rss")?, server.process.ask::<u64>("cpu")?);
     let clients = Clients::new(connected)?;
 
     let row_bytes = args.payload.max(wire::MIN_ROW_BYTES);
@@ -123,7 +129,7 @@ fn measure(args: &Args) -> io::Result<bool> {
     } else {
         rounds(args, &mut server, clients, patience)?
     };
-    server.quit()?;
+    server.process.quit()?;
     Ok(is_good)
 }
 
@@ -152,13 +158,13 @@ impl Side {
     /// Has one row sent to every client and waits for it. Gives the server's CPU time by receiver, in µs.
     fn round(&mut self, server: &mut Server, number: u64, patience: Duration) -> io::Result<f64> {
         let count = self.clients.len() as f64;
-        let before = server.ask::<u64>("cpu")?;
-        server.tell(self.command)?;
+        let before = server.process.ask::<u64>("cpu")?;
+        server.process.tell(self.command)?;
         let Round { first_ns, last_ns } = self.clients.wait_for(number, patience)?;
-        let started_ns = server.answer::<u64>()?;
+        let started_ns = server.process.answer::<u64>()?;
         // The server may still be on its way back to sleep, which is part of the price.
         std::thread::sleep(Duration::from_millis(2));
-        let cpu_us = server.ask::<u64>("cpu")?.saturating_sub(before) as f64 / count;
+        let cpu_us = server.process.ask::<u64>("cpu")?.saturating_sub(before) as f64 / count;
         let since = |at: u64| at.saturating_sub(started_ns) as f64 / 1000.0;
         self.cpu_us.push(cpu_us);
         self.first_us.push(since(first_ns));
@@ -188,9 +194,9 @@ impl Side {
 
 fn rounds(args: &Args, server: &mut Server, clients: Clients, patience: Duration) -> io::Result<bool> {
     let count = args.clients.get();
-    server.tell(&format!("accept {count}"))?;
-    let plain = clients::connect(server.floor, count, patience)?;
-    server.answer::<usize>()?;
+    server.process.tell(&format!("accept {count}"))?;
+    let plain = connect(server.floor, count, patience)?;
+    server.process.answer::<usize>()?;
     let mut push = Side::new("notify 1", clients);
     let mut floor = Side::new("floor 1", Clients::new(plain)?);
 
@@ -227,11 +233,11 @@ fn rounds(args: &Args, server: &mut Server, clients: Clients, patience: Duration
 
 fn burst(args: &Args, server: &mut Server, mut clients: Clients, patience: Duration) -> io::Result<bool> {
     let notifies = args.rounds.get();
-    let before = server.ask::<u64>("cpu")?;
-    server.tell(&format!("notify {notifies}"))?;
+    let before = server.process.ask::<u64>("cpu")?;
+    server.process.tell(&format!("notify {notifies}"))?;
     let Round { first_ns, last_ns } = clients.wait_for(notifies.into(), patience)?;
-    let started_ns = server.answer::<u64>()?;
-    let cpu_us = server.ask::<u64>("cpu")?.saturating_sub(before) as f64;
+    let started_ns = server.process.answer::<u64>()?;
+    let cpu_us = server.process.ask::<u64>("cpu")?.saturating_sub(before) as f64;
     clients.drain(Duration::from_millis(200))?;
     let tally = clients.tally();
 
@@ -248,80 +254,23 @@ fn burst(args: &Args, server: &mut Server, mut clients: Clients, patience: Durat
     Ok(tally.is_in_order())
 }
 
-/// The other process. It answers each command with one line, when it has done it.
+/// The other process, and where it listens.
 struct Server {
-    process: Child,
-    commands: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    process: Process,
     address: SocketAddr,
     floor: SocketAddr,
 }
 
 impl Server {
     fn spawn(args: &Args) -> io::Result<Self> {
-        let mut process = Command::new(std::env::current_exe()?)
-            .arg("server")
-            .args(["--payload", &args.payload.to_string()])
-            .args(["--reactors", &args.reactors.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let missing = || io::Error::other("the server has no pipes");
-        let commands = process.stdin.take().ok_or_else(missing)?;
-        let answers = BufReader::new(process.stdout.take().ok_or_else(missing)?);
-        let nowhere = SocketAddr::from(([0; 4], 0));
-        let mut server = Self {
+        let payload = args.payload.to_string();
+        let reactors = args.reactors.to_string();
+        let role = ["server", "--payload", &payload, "--reactors", &reactors];
+        let mut process = Process::spawn(&role.map(str::to_owned), Stdio::inherit())?;
+        Ok(Self {
+            address: process.answer()?,
+            floor: process.answer()?,
             process,
-            commands,
-            answers,
-            address: nowhere,
-            floor: nowhere,
-        };
-        server.address = server.answer()?;
-        server.floor = server.answer()?;
-        Ok(server)
+        })
     }
-
-    fn tell(&mut self, command: &str) -> io::Result<()> {
-        self.commands.write_all(format!("{command}\n").as_bytes())
-    }
-
-    fn answer<T: FromStr>(&mut self) -> io::Result<T> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        let unclear = |_| io::Error::other(format!("the server answered {line:?}"));
-        line.trim_end().parse().map_err(unclear)
-    }
-
-    fn ask<T: FromStr>(&mut self, command: &str) -> io::Result<T> {
-        self.tell(command)?;
-        self.answer()
-    }
-
-    fn quit(mut self) -> io::Result<()> {
-        self.tell("quit")?;
-        self.process.wait().map(drop)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended by now, or the run has failed and nobody needs it.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Two sockets per client in each process are more than the usual soft limit on open files allows.
-fn raise_file_limit() -> io::Result<()> {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    Ok(setrlimit(Resource::Nofile, limit)?)
-}
-
-/// The machine's monotonic clock in nanoseconds, which both processes share.
-fn now_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

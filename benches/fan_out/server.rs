@@ -17,9 +17,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use entity_sync_benches::machine::{anonymous_bytes, cpu_us, now_ns, raise_file_limit};
+use entity_sync_benches::process::answer;
+use entity_sync_benches::wire;
 use entity_sync_mio::{Config, EntityKey, Reply, Request, Rows, Server};
 
-use crate::{now_ns, raise_file_limit, wire};
+use crate::KEY;
 
 /// What the measuring process wants.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -48,7 +51,7 @@ pub(crate) fn run(options: &Options) -> io::Result<()> {
 
     let mut commands = Commands {
         server: &server,
-        key: EntityKey::new(wire::KEY.0, wire::KEY.1).map_err(io::Error::other)?,
+        key: EntityKey::new(KEY.0, KEY.1).map_err(io::Error::other)?,
         state,
         floor: Vec::new(),
         floor_rounds: 0,
@@ -119,25 +122,4 @@ impl Commands<'_> {
         }
         Ok(())
     }
-}
-
-fn answer(with: impl std::fmt::Display) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    // In one write, so that it wakes the reader once.
-    out.write_all(format!("{with}\n").as_bytes())?;
-    out.flush()
-}
-
-/// What getrusage counts, user and system together, without its rounding to ticks on some kernels.
-fn cpu_us() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
-}
-
-fn anonymous_bytes() -> io::Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| kib * 1024)
-        .ok_or_else(|| io::Error::other("no RssAnon in /proc/self/status"))
 }

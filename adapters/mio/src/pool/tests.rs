@@ -97,7 +97,7 @@ fn node(id: &str, resolver: impl Resolver + 'static) -> (Node, Shard) {
 
 fn notify(node: &Node, id: &str) {
     let key = EntityKey::new("items", id).expect("short");
-    node.notify(Timestamp::START, &key);
+    node.notify(Timestamp::START, &key).unwrap();
 }
 
 /// A read that a node of its own awaits.

@@ -1,4 +1,4 @@
-//! [`Series`]: one figure of many rounds, and how it is printed.
+//! [`Series`]: one figure of many rounds.
 
 /// A figure as it was in each round.
 #[derive(Clone, Debug, Default)]
@@ -28,9 +28,4 @@ impl Series {
     pub(crate) fn percentiles(&self) -> String {
         format!("p50 {:.0}, p99 {:.0}", self.percentile(0.5), self.percentile(0.99))
     }
-}
-
-/// Prints one line of the table.
-pub(crate) fn line(of: &str, what: &str, value: &str) {
-    println!("{of:<14} {what:<28} {value}");
 }
