@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::hash::Fnv;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
 
@@ -39,7 +40,10 @@ pub struct EntityOptions {
     /// so long, whose rows are delivered only if they differ.
     pub settle: Option<Duration>,
     /// Reads that may run at the same time, so that a slow entity leaves room for the others. At least 1. Those that
-    /// have to wait begin in the order in which they became due.
+    /// have to wait begin in the order in which they became due. Set it below the number of threads that read.
+    ///
+    /// Of entities that are not registered by name, each has this many for itself, except that with more than a few of
+    /// them, some share.
     pub max_running_reads: usize,
 }
 
@@ -142,9 +146,13 @@ pub(crate) struct EntityIndex(u32);
 /// [`Entities`] once a node has them: each with whatever `T` the node keeps for it.
 pub(crate) struct Registry<T> {
     by_name: BTreeMap<Arc<str>, EntityIndex>,
+    /// The first of the [`OTHERS`] places for entities that are not registered by name.
     others: Option<EntityIndex>,
     all: Box<[(EntityOptions, T)]>,
 }
+
+/// Clients choose names, so that not every name can have a place of its own.
+const OTHERS: u32 = 64;
 
 impl<T: Default> Registry<T> {
     pub(crate) fn new(entities: &Entities) -> Self {
@@ -153,7 +161,11 @@ impl<T: Default> Registry<T> {
             all.push((options.clone(), T::default()));
             EntityIndex((all.len() - 1) as u32)
         };
-        let others = entities.others.as_ref().map(&mut add);
+        let others = entities.others.as_ref().map(|options| {
+            let first = add(options);
+            (1..OTHERS).for_each(|_| drop(add(options)));
+            first
+        });
         let by_name = entities.by_name.iter();
         let by_name = by_name.map(|(name, options)| (name.clone(), add(options))).collect();
         Self {
@@ -170,7 +182,12 @@ impl<T: Default> Registry<T> {
         } else {
             self.by_name.get(name).copied()
         };
-        found.or(self.others)
+        found.or_else(|| {
+            let mut hash = Fnv::default();
+            hash.write(name.as_bytes());
+            let hash = hash.finish();
+            Some(EntityIndex(self.others?.0 + (hash ^ (hash >> 32)) as u32 % OTHERS))
+        })
     }
 
     pub(crate) fn options(&self, index: EntityIndex) -> &EntityOptions {
@@ -196,6 +213,8 @@ mod tests {
         let delivery = |name| any.find(name).map(|index| any.options(index).delivery);
         assert_eq!(delivery("ticks"), Some(Delivery::Every));
         assert_eq!(delivery("items"), Some(Delivery::Latest));
+        let places: std::collections::BTreeSet<_> = (0..1000).map(|id| any.find(&format!("e{id}"))).collect();
+        assert_eq!(places.len(), OTHERS as usize);
         let few = Registry::<()>::new(&Entities::none().with("ticks", every));
         assert!(few.find("ticks").is_some());
         assert_eq!(few.find("items"), None);

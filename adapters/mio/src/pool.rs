@@ -64,8 +64,8 @@ pub struct PoolCounters {
 /// thread is replaced. Nothing can end a thread that hangs, so it stays until its read does, and meanwhile no other read
 /// of the same key and audience begins. An entity that can't be read costs one thread, however often it is tried again.
 ///
-/// Keep the pool for as long as its resolvers are used; after that their reads fail. Dropping it is a
-/// [`shutdown`](Self::shutdown) with a timeout of `hung_after`.
+/// It ends with its last handle, of which each resolver has one, and so each server that uses it: that is a
+/// [`shutdown`](Self::shutdown) with a timeout of `hung_after`. Cloning gives another handle.
 ///
 /// ```no_run
 /// use entity_sync_mio::{Config, Pool, PoolConfig, ReadError, Request, Rows, Server};
@@ -78,7 +78,11 @@ pub struct PoolCounters {
 /// let server = Server::start(Config::new(["127.0.0.1:8080".parse()?]), resolver)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Pool(Arc<Shared>);
+#[derive(Clone)]
+pub struct Pool(Arc<Owner>);
+
+/// Ends the threads when nobody can give them work any more. They have the rest, but not this.
+struct Owner(Arc<Shared>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -135,15 +139,16 @@ impl Pool {
                 "a zero byte in a thread's name",
             ));
         }
-        let pool = Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             config,
             state: Mutex::default(),
             work: Condvar::new(),
             watch: Condvar::new(),
             counts: Counts::default(),
-        }));
-        pool.0.spawn_missing(&mut pool.0.state.lock())?;
-        let shared = pool.0.clone();
+        });
+        // Made before its threads, so that leaving early ends the first ones.
+        let pool = Self(Arc::new(Owner(shared.clone())));
+        shared.spawn_missing(&mut shared.state.lock())?;
         thread::Builder::new()
             .name(format!("{}-watch", shared.config.name))
             .spawn(move || shared.watch())?;
@@ -165,7 +170,7 @@ impl Pool {
     {
         let reads = Arc::new(Reads {
             read,
-            pool: self.0.clone(),
+            pool: self.clone(),
             names: Mutex::default(),
         });
         move |request, reply| reads.resolve(request, reply)
@@ -173,7 +178,7 @@ impl Pool {
 
     /// What it has counted so far. Takes no lock, so the numbers may be of slightly different moments.
     pub fn counters(&self) -> PoolCounters {
-        let counts = &self.0.counts;
+        let counts = &self.0.0.counts;
         PoolCounters {
             jobs: counts.jobs.load(Ordering::Relaxed),
             panics: counts.panics.load(Ordering::Relaxed),
@@ -188,38 +193,20 @@ impl Pool {
     ///
     /// It does not wait for a read that calls it. Later reads fail, and calling it again waits again.
     pub fn shutdown(&self, timeout: Duration) {
-        let shared = &*self.0;
-        let deadline = Instant::now().checked_add(timeout);
-        let waiting = {
-            let mut state = shared.state.lock();
-            state.stopping = true;
-            mem::take(&mut state.waiting)
-        };
-        shared.work.notify_all();
-        shared.watch.notify_all();
-        // Without the lock, as failing a read calls back into core.
-        drop(waiting);
-        let mut state = shared.state.lock();
-        while state.is_anyone_left_but(thread::current().id()) {
-            match deadline {
-                Some(deadline) if shared.watch.wait_until(&mut state, deadline).timed_out() => break,
-                Some(_) => {}
-                None => shared.watch.wait(&mut state),
-            }
-        }
+        self.0.0.shutdown(timeout);
     }
 }
 
-impl Drop for Pool {
+impl Drop for Owner {
     fn drop(&mut self) {
-        self.shutdown(self.0.config.hung_after);
+        self.0.shutdown(self.0.config.hung_after);
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
-            .field("config", &self.0.config)
+            .field("config", &self.0.0.config)
             .finish_non_exhaustive()
     }
 }
@@ -253,6 +240,27 @@ impl Shared {
         state.waiting.push_back(job);
         drop(state);
         self.work.notify_one();
+    }
+
+    fn shutdown(&self, timeout: Duration) {
+        let deadline = Instant::now().checked_add(timeout);
+        let waiting = {
+            let mut state = self.state.lock();
+            state.stopping = true;
+            mem::take(&mut state.waiting)
+        };
+        self.work.notify_all();
+        self.watch.notify_all();
+        // Without the lock, as failing a read calls back into core.
+        drop(waiting);
+        let mut state = self.state.lock();
+        while state.is_anyone_left_but(thread::current().id()) {
+            match deadline {
+                Some(deadline) if self.watch.wait_until(&mut state, deadline).timed_out() => break,
+                Some(_) => {}
+                None => self.watch.wait(&mut state),
+            }
+        }
     }
 
     fn spawn_missing(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
@@ -338,7 +346,7 @@ type Name = (EntityKey, Audience);
 /// The reads of one resolver.
 struct Reads<F> {
     read: F,
-    pool: Arc<Shared>,
+    pool: Pool,
     /// Those that wait, with the replies they are to answer, and those that run, without.
     names: Mutex<HashMap<Name, Option<Reply>>>,
 }
@@ -360,7 +368,7 @@ impl<F: Fn(&Request) -> Result<Rows, ReadError> + Send + Sync + 'static> Reads<F
                 drop(names);
                 let reads = self.clone();
                 let turn = Turn { reads, name };
-                self.pool.run(Box::new(move || turn.run()));
+                self.pool.0.0.run(Box::new(move || turn.run()));
             }
             Some(Some(waiting)) => {
                 // Core has given up the older request, and would discard an answer to it.
@@ -370,7 +378,7 @@ impl<F: Fn(&Request) -> Result<Rows, ReadError> + Send + Sync + 'static> Reads<F
             }
             Some(None) => {
                 drop(names);
-                self.pool.counts.refused.fetch_add(1, Ordering::Relaxed);
+                self.pool.0.0.counts.refused.fetch_add(1, Ordering::Relaxed);
                 reply.fail(ReadError::Failed);
             }
         }

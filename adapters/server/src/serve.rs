@@ -86,6 +86,8 @@ fn config(options: &Options) -> Config {
     // The store shows everyone the same, so one read serves all, whatever their secrets.
     let mut options = EntityOptions::default();
     options.audience = AudienceRule::Public;
+    // So that entities whose reads are slow leave a thread to the others.
+    options.max_running_reads = PoolConfig::default().threads.saturating_sub(1);
     config.core.entities = Entities::any(options);
     config
 }

@@ -48,7 +48,7 @@ fn shut_down(pool: &Arc<Pool>, timeout: Duration) {
 fn hold(pool: &Pool) -> Sender<()> {
     let (release, held) = channel();
     let (begin, begun) = channel();
-    pool.0.run(Box::new(move || {
+    pool.0.0.run(Box::new(move || {
         let _ = begin.send(());
         let _ = held.recv();
     }));
@@ -59,7 +59,7 @@ fn hold(pool: &Pool) -> Sender<()> {
 /// A job that tells when it has run, or was dropped.
 fn probe(pool: &Pool) -> Receiver<()> {
     let (done, ran) = channel();
-    pool.0.run(Box::new(move || done.send(()).expect("heard")));
+    pool.0.0.run(Box::new(move || done.send(()).expect("heard")));
     ran
 }
 
@@ -69,7 +69,7 @@ fn runs_jobs(pool: &Pool) {
 }
 
 fn live(pool: &Pool) -> usize {
-    pool.0.state.lock().live
+    pool.0.0.state.lock().live
 }
 
 fn upgrade_and_subscribe(id: &str) -> Vec<u8> {
@@ -97,7 +97,7 @@ fn node(id: &str, resolver: impl Resolver + 'static) -> (Node, Shard) {
 
 fn notify(node: &Node, id: &str) {
     let key = EntityKey::new("items", id).expect("short");
-    node.notify(Timestamp::START, &key).unwrap();
+    node.notify(Timestamp::START, &key).expect("every name is an entity");
 }
 
 /// A read that a node of its own awaits.
@@ -201,7 +201,7 @@ fn runs_jobs_at_the_same_time_on_named_threads() {
     let (first, second) = (hold(&pool), hold(&pool));
     drop((first, second));
     let (done, name) = channel();
-    pool.0.run(Box::new(move || {
+    pool.0.0.run(Box::new(move || {
         let _ = done.send(thread::current().name().map(str::to_owned));
     }));
     assert_eq!(name.recv_timeout(PATIENCE), Ok(Some("reads".to_owned())));
@@ -214,7 +214,7 @@ fn runs_jobs_in_order() {
     let (done, order) = channel();
     for n in 0..100 {
         let done = done.clone();
-        pool.0.run(Box::new(move || done.send(n).expect("heard")));
+        pool.0.0.run(Box::new(move || done.send(n).expect("heard")));
     }
     drop((release, done));
     assert!(order.iter().eq(0..100));
@@ -237,7 +237,7 @@ fn a_name_that_the_system_refuses_is_an_error() {
 fn a_panic_drops_what_the_job_held_and_spares_the_thread() {
     let pool = pool(1, NEVER, 0);
     let (held, dropped) = channel::<()>();
-    pool.0.run(Box::new(move || {
+    pool.0.0.run(Box::new(move || {
         let _held = held;
         panic!("a job that fails on purpose");
     }));
@@ -269,7 +269,7 @@ fn no_more_than_max_hung_are_replaced() {
     let third = probe(&pool);
     {
         // What the monitor decides, it decides under this lock.
-        let state = pool.0.state.lock();
+        let state = pool.0.0.state.lock();
         assert_eq!((state.live, state.hung, state.waiting.len()), (2, 2, 1));
     }
     assert_eq!(third.try_recv(), Err(TryRecvError::Empty));
@@ -286,7 +286,7 @@ fn no_more_than_max_hung_are_replaced() {
 fn the_monitor_sleeps_while_nothing_runs() {
     let pool = pool(1, AT_ONCE, 1);
     for _ in 0..3 {
-        wait_until(|| pool.0.state.lock().unwatched);
+        wait_until(|| pool.0.0.state.lock().unwatched);
         let release = hold(&pool);
         wait_until(|| pool.counters().hung == 1);
         drop(release);
@@ -348,6 +348,15 @@ fn a_read_whose_earlier_one_still_hangs_is_refused_until_that_ends() {
 }
 
 #[test]
+fn a_resolver_keeps_its_pool() {
+    let resolver = {
+        let pool = Pool::new(PoolConfig::default()).expect("threads");
+        pool.resolver(|_: &Request| Ok(Rows::one("row")))
+    };
+    assert_eq!(Asked::of("100").give_to(&resolver).is_answered(), "row");
+}
+
+#[test]
 fn resolvers_do_not_share_names() {
     let pool = pool(1, AT_ONCE, 8);
     let ((one, stuck), (other, stuck_too)) = (stuck_resolver(&pool), stuck_resolver(&pool));
@@ -370,7 +379,7 @@ fn a_read_that_waits_answers_the_newest_request() {
     let older = Asked::of("100").give_to(&resolver);
     let mut newer = Asked::of("100").give_to(&resolver);
     assert!(older.has_failed());
-    assert_eq!(pool.0.state.lock().waiting.len(), 1);
+    assert_eq!(pool.0.0.state.lock().waiting.len(), 1);
     stuck.ends();
     assert_eq!(newer.is_answered(), "100");
     first.is_answered();
@@ -415,7 +424,7 @@ fn shutdown_finishes_what_runs_and_drops_what_waits() {
 #[test]
 fn shutdown_does_not_wait_for_a_hung_thread() {
     let pool = Arc::new(pool(2, AT_ONCE, 1));
-    let shared = pool.0.clone();
+    let shared = pool.0.0.clone();
     let release = hold(&pool);
     wait_until(|| pool.counters().hung == 1);
     shut_down(&pool, Duration::MAX);
@@ -447,7 +456,7 @@ fn shutdown_waits_no_longer_than_it_is_told() {
 #[test]
 fn dropping_the_pool_is_a_shutdown() {
     let pool = pool(2, AT_ONCE, 1);
-    let shared = pool.0.clone();
+    let shared = pool.0.0.clone();
     let release = hold(&pool);
     wait_until(|| pool.counters().hung == 1);
     let dropping = thread::spawn(move || drop(pool));
@@ -466,10 +475,10 @@ fn a_job_after_shutdown_is_dropped() {
 #[test]
 fn a_job_may_hold_the_last_handle() {
     let pool = Arc::new(pool(1, NEVER, 0));
-    let weak: Weak<Shared> = Arc::downgrade(&pool.0);
+    let weak: Weak<Shared> = Arc::downgrade(&pool.0.0);
     let (go, wait) = channel::<()>();
     let own = Arc::clone(&pool);
-    pool.0.run(Box::new(move || {
+    pool.0.0.run(Box::new(move || {
         let _ = wait.recv();
         drop(own);
     }));
