@@ -9,6 +9,7 @@
 
 mod binary;
 mod conformance;
+mod echo;
 mod milestone;
 mod mio_server;
 mod mock_drivers;

@@ -163,7 +163,9 @@ impl<T: Default> Registry<T> {
         };
         let others = entities.others.as_ref().map(|options| {
             let first = add(options);
-            (1..OTHERS).for_each(|_| drop(add(options)));
+            for _ in 1..OTHERS {
+                add(options);
+            }
             first
         });
         let by_name = entities.by_name.iter();
