@@ -10,6 +10,7 @@
 mod binary;
 mod conformance;
 mod echo;
+mod engine;
 mod milestone;
 mod mio_server;
 mod mock_drivers;

@@ -14,7 +14,7 @@ use crate::resolve::Audience;
 use crate::slots::{SlotId, Slots};
 
 /// A topic of one shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TopicId(pub(crate) SlotId);
 
 pub(crate) struct Topic {

@@ -94,9 +94,14 @@ impl Client {
 
     /// The close code of the server, once everything before it is read.
     pub fn close_code(&mut self) -> Option<u16> {
+        self.close_frame().map(|(code, _)| code)
+    }
+
+    /// The code and reason of the server's close frame, once everything before it is read.
+    pub fn close_frame(&mut self) -> Option<(u16, String)> {
         loop {
             match self.socket.read() {
-                Ok(Message::Close(frame)) => return frame.map(|frame| frame.code.into()),
+                Ok(Message::Close(frame)) => return frame.map(|frame| (frame.code.into(), frame.reason.to_string())),
                 Ok(_) => {}
                 Err(error) => panic!("{error}"),
             }

@@ -25,6 +25,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`ServeError`]: what kept it from starting, or went wrong when the store was closed.
 pub fn serve(options: &Options) -> Result<(), ServeError> {
+    // Most systems allow a process 1,024 files at first, and more if it asks. If this one doesn't, fewer clients fit.
+    let _ = entity_sync_mio::raise_file_limit();
     // The store tells of changes to the server, which reads from the store.
     let handle = Arc::new(OnceLock::<Handle>::new());
     let told = handle.clone();

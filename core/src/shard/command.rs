@@ -32,9 +32,25 @@ impl Shard {
                 }
             }
             Command::Reread(whose, ticket) => {
+                let mut topics = Vec::new();
                 for conn in self.conns_of(&whose) {
                     for topic in self.topics_of(conn) {
-                        self.reread(conn, topic, ticket);
+                        topics.extend(self.note_reread(conn, topic, ticket).map(|joined| (topic, joined)));
+                    }
+                }
+                // Only now, as a read may be answered at once, and all members of a topic are to share it: one that is
+                // new enough for the latest of them.
+                topics.sort_unstable();
+                topics.dedup_by(|later, earlier| {
+                    let is_same = later.0 == earlier.0;
+                    if is_same {
+                        earlier.1 = later.1;
+                    }
+                    is_same
+                });
+                for (topic, joined) in topics {
+                    if let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight) {
+                        self.node.want(self.now, self.index, flight, joined);
                     }
                 }
             }
@@ -56,11 +72,9 @@ impl Shard {
     }
 
     /// Reads that began with this ticket or before don't count for this connection any more.
-    fn reread(&mut self, conn: ConnId, topic: TopicId, ticket: Ticket) {
+    fn note_reread(&mut self, conn: ConnId, topic: TopicId, ticket: Ticket) -> Option<Ticket> {
         let index = conn.0.index;
-        let Some(standing) = self.subscriptions.standing(index, topic) else {
-            return;
-        };
+        let standing = self.subscriptions.standing(index, topic)?;
         if standing.is_dirty()
             && let Some(extra) = self.conns.get_mut(conn.0).and_then(|it| it.extra.as_mut())
         {
@@ -71,7 +85,7 @@ impl Shard {
             fresh = fresh.wanting();
         }
         self.subscriptions.set_standing(index, topic, fresh);
-        self.want(conn, topic);
+        self.note_wanting(conn, topic).map(Standing::joined)
     }
 
     fn conns_of(&self, whose: &Whose) -> Vec<ConnId> {

@@ -277,13 +277,17 @@ impl Shard {
 
     /// Asks for a read for one member of a topic.
     pub(super) fn want(&mut self, conn: ConnId, topic: TopicId) {
+        if let Some(standing) = self.note_wanting(conn, topic)
+            && let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight)
+        {
+            self.node.want(self.now, self.index, flight, standing.joined());
+        }
+    }
+
+    /// Notes that a member needs a read, which is still to be asked for.
+    pub(super) fn note_wanting(&mut self, conn: ConnId, topic: TopicId) -> Option<Standing> {
         let index = conn.0.index;
-        let Some(standing) = self.subscriptions.standing(index, topic) else {
-            return;
-        };
-        let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight) else {
-            return;
-        };
+        let standing = self.subscriptions.standing(index, topic)?;
         if let Some(state) = self.conns.get_mut(conn.0)
             && !standing.wants()
         {
@@ -292,6 +296,6 @@ impl Shard {
         }
         self.subscriptions
             .set_standing(index, topic, Standing::wanting(standing));
-        self.node.want(self.now, self.index, flight, standing.joined());
+        Some(standing)
     }
 }
