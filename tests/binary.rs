@@ -56,7 +56,11 @@ impl Process {
     }
 
     fn start_with(data: &str, flags: &[&str]) -> Self {
-        let mut child = Command::new(binary())
+        Self::start_from(&mut Command::new(binary()), data, flags)
+    }
+
+    fn start_from(command: &mut Command, data: &str, flags: &[&str]) -> Self {
+        let mut child = command
             .args([
                 "--listen",
                 "127.0.0.1:0",
@@ -308,4 +312,27 @@ fn origins_and_paths_are_as_configured() {
     assert_eq!(ask("/ws/", "Origin: https://example.com\r\n"), "101");
     assert_eq!(ask("/ws/", "Origin: https://example.org\r\n"), "403");
     assert_eq!(ask("/ws/entity-sync/", ""), "404");
+}
+
+#[test]
+fn clients_leave_files_to_the_api() {
+    // 128 files for the whole process, of which it reserves 64 for what isn't a client.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", r#"ulimit -n 128; exec "$0" "$@""#]).arg(binary());
+    let process = Process::start_from(&mut limited, ":memory:", &[]);
+    let sockets: Vec<_> = (0..200).map(|_| TcpStream::connect(process.clients).unwrap()).collect();
+    let mut client = None;
+    for mut socket in sockets {
+        // Those that found no place were dropped.
+        socket.set_read_timeout(Some(entity_sync_tests::PATIENCE)).unwrap();
+        let request = "GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let upgraded = socket.write_all(request.as_bytes()).is_ok() && socket.read(&mut [0; 129]).is_ok_and(|n| n > 0);
+        if upgraded && client.is_none() {
+            client = Some(socket);
+        }
+        // Each is answered, one way or the other.
+        process.put("1", "x");
+    }
+    assert!(client.is_some(), "not one client was served");
 }

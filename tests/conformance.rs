@@ -1,5 +1,5 @@
 //! Protocol v1 over real sockets, row by row: each row of PROTOCOL's sections 1 to 3 that is kept, or changed on purpose,
-//! is at least one case of a table. All cases of a section run, and all that fail are listed at the end.
+//! is at least one case of a table, and each situation of section 5 is a test. All cases of a section run, and all that fail are listed at the end.
 //!
 //! A row that gives several examples is several cases. "Nothing is sent" is never a matter of waiting: a ping goes out,
 //! and its pong comes back first (see [`runner`]).
@@ -18,6 +18,7 @@ mod runner;
 mod section_1;
 mod section_2;
 mod section_3;
+mod section_5;
 
 use runner::{failures, judge, report};
 
