@@ -87,7 +87,7 @@ pub enum Op {
     Send {
         /// Whom.
         client: u8,
-        /// How long, about.
+        /// Half its length, about.
         bytes: u8,
     },
     /// The application has reads repeated.

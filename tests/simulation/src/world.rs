@@ -164,7 +164,7 @@ impl World {
             Op::Drain { client, bytes } => self.drain(client, usize::from(bytes)),
             Op::Complete { client, bytes } => self.complete(client, usize::from(bytes)),
             Op::Pass { client } => self.pass(client),
-            Op::Send { client, bytes } => self.send(client, usize::from(bytes)),
+            Op::Send { client, bytes } => self.send(client, 2 * usize::from(bytes)),
             Op::Reread { target } => self.reread(target),
             Op::Dismiss { target } => self.dismiss(target),
             Op::Disconnect { target } => self.disconnect(target),
