@@ -25,8 +25,8 @@ use entity_sync_benches::wire;
 use clients::{Clients, Round};
 use series::Series;
 
-/// Entity and id that all clients subscribe to.
-const KEY: (&str, &str) = ("items", "100");
+/// The entity that all clients subscribe to; its ids are numbers from 0.
+const ENTITY: &str = "items";
 
 /// What a push to many clients costs, beside bare writes of the same bytes.
 #[derive(Debug, Parser)]
@@ -38,6 +38,10 @@ struct Args {
     /// Clients, all subscribed to one key. As many plain sockets are opened for the floor.
     #[arg(long, default_value = "5000")]
     clients: NonZeroUsize,
+
+    /// Keys that each client subscribes to. In each round all of them change, at once.
+    #[arg(long, default_value = "1")]
+    keys: NonZeroUsize,
 
     /// Bytes of a row; at least 20, which is what its number takes.
     #[arg(long, default_value_t = 100)]
@@ -100,13 +104,16 @@ fn measure(args: &Args) -> io::Result<bool> {
     let mut connected = connect(server.address, count, patience)?;
     upgrade(&mut connected)?;
     let (idle, upgraded) = (server.process.ask::<u64>("rss")?, server.process.ask::<u64>("cpu")?);
-    subscribe(&mut connected, |_| (KEY.0.to_owned(), KEY.1.to_owned()))?;
+    for id in 0..args.keys.get() {
+        subscribe(&mut connected, |_| (ENTITY.to_owned(), id.to_string()))?;
+    }
     let (subscribed, ready) = (server.process.ask::<u64>("rss")?, server.process.ask::<u64>("cpu")?);
     let clients = Clients::new(connected)?;
 
     let row_bytes = args.payload.max(wire::MIN_ROW_BYTES);
-    println!("{count} clients on one key, rows of {row_bytes} bytes");
+    println!("{count} clients on {} key(s), rows of {row_bytes} bytes", args.keys);
     let each = |total: u64, before: u64| total.saturating_sub(before) as f64 / count as f64;
+    let subscriptions = count * args.keys.get();
     line(
         "connecting",
         "server CPU µs/upgrade",
@@ -115,7 +122,7 @@ fn measure(args: &Args) -> io::Result<bool> {
     line(
         "",
         "server CPU µs/subscription",
-        &format!("{:.3}", each(ready, upgraded)),
+        &format!("{:.3}", ready.saturating_sub(upgraded) as f64 / subscriptions as f64),
     );
     line("memory", "bytes/idle connection", &format!("{:.0}", each(idle, empty)));
     line(
@@ -135,7 +142,9 @@ fn measure(args: &Args) -> io::Result<bool> {
 
 /// One side of the comparison: its sockets, the command that sends to them, and what came of it.
 struct Side {
-    command: &'static str,
+    command: String,
+    /// Rows that each client gets in a round.
+    rows: u64,
     clients: Clients,
     cpu_us: Series,
     first_us: Series,
@@ -144,9 +153,10 @@ struct Side {
 }
 
 impl Side {
-    fn new(command: &'static str, clients: Clients) -> Self {
+    fn new(command: &str, rows: u64, clients: Clients) -> Self {
         Self {
-            command,
+            command: format!("{command} {rows}"),
+            rows,
             clients,
             cpu_us: Series::default(),
             first_us: Series::default(),
@@ -155,12 +165,12 @@ impl Side {
         }
     }
 
-    /// Has one row sent to every client and waits for it. Gives the server's CPU time by receiver, in µs.
+    /// Has its rows sent to every client and waits for them. Gives the server's CPU time by row and receiver, in µs.
     fn round(&mut self, server: &mut Server, number: u64, patience: Duration) -> io::Result<f64> {
-        let count = self.clients.len() as f64;
+        let count = self.clients.len() as f64 * self.rows as f64;
         let before = server.process.ask::<u64>("cpu")?;
-        server.process.tell(self.command)?;
-        let Round { first_ns, last_ns } = self.clients.wait_for(number, patience)?;
+        server.process.tell(&self.command)?;
+        let Round { first_ns, last_ns } = self.clients.wait_for(number * self.rows, patience)?;
         let started_ns = server.process.answer::<u64>()?;
         // The server may still be on its way back to sleep, which is part of the price.
         std::thread::sleep(Duration::from_millis(2));
@@ -197,8 +207,9 @@ fn rounds(args: &Args, server: &mut Server, clients: Clients, patience: Duration
     server.process.tell(&format!("accept {count}"))?;
     let plain = connect(server.floor, count, patience)?;
     server.process.answer::<usize>()?;
-    let mut push = Side::new("notify 1", clients);
-    let mut floor = Side::new("floor 1", Clients::new(plain)?);
+    let rows = args.keys.get() as u64;
+    let mut push = Side::new("notify", rows, clients);
+    let mut floor = Side::new("floor", rows, Clients::new(plain)?);
 
     let mut ratio = Series::default();
     for number in 1..=u64::from(args.warm_up) + u64::from(args.rounds.get()) {
@@ -265,7 +276,16 @@ impl Server {
     fn spawn(args: &Args) -> io::Result<Self> {
         let payload = args.payload.to_string();
         let reactors = args.reactors.to_string();
-        let role = ["server", "--payload", &payload, "--reactors", &reactors];
+        let keys = args.keys.to_string();
+        let role = [
+            "server",
+            "--payload",
+            &payload,
+            "--reactors",
+            &reactors,
+            "--keys",
+            &keys,
+        ];
         let mut process = Process::spawn(&role.map(str::to_owned), Stdio::inherit())?;
         Ok(Self {
             address: process.answer()?,

@@ -22,7 +22,7 @@ use entity_sync_benches::process::answer;
 use entity_sync_benches::wire;
 use entity_sync_mio::{Config, EntityKey, Reply, Request, Rows, Server};
 
-use crate::KEY;
+use crate::ENTITY;
 
 /// What the measuring process wants.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -31,6 +31,8 @@ pub(crate) struct Options {
     payload: usize,
     #[arg(long)]
     reactors: NonZeroUsize,
+    #[arg(long)]
+    keys: NonZeroUsize,
 }
 
 /// Serves until it is told to quit.
@@ -38,21 +40,27 @@ pub(crate) fn run(options: &Options) -> io::Result<()> {
     raise_file_limit()?;
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let payload = options.payload;
-    let state = Arc::new(AtomicU64::new(0));
+    // The number of each key's newest row.
+    let states: Arc<[AtomicU64]> = (0..options.keys.get()).map(|_| AtomicU64::new(0)).collect();
     let mut config = Config::new([anywhere]);
     config.reactors = options.reactors;
-    let newest = state.clone();
-    let server = Server::start(config, move |_: Request, reply: Reply| {
+    let newest = states.clone();
+    let server = Server::start(config, move |request: Request, reply: Reply| {
+        let state = request.key.id().parse().ok().and_then(|id: usize| newest.get(id));
+        let number = state.map_or(0, |state| state.load(Ordering::SeqCst));
         // The row is UTF-8; if it is too long, the clients that don't get it will tell.
-        let _ = reply.rows(Rows::one(wire::row(newest.load(Ordering::SeqCst), payload)));
+        let _ = reply.rows(Rows::one(wire::row(number, payload)));
     })
     .map_err(io::Error::other)?;
     let floor = TcpListener::bind(anywhere)?;
 
     let mut commands = Commands {
         server: &server,
-        key: EntityKey::new(KEY.0, KEY.1).map_err(io::Error::other)?,
-        state,
+        keys: (0..states.len())
+            .map(|id| EntityKey::new(ENTITY, &id.to_string()).map_err(io::Error::other))
+            .collect::<io::Result<_>>()?,
+        states,
+        notifies: 0,
         floor: Vec::new(),
         floor_rounds: 0,
         payload,
@@ -83,19 +91,24 @@ pub(crate) fn run(options: &Options) -> io::Result<()> {
 
 struct Commands<'a> {
     server: &'a Server,
-    key: EntityKey,
-    state: Arc<AtomicU64>,
+    keys: Vec<EntityKey>,
+    states: Arc<[AtomicU64]>,
+    notifies: u64,
     floor: Vec<TcpStream>,
     floor_rounds: u64,
     payload: usize,
 }
 
 impl Commands<'_> {
-    fn notify(&self, count: u64) -> u64 {
+    /// The keys change in turn.
+    fn notify(&mut self, count: u64) -> u64 {
         let began = now_ns();
         for _ in 0..count {
-            self.state.fetch_add(1, Ordering::SeqCst);
-            let _ = self.server.handle().notify(&self.key);
+            let id = (self.notifies % self.keys.len() as u64) as usize;
+            self.notifies += 1;
+            self.states[id].store(self.notifies, Ordering::SeqCst);
+            // Every name is an entity here.
+            let _ = self.server.handle().notify(&self.keys[id]);
         }
         began
     }
