@@ -30,6 +30,7 @@ fn main() {
     keys(&mut criterion);
     pushes(&mut criterion);
     frames(&mut criterion);
+    outbox(&mut criterion);
     criterion.final_summary();
 }
 
@@ -169,6 +170,49 @@ fn frames(criterion: &mut Criterion) {
             });
         });
     }
+    group.finish();
+}
+
+/// A connection that doesn't read: what waits for it, and how it gets it once it does.
+fn outbox(criterion: &mut Criterion) {
+    const KEYS: usize = 64;
+    let stuck = || {
+        let mut bench = Bench::new();
+        let conn = bench.connect();
+        let keys: Vec<_> = (0..KEYS)
+            .map(|id| EntityKey::new("items", &id.to_string()).unwrap())
+            .collect();
+        for id in 0..KEYS {
+            bench.receive(conn, &Messages::of(&id.to_string()).subscribe);
+        }
+        (bench, conn, keys)
+    };
+    let mut group = criterion.benchmark_group("outbox");
+    group.bench_function("one of 64 queued groups replaced", |bencher| {
+        let (mut bench, _, keys) = stuck();
+        for key in &keys {
+            bench.node.notify(NOW, key).unwrap();
+            bench.act_with(|_| Sent::Busy);
+        }
+        let mut all = keys.iter().cycle();
+        bencher.iter(|| {
+            if let Some(key) = all.next() {
+                bench.node.notify(NOW, key).unwrap();
+                bench.act_with(|_| Sent::Busy);
+            }
+        });
+        assert!(bench.shard.counters().conflated.get() > 0);
+    });
+    group.throughput(Throughput::Elements(KEYS as u64));
+    group.bench_function("64 groups queued and written in one", |bencher| {
+        let (mut bench, _, keys) = stuck();
+        bencher.iter(|| {
+            for key in &keys {
+                bench.node.notify(NOW, key).unwrap();
+            }
+            bench.act();
+        });
+    });
     group.finish();
 }
 
