@@ -117,7 +117,7 @@ fn a_read_that_hangs_for_ever_delays_no_other_key() {
 }
 
 #[test]
-fn a_stuck_client_costs_its_limit_and_ends_with_the_newest_state_of_a_thousand_keys() {
+fn a_stuck_client_holds_up_nobody_and_ends_with_the_newest_state_of_a_thousand_keys() {
     const KEYS: usize = 1000;
     const ROUNDS: usize = 4;
     let row = |id: usize, round: usize| format!("{id} {round} {}", "x".repeat(16 * 1024));
@@ -150,11 +150,8 @@ fn a_stuck_client_costs_its_limit_and_ends_with_the_newest_state_of_a_thousand_k
         }
     }
     let counts = server.handle().shard_counts();
-    let most_queued = server.handle().config().max_outbox_bytes as u64 / (16 * 1024);
-    let kept = counts.deliveries - counts.dirty_marks - counts.conflated;
-    println!("{counts:?}, at most {most_queued} rows queued");
+    // What it costs meanwhile is the simulator's to assert, at each step.
     assert!(counts.dirty_marks > 0, "the outbox was never full");
-    assert!(kept > 0);
     // Now it reads, and ends with the newest state of every key.
     let mut newest = HashMap::new();
     while newest.len() < KEYS {

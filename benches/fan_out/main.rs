@@ -59,6 +59,10 @@ struct Args {
     #[arg(long, default_value = "1")]
     reactors: NonZeroUsize,
 
+    /// Has each client subscribe to a key of its own too, which never changes, to see what that costs in memory.
+    #[arg(long)]
+    own_keys: bool,
+
     /// Notifies as fast as it goes and waits for nobody; checks that each client ends with the last state.
     #[arg(long)]
     burst: bool,
@@ -108,6 +112,11 @@ fn measure(args: &Args) -> io::Result<bool> {
         subscribe(&mut connected, |_| (ENTITY.to_owned(), id.to_string()))?;
     }
     let (subscribed, ready) = (server.process.ask::<u64>("rss")?, server.process.ask::<u64>("cpu")?);
+    let mut own = None;
+    if args.own_keys {
+        subscribe(&mut connected, |index| (ENTITY.to_owned(), format!("own{index:06}")))?;
+        own = Some(server.process.ask::<u64>("rss")?);
+    }
     let clients = Clients::new(connected)?;
 
     let row_bytes = args.payload.max(wire::MIN_ROW_BYTES);
@@ -130,6 +139,14 @@ fn measure(args: &Args) -> io::Result<bool> {
         "bytes/subscribed connection",
         &format!("{:.0}", each(subscribed, empty)),
     );
+
+    if let Some(own) = own {
+        line(
+            "",
+            "bytes/subscription of an own key",
+            &format!("{:.0}", each(own, subscribed)),
+        );
+    }
 
     let is_good = if args.burst {
         burst(args, &mut server, clients, patience)?
