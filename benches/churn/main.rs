@@ -21,7 +21,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use entity_sync_benches::connect::{connect, subscribe, upgrade};
+use entity_sync_benches::connect::{connect_upgraded, subscribe};
 use entity_sync_benches::machine::raise_file_limit;
 use entity_sync_benches::process::Process;
 use entity_sync_benches::report::line;
@@ -226,8 +226,7 @@ fn spawn(args: &Args, seed: u64) -> io::Result<(Process, Complaints, SocketAddr)
 
 fn open_steady_clients(address: SocketAddr, steady: u32, patience: Duration) -> io::Result<Steady> {
     let count = steady as usize * 2;
-    let mut streams = connect(address, count, patience)?;
-    upgrade(&mut streams)?;
+    let mut streams = connect_upgraded(address, count, patience)?;
     subscribe(&mut streams, |index| {
         let key = key_of(index, count);
         (key.entity().to_owned(), key.id())

@@ -16,7 +16,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
-use entity_sync_benches::connect::{connect, subscribe, upgrade};
+use entity_sync_benches::connect::{connect, connect_upgraded, subscribe};
 use entity_sync_benches::machine::raise_file_limit;
 use entity_sync_benches::process::Process;
 use entity_sync_benches::report::line;
@@ -105,8 +105,7 @@ fn measure(args: &Args) -> io::Result<bool> {
 
     let empty = server.process.ask::<u64>("rss")?;
     let began = server.process.ask::<u64>("cpu")?;
-    let mut connected = connect(server.address, count, patience)?;
-    upgrade(&mut connected)?;
+    let mut connected = connect_upgraded(server.address, count, patience)?;
     let (idle, upgraded) = (server.process.ask::<u64>("rss")?, server.process.ask::<u64>("cpu")?);
     for id in 0..args.keys.get() {
         subscribe(&mut connected, |_| (ENTITY.to_owned(), id.to_string()))?;

@@ -23,11 +23,26 @@ pub fn connect(address: SocketAddr, count: usize, patience: Duration) -> io::Res
     (0..count).map(open).collect()
 }
 
+/// As [`connect`], and makes WebSocket connections of them: a thousand at a time, since a server limits how many have not
+/// said what they want.
+///
+/// # Errors
+/// The first connection's that can't be opened, fails or is refused.
+pub fn connect_upgraded(address: SocketAddr, count: usize, patience: Duration) -> io::Result<Vec<TcpStream>> {
+    let mut all = Vec::with_capacity(count);
+    while all.len() < count {
+        let mut some = connect(address, 1000.min(count - all.len()), patience)?;
+        upgrade(&mut some)?;
+        all.append(&mut some);
+    }
+    Ok(all)
+}
+
 /// Makes WebSocket connections of them.
 ///
 /// # Errors
 /// The first connection's that fails or is refused.
-pub fn upgrade(streams: &mut [TcpStream]) -> io::Result<()> {
+fn upgrade(streams: &mut [TcpStream]) -> io::Result<()> {
     for stream in &mut *streams {
         stream.write_all(wire::UPGRADE)?;
     }
