@@ -59,6 +59,8 @@ mod flights;
 mod frame;
 mod hash;
 mod key;
+#[cfg(all(test, loom))]
+mod models;
 mod node;
 mod outbox;
 mod resolve;

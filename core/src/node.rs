@@ -33,6 +33,9 @@ use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
 use gate::{Entry, Gate};
 pub(crate) use port::Inbox;
+#[cfg(loom)]
+pub(crate) use port::Port;
+#[cfg(not(loom))]
 use port::Port;
 use stripe::{Alarm, Stripe};
 

@@ -9,7 +9,7 @@ use crate::flights::FlightId;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
 /// Where the node leaves what one shard is to do.
-pub(super) struct Port {
+pub(crate) struct Port {
     inbox: Mutex<Inbox>,
     /// The shard will look at the inbox without being woken.
     pending: AtomicBool,
@@ -30,7 +30,7 @@ pub(crate) struct Inbox {
 }
 
 impl Port {
-    pub(super) fn new(waker: Waker) -> Self {
+    pub(crate) fn new(waker: Waker) -> Self {
         Self {
             inbox: Mutex::new(Inbox::default()),
             pending: AtomicBool::new(false),
@@ -39,7 +39,7 @@ impl Port {
     }
 
     /// Leaves a mark, and wakes the shard unless it will look anyway.
-    pub(super) fn mark(&self, flight: FlightId) {
+    pub(crate) fn mark(&self, flight: FlightId) {
         lock(&self.inbox).marks.push_back(flight);
         self.wake();
     }
@@ -82,7 +82,7 @@ impl Port {
     /// The flag is cleared only after the inbox was seen empty, and that is looked at once more afterwards: a producer
     /// pushes first and swaps the flag then, so either this second look sees what it pushed, or it sees the flag cleared
     /// and wakes.
-    pub(super) fn take(&self, into: &mut Inbox) {
+    pub(crate) fn take(&self, into: &mut Inbox) {
         if !self.move_all(into) {
             self.pending.swap(false, Ordering::SeqCst);
             self.move_all(into);

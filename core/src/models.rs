@@ -1,0 +1,352 @@
+//! Models of what threads do to each other, checked over all interleavings (up to a number of preemptions) with loom:
+//! `RUSTFLAGS='--cfg loom' cargo test -p entity-sync-core --lib --release models`.
+//!
+//! Each was seen to fail when the code it is about is broken; `tests/simulation/src/bin/planted.rs` breaks it again in CI.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::task::{Wake, Waker};
+
+use loom::thread;
+
+use crate::entity::{Entities, EntityOptions};
+use crate::flights::FlightId;
+use crate::node::{Inbox, Port};
+use crate::{
+    Audience, Config, ConnId, EntityKey, Input, Node, Output, Reply, Request, Resolve, Rows, Seed, Sent, Shard,
+    Timestamp,
+};
+
+const NOW: Timestamp = Timestamp::START;
+const UPGRADE: &[u8] = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+/// The application's store, whose state is the number of its last event. The model checker runs one thread at a time, so
+/// what it doesn't check may use the standard library's locks.
+#[derive(Default)]
+struct Store {
+    events: AtomicU64,
+    reads: Mutex<Vec<(u64, Request, Reply)>>,
+    running: Mutex<BTreeSet<(String, String)>>,
+    most_running: AtomicU64,
+}
+
+impl Store {
+    /// The number of a new event.
+    fn event(&self) -> u64 {
+        self.events.fetch_add(1, SeqCst) + 1
+    }
+
+    fn answer_next(&self) -> bool {
+        let next = self.reads.lock().unwrap().pop();
+        let Some((began, request, reply)) = next else {
+            return false;
+        };
+        self.running.lock().unwrap().remove(&name_of(&request));
+        let row = format!("{} {} {began}", request.key.id(), name_of(&request).1);
+        reply.send(NOW, Ok(Rows::one(row))).unwrap();
+        true
+    }
+}
+
+impl Resolve for Store {
+    fn resolve(&self, request: Request, reply: Reply) {
+        let mut running = self.running.lock().unwrap();
+        assert!(
+            running.insert(name_of(&request)),
+            "G3: two reads of {:?} at once",
+            name_of(&request)
+        );
+        self.most_running.fetch_max(running.len() as u64, SeqCst);
+        self.reads.lock().unwrap().push((self.event(), request, reply));
+    }
+}
+
+fn name_of(request: &Request) -> (String, String) {
+    let Audience::Secret(secret) = &request.audience else {
+        panic!("an audience that nobody configured");
+    };
+    (request.key.id().to_owned(), format!("<{secret}>"))
+}
+
+/// A node with one shard, and what its connections have received.
+struct World {
+    store: Arc<Store>,
+    node: Node,
+    shard: Shard,
+    received: Vec<(ConnId, Row)>,
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    key: String,
+    audience: String,
+    began: u64,
+}
+
+impl World {
+    fn new(config: Config) -> Self {
+        let store = Arc::<Store>::default();
+        let (node, mut shards) = Node::new(config, store.clone(), vec![Waker::noop().clone()]);
+        Self {
+            store,
+            node,
+            shard: shards.remove(0),
+            received: Vec::new(),
+        }
+    }
+
+    fn connect(&mut self) -> ConnId {
+        let conn = self.shard.open(NOW).unwrap();
+        let bytes = &mut UPGRADE.to_vec();
+        self.shard.handle(NOW, Input::Received { conn, bytes });
+        self.poll();
+        conn
+    }
+
+    fn say(&mut self, conn: ConnId, text: &str) {
+        let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
+        frame.extend(text.as_bytes());
+        let bytes = &mut frame;
+        self.shard.handle(NOW, Input::Received { conn, bytes });
+    }
+
+    fn subscribe(&mut self, conn: ConnId, id: &str) {
+        self.say(
+            conn,
+            &format!(r#"{{"action":"subscribe","body":{{"entity":"e","id":"{id}"}}}}"#),
+        );
+    }
+
+    fn poll(&mut self) {
+        let Self { shard, received, .. } = self;
+        while let Some(output) = shard.poll_output(NOW) {
+            let mut see = |conn, bytes: &[u8]| {
+                if let Some(text) = bytes.strip_prefix(b"\x81") {
+                    let mut parts = std::str::from_utf8(&text[1..]).unwrap().split(' ').map(str::to_owned);
+                    let row = Row {
+                        key: parts.next().unwrap(),
+                        audience: parts.next().unwrap(),
+                        began: parts.next().unwrap().parse().unwrap(),
+                    };
+                    received.push((conn, row));
+                }
+                Sent::All
+            };
+            match output {
+                Output::Broadcast(broadcast) => broadcast.for_each(|conn, chunk| see(conn, chunk.as_slice())),
+                Output::Flush(flush) => flush.write(|conn, chunks| {
+                    for chunk in chunks {
+                        see(conn, chunk.as_slice());
+                    }
+                    Sent::All
+                }),
+                Output::Shutdown(_) | Output::Close(_) => panic!("nobody leaves"),
+            }
+        }
+    }
+
+    /// All threads are done: answers and delivers until nothing happens any more.
+    fn settle(&mut self) {
+        loop {
+            self.poll();
+            if !self.store.answer_next() {
+                break;
+            }
+        }
+        self.node.assert_consistent();
+        self.shard.assert_consistent();
+    }
+
+    fn rows_of(&self, conn: ConnId) -> impl Iterator<Item = &Row> {
+        self.received
+            .iter()
+            .filter(move |(of, _)| *of == conn)
+            .map(|(_, row)| row)
+    }
+
+    fn has_row_after(&self, conn: ConnId, key: &str, event: u64) -> bool {
+        self.rows_of(conn).any(|row| row.key == key && row.began > event)
+    }
+}
+
+fn key(id: &str) -> EntityKey {
+    EntityKey::new("e", id).unwrap()
+}
+
+fn config() -> Config {
+    Config::new(Seed(1, 2))
+}
+
+/// Wakes nobody, but remembers.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// The wake-up flag: whatever is in the inbox when the shard sleeps, it was woken for.
+#[test]
+fn no_wake_up_is_lost() {
+    check(|| {
+        let woken = Arc::<Woken>::default();
+        let port = Arc::new(Port::new(Waker::from(woken.clone())));
+        let producers: Vec<_> = (0..2)
+            .map(|_| {
+                let port = port.clone();
+                thread::spawn(move || port.mark(FlightId::NOWHERE))
+            })
+            .collect();
+        // A turn of the shard: it looks until there is nothing, and sleeps.
+        let mut inbox = Inbox::default();
+        woken.0.store(false, SeqCst);
+        loop {
+            port.take(&mut inbox);
+            if inbox.is_empty() {
+                break;
+            }
+            inbox = Inbox::default();
+        }
+        for producer in producers {
+            producer.join().unwrap();
+        }
+        let was_woken = woken.0.load(SeqCst);
+        port.take(&mut inbox);
+        assert!(was_woken || inbox.is_empty(), "it sleeps, and there is something to do");
+    });
+}
+
+/// The hand-over slot: the newest rows come, in order, and none twice.
+#[test]
+fn the_newest_rows_are_taken_in_order() {
+    check(|| {
+        let mut world = World::new(config());
+        let conn = world.connect();
+        world.subscribe(conn, "1");
+        world.node.notify(NOW, &key("1")).unwrap();
+        // Owed while the first one runs.
+        world.node.notify(NOW, &key("1")).unwrap();
+        let store = world.store.clone();
+        let answers = thread::spawn(move || while store.answer_next() {});
+        world.poll();
+        answers.join().unwrap();
+        world.settle();
+        let began: Vec<u64> = world.rows_of(conn).map(|row| row.began).collect();
+        assert!(began == [1, 2] || began == [2], "{began:?}");
+    });
+}
+
+/// A subscription against a notify. `others` are subscribed already; one of them leaves in the middle, if `leaves`.
+fn subscribe_against_notify(others: bool, leaves: bool) {
+    check(move || {
+        let mut world = World::new(config());
+        let (conn, other) = (world.connect(), world.connect());
+        if others {
+            world.subscribe(other, "1");
+        }
+        let is_subscribed = Arc::new(AtomicBool::new(false));
+        let (node, store, sees) = (world.node.clone(), world.store.clone(), is_subscribed.clone());
+        let notifier = thread::spawn(move || {
+            let was_subscribed = sees.load(SeqCst);
+            let event = store.event();
+            node.notify(NOW, &key("1")).unwrap();
+            store.answer_next();
+            (was_subscribed, event)
+        });
+        world.subscribe(conn, "1");
+        is_subscribed.store(true, SeqCst);
+        if leaves {
+            world.say(other, r#"{"action":"unsubscribe","body":{"entity":"e","id":"1"}}"#);
+        }
+        let (was_subscribed, event) = notifier.join().unwrap();
+        world.settle();
+        assert!(
+            !was_subscribed || world.has_row_after(conn, "1", event),
+            "G1: the notify is lost"
+        );
+        assert!(
+            !others || leaves || world.has_row_after(other, "1", event),
+            "G1: lost to the other"
+        );
+    });
+}
+
+#[test]
+fn a_first_subscription_against_a_notify() {
+    subscribe_against_notify(false, false);
+}
+
+#[test]
+fn a_further_subscription_against_a_notify() {
+    subscribe_against_notify(true, false);
+}
+
+#[test]
+fn a_subscription_against_a_notify_while_another_leaves() {
+    subscribe_against_notify(true, true);
+}
+
+/// A change of secret against a notify: the rows come under one secret or the other, and never under the old one after
+/// the change.
+#[test]
+fn a_change_of_secret_against_a_notify() {
+    check(|| {
+        let mut world = World::new(config());
+        let conn = world.connect();
+        world.say(conn, r#"{"action":"secret","body":"a"}"#);
+        world.subscribe(conn, "1");
+        let (node, store) = (world.node.clone(), world.store.clone());
+        let notifier = thread::spawn(move || {
+            let event = store.event();
+            node.notify(NOW, &key("1")).unwrap();
+            event
+        });
+        world.say(conn, r#"{"action":"secret","body":"b"}"#);
+        let event = notifier.join().unwrap();
+        world.settle();
+        assert!(world.has_row_after(conn, "1", event), "G1: the notify is lost");
+        assert!(
+            world.rows_of(conn).all(|row| row.audience == "<b>"),
+            "G6: rows of the old secret"
+        );
+    });
+}
+
+/// Two keys of an entity of which one read may run at a time.
+#[test]
+fn reads_take_turns() {
+    check(|| {
+        let mut config = config();
+        let mut options = EntityOptions::default();
+        options.max_running_reads = 1;
+        config.entities = Entities::none().with("e", options);
+        let mut world = World::new(config);
+        let conn = world.connect();
+        world.subscribe(conn, "1");
+        world.subscribe(conn, "2");
+        let (node, store) = (world.node.clone(), world.store.clone());
+        let notifier = thread::spawn(move || {
+            node.notify(NOW, &key("1")).unwrap();
+            store.answer_next();
+        });
+        world.node.notify(NOW, &key("2")).unwrap();
+        world.store.answer_next();
+        notifier.join().unwrap();
+        world.settle();
+        assert!(
+            world.has_row_after(conn, "1", 0) && world.has_row_after(conn, "2", 0),
+            "a read never began"
+        );
+        assert_eq!(world.store.most_running.load(SeqCst), 1);
+    });
+}
