@@ -1,5 +1,5 @@
 //! Models of what threads do to each other, checked over all interleavings (up to a number of preemptions) with loom:
-//! `RUSTFLAGS='--cfg loom' cargo test -p entity-sync-core --lib --release models`.
+//! `RUSTFLAGS='--cfg loom' cargo test -p entity-sync-core --lib models`.
 //!
 //! Each was seen to fail when the code it is about is broken; `tests/simulation/src/bin/planted.rs` breaks it again in CI.
 
@@ -185,9 +185,9 @@ fn config() -> Config {
     Config::new(Seed(1, 2))
 }
 
-/// Wakes nobody, but remembers.
+/// Wakes nobody, but remembers. The model checker's flag, so that threads take turns around it too.
 #[derive(Default)]
-struct Woken(AtomicBool);
+struct Woken(loom::sync::atomic::AtomicBool);
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
@@ -337,9 +337,12 @@ fn reads_take_turns() {
         let (node, store) = (world.node.clone(), world.store.clone());
         let notifier = thread::spawn(move || {
             node.notify(NOW, &key("1")).unwrap();
+            // A read takes a while.
+            thread::yield_now();
             store.answer_next();
         });
         world.node.notify(NOW, &key("2")).unwrap();
+        thread::yield_now();
         world.store.answer_next();
         notifier.join().unwrap();
         world.settle();
