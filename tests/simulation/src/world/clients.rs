@@ -1,0 +1,166 @@
+//! What clients do and say.
+
+use std::rc::Rc;
+
+use entity_sync_core::Input;
+
+use super::{MAX_CLIENTS, MAX_CONNECTIONS, World, client_number, secret_text};
+use crate::client::Client;
+use crate::entities::{Kind, kind_of};
+use crate::op::Driver;
+use crate::store::audience_name;
+use crate::wire;
+
+impl World {
+    pub(super) fn connect(&mut self, shard: u8, driver: Driver) {
+        if self.clients.len() >= MAX_CLIENTS {
+            return;
+        }
+        let shard = usize::from(shard) % self.machine.shards();
+        let Some(conn) = self.machine.open(shard, self.now) else {
+            if self.machine.counters().connections < MAX_CONNECTIONS as u64 {
+                self.fail("a connection is refused, and there is room".to_owned());
+            }
+            return;
+        };
+        self.clients.push(Client::new(shard, conn, driver, self.now));
+        let last = (self.clients.len() - 1) as u8;
+        self.say(last, &mut wire::UPGRADE.to_vec());
+    }
+
+    pub(super) fn subscribe(&mut self, client: u8, key: u8) {
+        let Some(index) = self.pick_heard(client) else {
+            return;
+        };
+        self.tick += 1;
+        let client = &mut self.clients[index];
+        let joined = &mut Rc::make_mut(&mut client.standing).joined;
+        let is_new = joined.len() < self.config.max_subscriptions && !joined.contains_key(&key);
+        if is_new && kind_of(key) != Kind::Unknown {
+            joined.insert(key, self.tick);
+            if kind_of(key) == Kind::Every {
+                client.pushes.insert(key, 0);
+            }
+            if kind_of(key) == Kind::Snapshot && !client.is_ending {
+                client.due.insert(key, self.tick);
+                let name = audience_name(key, &client.standing.secret);
+                self.add_cause(name);
+            }
+        }
+        self.say_text(index, &wire::subscription("subscribe", key));
+    }
+
+    pub(super) fn unsubscribe(&mut self, client: u8, key: u8) {
+        let Some(index) = self.pick_heard(client) else {
+            return;
+        };
+        self.tick += 1;
+        self.clients[index].give_up(key, self.tick);
+        self.say_text(index, &wire::subscription("unsubscribe", key));
+    }
+
+    pub(super) fn change_secret(&mut self, client: u8, secret: u8) {
+        let Some(index) = self.pick_heard(client) else {
+            return;
+        };
+        self.tick += 1;
+        let secret = secret_text(secret);
+        let client = &mut self.clients[index];
+        let mut causes = Vec::new();
+        if client.standing.secret != secret {
+            let standing = Rc::make_mut(&mut client.standing);
+            standing.secret.clone_from(&secret);
+            for (&key, joined) in &mut standing.joined {
+                client.reread.remove(&key);
+                if kind_of(key) != Kind::Public {
+                    *joined = self.tick;
+                    client.revoked.insert(key, self.tick);
+                    client.pushes.remove(&key);
+                    causes.push((key, secret.clone()));
+                }
+            }
+        }
+        causes.into_iter().for_each(|name| self.add_cause(name));
+        self.say_text(index, &wire::secret(&secret));
+    }
+
+    pub(super) fn vanish(&mut self, client: u8) {
+        if let Some(index) = self.pick(client) {
+            let Client { shard, conn, .. } = self.clients[index];
+            self.clients[index].is_ending = true;
+            self.machine.handle(shard, self.now, Input::Closed { conn });
+        }
+    }
+
+    pub(super) fn drain(&mut self, client: u8, bytes: usize) {
+        let Some(index) = self.pick(client).filter(|&index| self.is_known(index)) else {
+            return;
+        };
+        let client = &mut self.clients[index];
+        client.room += bytes;
+        if std::mem::take(&mut client.is_blocked) {
+            client.last_alive = self.now;
+        }
+        let Client { shard, conn, .. } = *client;
+        self.machine.handle(shard, self.now, Input::Writable { conn });
+    }
+
+    pub(super) fn complete(&mut self, client: u8, bytes: usize) {
+        let Some(index) = self.pick(client).filter(|&index| self.is_known(index)) else {
+            return;
+        };
+        self.tick += 1;
+        let client = &mut self.clients[index];
+        let given_up = |tick| self.store.given_up.contains(&tick);
+        match client.complete(bytes, &given_up) {
+            Ok(None) => {}
+            Ok(Some(bytes)) => {
+                if bytes > 0 {
+                    client.last_alive = self.now;
+                }
+                let Client { shard, conn, .. } = *client;
+                self.machine.handle(shard, self.now, Input::Written { conn, bytes });
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    pub(super) fn say(&mut self, client: u8, bytes: &mut [u8]) {
+        if let Some(index) = self.pick(client).filter(|&index| self.is_known(index)) {
+            let client = &mut self.clients[index];
+            client.last_alive = self.now;
+            let Client { shard, conn, .. } = *client;
+            self.machine.handle(shard, self.now, Input::Received { conn, bytes });
+        }
+    }
+
+    pub(super) fn say_text(&mut self, index: usize, text: &str) {
+        self.say(index as u8, &mut wire::text(text));
+    }
+
+    pub(super) fn say_last(&mut self, client: u8, bytes: &mut [u8]) {
+        if let Some(index) = self.pick(client) {
+            self.clients[index].is_ending = true;
+            let client = &mut self.clients[index];
+            // From here on nothing it is sent counts.
+            client.due.clear();
+            self.say(client_number(index), bytes);
+        }
+    }
+
+    pub(super) fn pick(&self, client: u8) -> Option<usize> {
+        let index = usize::from(client).checked_rem(self.clients.len())?;
+        Some(index)
+    }
+
+    /// As [`Self::pick`], of those to whom the machine still listens.
+    pub(super) fn pick_heard(&self, client: u8) -> Option<usize> {
+        self.pick(client).filter(|&index| !self.clients[index].is_sent_away)
+    }
+
+    /// The machine has not ended it yet. If it has, the driver is about to hear of it.
+    pub(super) fn is_known(&self, index: usize) -> bool {
+        let Client { shard, conn, .. } = self.clients[index];
+        self.machine.queued_bytes(shard, conn).is_some()
+    }
+}
