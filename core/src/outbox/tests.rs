@@ -424,6 +424,7 @@ impl Story {
     fn check(&mut self) {
         self.outbox.assert_consistent();
         assert_eq!(self.outbox.is_lent(), self.lent.is_some());
+        assert!(self.lent.as_ref().is_none_or(|lent| lent.len() == self.outbox.fixed));
         let limited = self.outbox.items.iter().filter(|it| it.is_limited());
         assert!(self.outbox.group_bytes() <= self.limit || limited.count() == 1);
     }
