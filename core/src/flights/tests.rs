@@ -121,6 +121,9 @@ struct Story {
     given: Option<(Ticket, u8)>,
     /// The last read that gave something, and its state.
     newest: (Ticket, u8),
+    /// The last read that gave everyone its state. Where the store is to settle, none that gave single members another
+    /// state stays the last.
+    for_everyone: (Ticket, u8),
     /// The one drawn last. Other flights draw too.
     ticket: Ticket,
     now: Timestamp,
@@ -157,6 +160,7 @@ impl Story {
             alarm: None,
             given: None,
             newest: (Ticket(0), 0),
+            for_everyone: (Ticket(0), 0),
             ticket,
             now,
             topics: 0,
@@ -340,6 +344,7 @@ impl Story {
         }
         if is_for_everyone {
             self.given = Some((ticket, state));
+            self.for_everyone = (ticket, state);
         } else if !is_same {
             self.given = None;
         }
@@ -477,10 +482,11 @@ impl Story {
                 "{shard} did not get what it was owed"
             );
             assert!(!self.flight.is_busy_for(shard));
-            let joined_before = side.members.iter().filter(|it| it.joined < self.newest.0);
+            let (read, state) = self.for_everyone;
+            let joined_before = side.members.iter().filter(|it| it.joined < read);
             for member in joined_before.filter(|_| self.kind.settles) {
                 assert!(!member.wants);
-                assert_eq!(member.has, Some(self.newest.1), "{shard} shows an old state");
+                assert_eq!(member.has, Some(state), "{shard} shows an old state");
             }
         }
     }
