@@ -21,6 +21,8 @@ enum Op {
     Want(u32, usize, bool),
     /// If one is due: it begins.
     Start,
+    /// One begins if it is due, and gives a state.
+    Read(u8),
     /// If one is due: it has to wait for its turn.
     Queue,
     /// The flight's turn has come, if it waits for it.
@@ -42,13 +44,14 @@ fn op() -> impl Strategy<Value = Op> {
         4 => Just(Op::Notify),
         4 => (shard.clone(), 0..3usize, any::<bool>()).prop_map(|(shard, which, afresh)| Op::Want(shard, which, afresh)),
         6 => Just(Op::Start),
+        4 => (0..2u8).prop_map(Op::Read),
         2 => Just(Op::Queue),
         3 => Just(Op::CallUp),
         5 => (0..2u8).prop_map(Op::Finish),
         1 => Just(Op::Fail),
         2 => Just(Op::Resume),
         6 => shard.prop_map(Op::Take),
-        3 => (0..SETTLE).prop_map(Op::Wait),
+        4 => (1..=SETTLE).prop_map(Op::Wait),
     ]
 }
 
@@ -167,6 +170,15 @@ impl Story {
         }
     }
 
+    fn play(kind: Kind, ops: impl IntoIterator<Item = Op>) -> Self {
+        let mut story = Self::new(kind, Ticket(2), Timestamp::START);
+        for op in ops {
+            story.apply(op);
+            story.check();
+        }
+        story
+    }
+
     fn apply(&mut self, op: Op) {
         match op {
             Op::Join(shard) => self.join(shard),
@@ -191,6 +203,10 @@ impl Story {
                 if self.flight.is_due() {
                     self.start();
                 }
+            }
+            Op::Read(state) => {
+                self.apply(Op::Start);
+                self.apply(Op::Finish(state));
             }
             Op::Queue => {
                 if self.flight.is_due() {
@@ -496,14 +512,66 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn whatever_is_owed_is_delivered_by_a_later_read(kind in kind(), ops in prop::collection::vec(op(), 1..60)) {
-        let mut story = Story::new(kind, Ticket(2), Timestamp::START);
-        for op in ops {
-            story.apply(op);
-            story.check();
-        }
-        story.settle();
+    fn whatever_is_owed_is_delivered_by_a_later_read(kind in kind(), ops in prop::collection::vec(op(), 1..100)) {
+        Story::play(kind, ops).settle();
     }
+}
+
+const SETTLING: Kind = Kind {
+    every: false,
+    settles: true,
+};
+
+#[test]
+fn a_look_at_the_store_that_failed_is_repeated() {
+    use Op::{Fail, Join, Notify, Read, Resume, Start, Take, Wait};
+    let ops = [Join(0), Notify, Read(0), Take(0), Wait(SETTLE), Start, Fail, Resume];
+    let mut story = Story::play(SETTLING, ops);
+    assert!(story.flight.is_due());
+    story.apply(Start);
+    assert!(story.flight.runs_silently());
+    story.settle();
+}
+
+#[test]
+fn rows_that_were_not_taken_are_not_lost_by_a_look_at_the_store() {
+    use Op::{Join, Notify, Read, Take, Wait, Want};
+    // Those that join after the read have nothing until the store is looked at.
+    let given = [Join(0), Join(1), Notify, Read(0), Take(0), Take(1), Join(0)];
+    let look = [Wait(SETTLE), Read(0)];
+    let mut story = Story::play(SETTLING, given.into_iter().chain(look));
+    let since = story.sides[&0].told.clone();
+    assert!(matches!(since[..], [Scope::Since(_)]));
+    // Another shard has a read for itself, after which the store is looked at once more.
+    for op in [Want(1, 0, true), Read(0), Join(0)].into_iter().chain(look) {
+        story.apply(op);
+        story.check();
+    }
+    assert!(matches!(story.sides[&0].told[..], [a, Scope::Wanting, Scope::Since(b)] if a == since[0] && a != Scope::Since(b)));
+    story.apply(Take(0));
+    assert!(story.sides[&0].members.iter().all(|member| member.has == Some(0)));
+    story.settle();
+
+    // Rows for one member, in the place of those which others wait for as well.
+    let mut story = Story::play(SETTLING, given.into_iter().chain(look));
+    for op in [Want(0, 0, true), Read(0), Take(0)] {
+        story.apply(op);
+        story.check();
+    }
+    assert!(story.sides[&0].members.iter().all(|member| member.has == Some(0)));
+    story.settle();
+}
+
+#[test]
+fn other_rows_for_one_member_make_the_next_look_tell_everyone() {
+    use Op::{Join, Notify, Read, Take, Wait, Want};
+    let ops = [Join(0), Join(1), Notify, Read(0), Take(0), Take(1)];
+    let ops = ops.into_iter().chain([Want(1, 0, true), Read(1), Take(1), Wait(SETTLE), Read(0)]);
+    let mut story = Story::play(SETTLING, ops);
+    assert_eq!(story.sides[&1].told, [Scope::All]);
+    story.apply(Take(1));
+    assert_eq!(story.sides[&1].members[0].has, Some(0));
+    story.settle();
 }
 
 #[test]
