@@ -48,7 +48,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Queue),
         3 => Just(Op::CallUp),
         5 => (0..2u8).prop_map(Op::Finish),
-        1 => Just(Op::Fail),
+        2 => Just(Op::Fail),
         2 => Just(Op::Resume),
         6 => shard.prop_map(Op::Take),
         4 => (1..=SETTLE).prop_map(Op::Wait),
