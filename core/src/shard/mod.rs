@@ -441,6 +441,9 @@ impl Drop for Shard {
             let peer = self.peers.get(id.index as usize).copied().flatten();
             self.node.admission().leave(self.node.config(), peer);
         }
+        self.counters.closed.add_alone(self.conns.len() as u64);
+        self.counters.connections.set(0);
+        self.counters.subscriptions.set(0);
     }
 }
 
