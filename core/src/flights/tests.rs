@@ -547,7 +547,9 @@ fn rows_that_were_not_taken_are_not_lost_by_a_look_at_the_store() {
         story.apply(op);
         story.check();
     }
-    assert!(matches!(story.sides[&0].told[..], [a, Scope::Wanting, Scope::Since(b)] if a == since[0] && a != Scope::Since(b)));
+    assert!(
+        matches!(story.sides[&0].told[..], [a, Scope::Wanting, Scope::Since(b)] if a == since[0] && a != Scope::Since(b))
+    );
     story.apply(Take(0));
     assert!(story.sides[&0].members.iter().all(|member| member.has == Some(0)));
     story.settle();
@@ -566,7 +568,9 @@ fn rows_that_were_not_taken_are_not_lost_by_a_look_at_the_store() {
 fn other_rows_for_one_member_make_the_next_look_tell_everyone() {
     use Op::{Join, Notify, Read, Take, Wait, Want};
     let ops = [Join(0), Join(1), Notify, Read(0), Take(0), Take(1)];
-    let ops = ops.into_iter().chain([Want(1, 0, true), Read(1), Take(1), Wait(SETTLE), Read(0)]);
+    let ops = ops
+        .into_iter()
+        .chain([Want(1, 0, true), Read(1), Take(1), Wait(SETTLE), Read(0)]);
     let mut story = Story::play(SETTLING, ops);
     assert_eq!(story.sides[&1].told, [Scope::All]);
     story.apply(Take(1));

@@ -145,9 +145,7 @@ fn gated(max_running_reads: usize) -> Config {
         max_running_reads,
         ..EntityOptions::default()
     };
-    config.entities = Entities::none()
-        .with("items", options.clone())
-        .with("others", options);
+    config.entities = Entities::none().with("items", options.clone()).with("others", options);
     config
 }
 
@@ -590,7 +588,10 @@ fn any_number_of_answers_at_once_need_little_stack() {
     let deepest = resolver.deepest.load(Ordering::SeqCst);
     assert!(deepest <= MAX_DEPTH as usize + 1, "{deepest} answers on one stack");
     // Each turn begins afresh.
-    assert!(turns <= FLIGHTS / MAX_DEPTH as usize + 1, "{turns} turns of the first shard");
+    assert!(
+        turns <= FLIGHTS / MAX_DEPTH as usize + 1,
+        "{turns} turns of the first shard"
+    );
     node.assert_consistent();
 }
 
