@@ -280,11 +280,13 @@ impl Node {
             port.take(inbox);
         }
         let any = !inbox.is_empty();
-        // Those that waited too long have been given up.
-        let starts = inbox.starts.drain(..).filter(|start| {
+        // Those that waited too long have been given up. The others begin on a fresh stack.
+        let starts = inbox.starts.drain(..).filter_map(|mut start| {
+            start.read.depth = 0;
             let ReadId { flight, ticket, .. } = start.read;
             let stripe = self.lock(flight.stripe);
-            stripe.flights.get(flight.slot).is_some_and(|it| it.is_running(ticket))
+            let flight = stripe.flights.get(flight.slot);
+            flight.is_some_and(|it| it.is_running(ticket)).then_some(start)
         });
         self.hand_over(now, starts);
         any

@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::entity::Entities;
 use crate::flights::Scope;
 
 /// Keeps reads until the test answers them.
@@ -63,15 +64,58 @@ struct Setup {
 
 impl Setup {
     fn new() -> Self {
+        Self::with(Config::new(Seed(1, 2)))
+    }
+
+    /// So many reads of `items` may run at the same time, and as many of `others`.
+    fn gated(max_running_reads: usize) -> Self {
+        Self::with(gated(max_running_reads))
+    }
+
+    fn with(config: Config) -> Self {
         let queue = Arc::new(Queue::default());
         let wakes = [Arc::default(), Arc::default()];
         let wakers = wakes.iter().map(|wakes: &Arc<Wakes>| Waker::from(wakes.clone()));
-        let (node, _) = Node::new(Config::new(Seed(1, 2)), queue.clone(), wakers.collect());
+        let (node, _) = Node::new(config, queue.clone(), wakers.collect());
         Self { node, queue, wakes }
     }
 
     fn join(&self, shard: u32, id: &str, audience: &Audience) -> FlightId {
         self.node.join(shard, topic(shard), &key(id), audience)
+    }
+
+    fn join_all(&self, ids: &[&str]) {
+        for id in ids {
+            self.join(0, id, &Audience::Public);
+        }
+    }
+
+    /// Reads of `items` that run, and flights that wait for their turn.
+    fn counts(&self) -> (usize, usize) {
+        counts(&self.node)
+    }
+
+    /// What the unanswered reads are of, in the order in which they began.
+    fn ids(&self) -> Vec<String> {
+        let reads = lock(&self.queue.0);
+        reads.iter().map(|(request, _)| request.key.id().to_owned()).collect()
+    }
+
+    fn notify_all(&self, ids: &[&str]) {
+        for id in ids {
+            self.node.notify(at(0), &key(id)).unwrap();
+        }
+    }
+
+    /// Answers all reads one after the other, and says what they were of.
+    fn answer_all(&self) -> Vec<String> {
+        let mut order = Vec::new();
+        while let Some((request, reply)) = self.queue.pop() {
+            self.node.assert_consistent();
+            order.push(request.key.id().to_owned());
+            reply.send(at(0), Ok(Rows::one("x"))).expect("good rows");
+        }
+        order
     }
 
     fn marks(&self, shard: u32) -> Vec<FlightId> {
@@ -93,6 +137,21 @@ impl Drop for Setup {
         // Replies hold the node, which holds the queue.
         while self.queue.pop().is_some() {}
     }
+}
+
+fn gated(max_running_reads: usize) -> Config {
+    let mut config = Config::new(Seed(1, 2));
+    let options = EntityOptions {
+        max_running_reads,
+        ..EntityOptions::default()
+    };
+    config.entities = Entities::none().with("items", options.clone()).with("others", options);
+    config
+}
+
+fn counts(node: &Node) -> (usize, usize) {
+    let entity = node.0.entities.find("items").expect("an entity");
+    node.0.entities.of(entity).counts()
 }
 
 fn topic(shard: u32) -> TopicId {
@@ -287,6 +346,290 @@ fn a_burst_of_marks_wakes_once() {
     assert_eq!(it.wakes[1].get(), 2);
     // The first shard has no marks, and was woken to keep the time of the first read.
     assert_eq!(it.wakes[0].get(), 1);
+}
+
+const FIVE: [&str; 5] = ["1", "2", "3", "4", "5"];
+
+#[test]
+fn reads_beyond_the_limit_begin_in_the_order_in_which_they_became_due() {
+    let it = Setup::gated(2);
+    it.join_all(&FIVE);
+    it.notify_all(&["3", "1", "5", "2", "4"]);
+    assert_eq!(it.ids(), ["3", "1"]);
+    assert_eq!(it.counts(), (2, 3));
+    // The one is owed another read, for which it comes last. The other keeps its turn, and one read serves it.
+    it.notify_all(&["3", "5", "5"]);
+    assert_eq!(it.ids(), ["3", "1"]);
+    assert_eq!(it.node.counters().queued_reads.get(), 3);
+    let mut order = Vec::new();
+    while let Some((request, reply)) = it.queue.pop() {
+        order.push(request.key.id().to_owned());
+        reply.send(at(0), Ok(Rows::one("x"))).unwrap();
+        assert!(it.queue.len() <= 2);
+        assert_eq!(it.counts().0, it.queue.len());
+        it.node.assert_consistent();
+    }
+    assert_eq!(order, ["3", "1", "5", "2", "4", "3"]);
+    assert_eq!(it.node.counters().queued_reads.get(), 4);
+    assert_eq!(it.counts(), (0, 0));
+}
+
+#[test]
+fn a_limit_of_no_reads_is_one() {
+    let it = Setup::gated(0);
+    it.join_all(&FIVE);
+    it.notify_all(&FIVE);
+    assert_eq!((it.queue.len(), it.counts()), (1, (1, 4)));
+    assert_eq!(it.answer_all(), FIVE);
+}
+
+#[test]
+fn a_slow_entity_does_not_hold_up_another() {
+    let it = Setup::gated(2);
+    it.join_all(&FIVE);
+    it.notify_all(&FIVE);
+    let slow: Vec<_> = std::iter::from_fn(|| it.queue.pop()).collect();
+    assert_eq!(slow.len(), 2);
+    for id in FIVE {
+        let other = EntityKey::new("others", id).unwrap();
+        it.node.join(1, topic(1), &other, &Audience::Public);
+        it.node.notify(at(0), &other).unwrap();
+        assert_eq!(it.answer_all(), [id]);
+    }
+    assert_eq!(it.counts(), (2, 3));
+}
+
+#[test]
+fn a_flight_that_nobody_is_subscribed_to_any_more_gives_up_its_turn() {
+    let it = Setup::gated(2);
+    let flights = FIVE.map(|id| it.join(0, id, &Audience::Public));
+    it.notify_all(&FIVE);
+    it.node.leave(at(0), 0, flights[3]);
+    it.node.leave(at(0), 0, flights[2]);
+    assert_eq!((it.counts(), it.node.flights()), ((2, 1), 3));
+    // Who comes again waits again.
+    let again = it.join(0, "3", &Audience::Public);
+    it.notify_all(&["3"]);
+    assert_eq!(it.answer_all(), ["1", "2", "5", "3"]);
+    // A running read keeps its place till its end, also for nobody.
+    it.notify_all(&["1", "2", "3", "5"]);
+    for flight in [flights[0], flights[1], flights[4], again] {
+        it.node.leave(at(0), 0, flight);
+    }
+    assert_eq!((it.counts(), it.node.flights()), ((2, 0), 2));
+    assert_eq!(it.answer_all(), ["1", "2"]);
+    assert_eq!((it.counts(), it.node.flights()), ((0, 0), 0));
+}
+
+#[test]
+fn failed_and_late_reads_give_their_place_to_the_next() {
+    let it = Setup::gated(2);
+    it.join_all(&FIVE);
+    it.notify_all(&FIVE);
+    it.queue.fail(at(0));
+    assert_eq!(it.ids(), ["2", "3"]);
+    drop(it.queue.pop());
+    assert_eq!(it.ids(), ["3", "4"]);
+    assert_eq!(it.counts(), (2, 1));
+    // Both are given up. One of their places is the waiting one's, and two more are due again by now.
+    let late: Vec<_> = std::iter::from_fn(|| it.queue.pop()).collect();
+    it.node.handle_timeout(at(5));
+    assert_eq!(it.node.counters().timed_out_reads.get(), 2);
+    assert_eq!((it.queue.len(), it.counts()), (2, (2, 1)));
+    it.node.assert_consistent();
+    for (_, reply) in late {
+        reply.send(at(5), Ok(Rows::one("late"))).unwrap();
+    }
+    assert_eq!(it.node.counters().late_reads.get(), 2);
+    assert_eq!((it.queue.len(), it.counts()), (2, (2, 1)), "they have no place to give");
+    let mut read = it.answer_all();
+    it.node.handle_timeout(at(10));
+    read.extend(it.answer_all());
+    read.sort_unstable();
+    assert_eq!(read, FIVE);
+    assert_eq!(it.counts(), (0, 0));
+}
+
+/// Keeps the first read, and panics at so many after it.
+struct Panics {
+    calls: AtomicUsize,
+    panics: usize,
+    queue: Queue,
+}
+
+impl Resolve for Panics {
+    fn resolve(&self, request: Request, reply: Reply) {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        assert!(!(1..=self.panics).contains(&call), "this resolver panics");
+        self.queue.resolve(request, reply);
+    }
+}
+
+#[test]
+fn a_resolver_that_panics_has_failed() {
+    const FLIGHTS: u64 = 40;
+    const PANICS: u64 = 30;
+    let resolver = Arc::new(Panics {
+        calls: AtomicUsize::new(0),
+        panics: PANICS as usize,
+        queue: Queue::default(),
+    });
+    let waker = Waker::noop().clone();
+    let (node, _shards) = Node::new(gated(1), resolver.clone(), vec![waker]);
+    for id in 0..FLIGHTS {
+        let key = key(&id.to_string());
+        node.join(0, topic(0), &key, &Audience::Public);
+        node.notify(at(0), &key).unwrap();
+    }
+    assert_eq!((resolver.queue.len(), counts(&node)), (1, (1, FLIGHTS as usize - 1)));
+    // Each panic gives its place to the next flight, whose read panics while the thread is still unwinding.
+    resolver.queue.fail(at(0));
+    let mut inbox = Inbox::default();
+    while node.has_waiting_reads() {
+        node.take_inbox(at(0), 0, &mut inbox);
+    }
+    assert_eq!(node.counters().resolver_panics.get(), PANICS);
+    assert_eq!(node.counters().failed_reads.get(), 1 + PANICS);
+    assert_eq!(counts(&node), (1, (FLIGHTS - PANICS) as usize - 2));
+    node.assert_consistent();
+    // All of them are read in the end.
+    let (mut now, mut read) = (at(0), 0);
+    while read < FLIGHTS {
+        while resolver.queue.len() > 0 {
+            resolver.queue.answer(now, "x");
+            read += 1;
+        }
+        if read < FLIGHTS {
+            now = node.poll_timeout().expect("a read is owed").max(now);
+            node.handle_timeout(now);
+        }
+    }
+    assert_eq!(node.counters().failed_reads.get(), 1 + PANICS);
+    assert_eq!((counts(&node), resolver.queue.len()), ((0, 0), 0));
+    node.assert_consistent();
+}
+
+#[test]
+fn a_final_answer_is_not_asked_for_again() {
+    for error in [ReadError::Denied, ReadError::NotFound] {
+        let it = Setup::new();
+        let flight = it.join(0, "1", &Audience::Public);
+        it.node.notify(at(0), &key("1")).unwrap();
+        let (_, reply) = it.queue.pop().unwrap();
+        reply.send(at(0), Err(error.clone())).unwrap();
+        // It takes the place of rows that are queued.
+        assert_eq!(it.marks(0), [flight]);
+        assert!(it.take(0, flight).is_some_and(|group| group.is_empty()));
+        while let Some(timeout) = it.node.poll_timeout() {
+            it.node.handle_timeout(timeout);
+        }
+        assert_eq!(it.queue.len(), 0);
+        let counts = it.node.counters().snapshot();
+        let denied = u64::from(error == ReadError::Denied);
+        assert_eq!((counts.denied_reads, counts.not_found_reads), (denied, 1 - denied));
+        assert_eq!((counts.reads, counts.failed_reads), (1, 0));
+        it.node.notify(at(60), &key("1")).unwrap();
+        it.queue.answer(at(60), "it is back");
+        assert_eq!(it.take(0, flight).as_ref().map(text), Some("it is back"));
+    }
+}
+
+/// Keeps the first read, and answers all others at once.
+#[derive(Default)]
+struct AtOnce {
+    first: Mutex<Option<Reply>>,
+    calls: AtomicUsize,
+    depth: AtomicUsize,
+    deepest: AtomicUsize,
+}
+
+impl Resolve for AtOnce {
+    fn resolve(&self, _: Request, reply: Reply) {
+        if self.calls.fetch_add(1, Ordering::SeqCst) == 0 {
+            *lock(&self.first) = Some(reply);
+            return;
+        }
+        let depth = self.depth.fetch_add(1, Ordering::SeqCst) + 1;
+        self.deepest.fetch_max(depth, Ordering::SeqCst);
+        reply.send(at(0), Ok(Rows::one("x"))).unwrap();
+        self.depth.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+#[expect(clippy::disallowed_types, reason = "only a thread's stack has a size")]
+fn any_number_of_answers_at_once_need_little_stack() {
+    const FLIGHTS: usize = 100_000;
+    let resolver = Arc::new(AtOnce::default());
+    let waker = Waker::noop().clone();
+    let (node, _shards) = Node::new(gated(1), resolver.clone(), vec![waker]);
+    for id in 0..FLIGHTS {
+        let key = key(&id.to_string());
+        node.join(0, topic(0), &key, &Audience::Public);
+        node.notify(at(0), &key).unwrap();
+    }
+    assert_eq!(counts(&node), (1, FLIGHTS - 1));
+    let first = lock(&resolver.first).take().expect("a read");
+    let run = {
+        let node = node.clone();
+        move || {
+            first.send(at(0), Ok(Rows::one("x"))).unwrap();
+            let (mut inbox, mut turns) = (Inbox::default(), 0);
+            while node.has_waiting_reads() {
+                node.take_inbox(at(0), 0, &mut inbox);
+                inbox.marks.clear();
+                turns += 1;
+            }
+            turns
+        }
+    };
+    let thread = std::thread::Builder::new().stack_size(256 * 1024).spawn(run);
+    let turns = thread.unwrap().join().unwrap();
+    assert_eq!(counts(&node), (0, 0));
+    assert_eq!(resolver.calls.load(Ordering::SeqCst), FLIGHTS);
+    let deepest = resolver.deepest.load(Ordering::SeqCst);
+    assert!(deepest <= MAX_DEPTH as usize + 1, "{deepest} answers on one stack");
+    // Each turn begins afresh.
+    assert!(
+        turns <= FLIGHTS / MAX_DEPTH as usize + 1,
+        "{turns} turns of the first shard"
+    );
+    node.assert_consistent();
+}
+
+#[test]
+fn a_notify_of_an_unknown_entity_is_an_error() {
+    let it = Setup::gated(2);
+    let unknown = EntityKey::new("item", "1").unwrap();
+    assert_eq!(it.join(0, "1", &Audience::Public).stripe, key("1").bucket(STRIPES));
+    assert_eq!(
+        it.node.join(0, topic(0), &unknown, &Audience::Public),
+        FlightId::NOWHERE
+    );
+    let error = it.node.notify(at(0), &unknown).unwrap_err();
+    assert_eq!(error.key, unknown);
+    assert!(error.to_string().contains("item"));
+    assert!(!it.node.knows_entity("item") && it.node.knows_entity("items"));
+    let counts = it.node.counters().snapshot();
+    assert_eq!((counts.notifies, counts.unknown_entities, counts.reads), (1, 1, 0));
+    assert_eq!(it.node.flights(), 1);
+}
+
+#[test]
+fn a_dropped_reply_fails_at_the_latest_time_that_is_known() {
+    let it = Setup::new();
+    it.join(0, "1", &Audience::Public);
+    it.node.notify(at(0), &key("1")).unwrap();
+    // Anyone may tell the time, also of something else.
+    it.node.notify(at(3), &key("2")).unwrap();
+    drop(it.queue.pop());
+    let first = it.node.config().retry_first;
+    it.node.handle_timeout(at(3) + (first / 2 - Duration::from_nanos(1)));
+    assert_eq!(it.queue.len(), 0);
+    let retry = it.node.poll_timeout().unwrap();
+    assert!((first / 2..=first).contains(&retry.since(at(3))), "{retry:?}");
+    it.node.handle_timeout(retry);
+    assert_eq!(it.queue.len(), 1);
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -9,8 +9,14 @@ use crate::frame::{RowLimits, Rows};
 use crate::slots::SlotId;
 use crate::ws::{OpCode, encode_header};
 
-const TOPICS: u32 = 5;
+/// From `EVERY` on, every group of a topic is to be sent.
+const TOPICS: u32 = 7;
+const EVERY: u32 = 5;
+/// Stands for a topic where messages are meant: like `every` group, each is to be sent.
+const MESSAGE: u32 = 99;
 const LIMIT: usize = 900;
+/// For stories with more items than one write takes.
+const LARGE_LIMIT: usize = 6000;
 const NO_LIMITS: RowLimits = RowLimits {
     rows: usize::MAX,
     bytes: u32::MAX as usize,
@@ -20,13 +26,18 @@ const NO_LIMITS: RowLimits = RowLimits {
 enum Op {
     /// A topic and its rows' lengths.
     Group(u32, Vec<usize>),
-    /// The same, of which the driver has sent a part, or holds all if there is none. Only done if nothing is queued.
+    Message(usize),
+    /// So many small groups of one topic, or messages.
+    Burst(u32, usize),
+    /// The same as a group, of which the driver has sent a part, or holds all if there is none. Only done if nothing is queued.
     Begun(u32, Vec<usize>, Option<Index>),
     Control(usize),
     Pong(usize),
     Last(usize),
     Revoke(u32),
     RevokeAll,
+    /// From here on there are no more messages.
+    DropMessages,
     /// The driver writes, or gives back what it holds.
     Write(Amount),
     Lend,
@@ -54,20 +65,31 @@ fn op() -> impl Strategy<Value = Op> {
     ];
     let begun = (
         topic.clone(),
-        prop::collection::vec(size, 1..4),
+        prop::collection::vec(size.clone(), 1..4),
         prop::option::of(any::<Index>()),
     );
     prop_oneof![
         10 => (topic.clone(), sizes).prop_map(|(topic, sizes)| Op::Group(topic, sizes)),
+        4 => size.clone().prop_map(Op::Message),
+        4 => (EVERY..=TOPICS, 20..120usize).prop_map(|(topic, count)| match topic {
+            TOPICS => Op::Burst(MESSAGE, count),
+            topic => Op::Burst(topic, count),
+        }),
         1 => begun.prop_map(|(topic, sizes, sent)| Op::Begun(topic, sizes, sent)),
         2 => (16..300usize).prop_map(Op::Control),
         4 => (16..500usize).prop_map(Op::Pong),
         1 => (16..100usize).prop_map(Op::Last),
         3 => topic.prop_map(Op::Revoke),
         1 => Just(Op::RevokeAll),
+        1 => Just(Op::DropMessages),
         6 => amount.prop_map(Op::Write),
         4 => Just(Op::Lend),
     ]
+}
+
+fn story() -> impl Strategy<Value = (usize, Vec<Op>)> {
+    let limit = prop_oneof![Just(LIMIT), Just(LARGE_LIMIT)];
+    (limit, prop::collection::vec(op(), 1..80))
 }
 
 fn topic_id(topic: u32) -> TopicId {
@@ -150,6 +172,7 @@ struct End {
 #[derive(Default)]
 struct Story {
     outbox: Outbox,
+    limit: usize,
     /// What left.
     wire: Vec<u8>,
     /// Clones that the driver holds.
@@ -162,23 +185,54 @@ struct Story {
     pongs: BTreeSet<usize>,
     /// The group that must leave last of its topic.
     newest: BTreeMap<u32, usize>,
+    /// What nothing takes the place of, with its topic: it must leave unless it was revoked.
+    kept: Vec<(u32, usize)>,
     ends: Vec<End>,
+    drops_messages: bool,
+    /// The most items that there were when the driver wrote or took what was shown.
+    longest: usize,
 }
 
 impl Story {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            ..Self::default()
+        }
+    }
+
+    fn play(limit: usize, ops: &[Op]) -> Self {
+        let mut story = Self::new(limit);
+        for op in ops {
+            story.apply(op);
+            story.check();
+        }
+        story
+    }
+
     fn apply(&mut self, op: &Op) {
         self.pushed += 1;
         let number = self.pushed;
         match op {
             Op::Group(topic, sizes) => self.push(*topic, &group(number, *topic, sizes)),
+            Op::Message(_) | Op::Burst(MESSAGE, _) if self.drops_messages => {}
+            Op::Message(size) => self.push_message(*size),
+            Op::Burst(topic, count) => {
+                for _ in 0..*count {
+                    self.apply(&match *topic {
+                        MESSAGE => Op::Message(16),
+                        topic => Op::Group(topic, vec![16]),
+                    });
+                }
+            }
             Op::Begun(topic, sizes, sent) if self.outbox.is_empty() => {
                 let group = group(number, *topic, sizes);
                 let begun = sent.map_or(0, |sent| sent.index(group.len()));
                 self.outbox
-                    .push_begun(topic_id(*topic), &group, false, begun, sent.is_none());
+                    .push_begun(topic_id(*topic), &group, *topic >= EVERY, begun, sent.is_none());
                 self.wire.extend_from_slice(&group.bytes()[..begun]);
                 self.lent = sent.is_none().then(|| vec![group.bytes().clone()]);
-                self.newest.insert(*topic, number);
+                self.promise(*topic);
             }
             Op::Control(size) => {
                 let mut expected = self.waiting();
@@ -200,7 +254,16 @@ impl Story {
             Op::RevokeAll => {
                 self.outbox.revoke_all();
                 (0..TOPICS).for_each(|topic| self.end(topic, number, true));
-                assert!(self.lent.is_some() || self.outbox.group_bytes() == 0);
+                let mut items = self.outbox.items.iter();
+                assert!(self.lent.is_some() || !items.any(|it| matches!(it, Item::Group { .. })));
+            }
+            Op::DropMessages => {
+                let mut expected = self.waiting();
+                expected.retain(|it| it.0 != Some(MESSAGE));
+                self.outbox.drop_messages();
+                self.drops_messages = true;
+                self.end(MESSAGE, number, true);
+                assert_eq!(self.waiting(), expected);
             }
             Op::Write(amount) => self.write(amount),
             Op::Lend if self.lent.is_none() && !self.outbox.is_empty() => {
@@ -211,9 +274,10 @@ impl Story {
         }
     }
 
-    fn chunks(&self) -> Vec<Bytes> {
+    fn chunks(&mut self) -> Vec<Bytes> {
+        self.longest = self.longest.max(self.outbox.items.len());
         let chunks = self.outbox.chunks();
-        assert!(chunks.len() <= MAX_CHUNKS);
+        assert_eq!(chunks.len(), self.outbox.items.len().min(MAX_CHUNKS));
         assert!(chunks.iter().all(|chunk| chunk.as_slice() == chunk.to_bytes()));
         chunks.iter().map(Chunk::to_bytes).collect()
     }
@@ -223,9 +287,42 @@ impl Story {
         waiting
             .map(|item| match (item, frames(item.bytes())[0].number) {
                 (Item::Group { topic, .. }, number) => (Some(topic.0.index), number),
+                (Item::Message(_), number) => (Some(MESSAGE), number),
                 (_, number) => (None, number),
             })
             .collect()
+    }
+
+    /// What was pushed just now must leave: last of its topic, if a newer one doesn't come.
+    fn promise(&mut self, topic: u32) {
+        self.newest.insert(topic, self.pushed);
+        if topic >= EVERY {
+            self.kept.push((topic, self.pushed));
+        }
+    }
+
+    fn push_message(&mut self, size: usize) {
+        let mut expected = self.waiting();
+        let frame = group(self.pushed, MESSAGE, &[size]).bytes().clone();
+        let pushed = self.outbox.push_message(frame.clone(), self.limit);
+        self.pushed_behind_all(MESSAGE, frame.len(), pushed, &mut expected);
+        assert_eq!(self.waiting(), expected);
+    }
+
+    /// A message, or one of `every` group of its topic, which takes nothing's place.
+    fn pushed_behind_all(&mut self, topic: u32, len: usize, pushed: Pushed, expected: &mut Vec<Waiting>) {
+        match pushed {
+            Pushed::Replaced => panic!("something is skipped"),
+            Pushed::Queued if len == 0 => {}
+            Pushed::Queued => {
+                expected.push((Some(topic), self.pushed));
+                self.promise(topic);
+            }
+            Pushed::Refused => {
+                let before = self.outbox.group_bytes();
+                assert!(before > 0 && before + len > self.limit, "refused without need");
+            }
+        }
     }
 
     fn push(&mut self, topic: u32, group: &Group) {
@@ -233,9 +330,13 @@ impl Story {
         let mut expected = self.waiting();
         let older = expected.iter().position(|it| it.0 == Some(topic));
         let before = self.outbox.group_bytes();
-        let pushed = self.outbox.push_group(topic_id(topic), group, false, LIMIT);
-        if group.is_empty() || pushed == Pushed::Refused {
-            assert!(group.is_empty() || before + group.len() > LIMIT, "refused without need");
+        let every = topic >= EVERY;
+        let pushed = self.outbox.push_group(topic_id(topic), group, every, self.limit);
+        if every {
+            self.pushed_behind_all(topic, group.len(), pushed, &mut expected);
+        } else if group.is_empty() || pushed == Pushed::Refused {
+            let has_no_room = before > 0 && before + group.len() > self.limit;
+            assert!(group.is_empty() || has_no_room, "refused without need");
             assert!(!group.is_empty() || (pushed == Pushed::Replaced) == older.is_some());
             older.map(|at| expected.remove(at));
             self.newest.remove(&topic);
@@ -248,7 +349,7 @@ impl Story {
                 Some(at) => expected[at].1 = number,
                 None => expected.push((Some(topic), number)),
             }
-            self.newest.insert(topic, number);
+            self.promise(topic);
             self.end(topic, number - 1, false);
         }
         assert_eq!(self.waiting(), expected);
@@ -323,8 +424,9 @@ impl Story {
     fn check(&mut self) {
         self.outbox.assert_consistent();
         assert_eq!(self.outbox.is_lent(), self.lent.is_some());
-        let groups = self.outbox.items.iter().filter(|it| matches!(it, Item::Group { .. }));
-        assert!(self.outbox.group_bytes() <= LIMIT || groups.count() == 1);
+        assert!(self.lent.as_ref().is_none_or(|lent| lent.len() == self.outbox.fixed));
+        let limited = self.outbox.items.iter().filter(|it| it.is_limited());
+        assert!(self.outbox.group_bytes() <= self.limit || limited.count() == 1);
     }
 
     /// Sends the rest and looks at all that left.
@@ -364,6 +466,11 @@ impl Story {
         for (topic, newest) in &self.newest {
             assert_eq!(seen.get(topic), Some(newest));
         }
+        for &(topic, number) in &self.kept {
+            let is_revoked = |end: &End| end.topic == topic && end.number >= number && end.revoked;
+            let has_left = frames.iter().any(|frame| frame.number == number);
+            assert!(has_left || self.ends.iter().any(is_revoked), "{number} is lost");
+        }
         for last in self.lasts.intersection(&self.controls) {
             let behind = frames.iter().skip_while(|frame| frame.number != *last);
             assert!(
@@ -382,12 +489,52 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn what_leaves_is_whole_and_in_order(ops in prop::collection::vec(op(), 1..80)) {
-        let mut story = Story::default();
-        for op in &ops {
-            story.apply(op);
-            story.check();
-        }
-        story.finish();
+    fn what_leaves_is_whole_and_in_order((limit, ops) in story()) {
+        Story::play(limit, &ops).finish();
     }
+}
+
+#[test]
+fn stories_often_have_more_items_than_one_write_takes() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    let mut runner = TestRunner::deterministic();
+    let mut longest = Vec::new();
+    for _ in 0..100 {
+        let (limit, ops) = story().new_tree(&mut runner).unwrap().current();
+        longest.push(Story::play(limit, &ops).longest);
+    }
+    let often = longest.iter().filter(|&&items| items > MAX_CHUNKS).count();
+    assert!(often >= 25, "{often} of 100: {longest:?}");
+}
+
+#[test]
+fn what_is_beyond_one_write_is_neither_shown_nor_lent() {
+    let mut story = Story::new(LARGE_LIMIT);
+    story.apply(&Op::Burst(MESSAGE, MAX_CHUNKS - 2));
+    for topic in [EVERY, EVERY, 0, EVERY, 0] {
+        story.apply(&Op::Group(topic, vec![16]));
+    }
+    // Of 67 items pushed one took another's place, and two are behind the cut: the newest of topic 0 and of `EVERY`.
+    assert_eq!(story.outbox.items.len(), MAX_CHUNKS + 2);
+    story.apply(&Op::Lend);
+    assert_eq!(story.lent.as_ref().map(Vec::len), Some(MAX_CHUNKS));
+    assert_eq!(story.waiting().len(), 2);
+    // What is not lent can still be replaced, revoked and overtaken.
+    story.apply(&Op::Group(0, vec![20]));
+    story.apply(&Op::Control(16));
+    story.apply(&Op::Revoke(EVERY));
+    story.apply(&Op::DropMessages);
+    story.check();
+    let waiting: Vec<_> = story.waiting().iter().map(|it| it.0).collect();
+    assert_eq!(waiting, [None, Some(0)]);
+    // One message was written, and half of the next one, which must be finished.
+    let lens: Vec<usize> = story.lent.iter().flatten().map(Bytes::len).collect();
+    story.outbox.consume(lens[0] + lens[1] / 2);
+    assert_eq!(story.outbox.items.len(), 3);
+    let chunks = story.outbox.chunks();
+    let shown: Vec<usize> = chunks.iter().map(|chunk| chunk.as_slice().len()).collect();
+    assert_eq!(shown, [lens[1] - lens[1] / 2, 18, 22]);
+    story.outbox.assert_consistent();
 }

@@ -441,6 +441,9 @@ impl Drop for Shard {
             let peer = self.peers.get(id.index as usize).copied().flatten();
             self.node.admission().leave(self.node.config(), peer);
         }
+        self.counters.closed.add_alone(self.conns.len() as u64);
+        self.counters.connections.set(0);
+        self.counters.subscriptions.set(0);
     }
 }
 
@@ -455,18 +458,4 @@ impl fmt::Debug for Shard {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::conn::Extra;
-    use super::*;
-
-    #[test]
-    fn a_connection_is_as_small_as_the_architecture_page_says() {
-        assert_eq!(size_of::<Conn>(), 40);
-        assert_eq!(Slots::<Conn>::SLOT_BYTES, 48);
-        assert_eq!(size_of::<Extra>(), 192);
-        assert_eq!(size_of::<(Timestamp, ConnId)>(), 16, "an entry of a timer queue");
-        assert_eq!(Subscriptions::LIST_BYTES, 24);
-        assert_eq!(Subscriptions::ENTRY_BYTES, 8);
-        assert_eq!(Subscriptions::MEMBER_BYTES, 16);
-    }
-}
+mod tests;
