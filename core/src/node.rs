@@ -5,12 +5,10 @@
 
 mod gate;
 mod port;
+mod reads;
 mod stripe;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -20,24 +18,22 @@ use crate::admission::Admission;
 use crate::client::{Client, ClientId, Command, InvalidCloseCode, Selector, SendError, Whose, checked_close_frame};
 use crate::config::Config;
 use crate::counters::{NodeCounters, ShardCounters};
-use crate::entity::{EntityIndex, EntityOptions, Registry};
-use crate::flights::{Backoff, Delivery, Fingerprint, Flight, FlightId, Ticket};
-use crate::frame::{Group, RowError, RowLimits, Rows};
+use crate::entity::{EntityOptions, Registry};
+use crate::flights::{Delivery, Flight, FlightId, Ticket};
 use crate::hash::Seed;
 use crate::key::EntityKey;
-use crate::resolve::{Audience, ReadError, ReadId, Reply, Request, Resolve};
+use crate::resolve::{Audience, ReadId, Request, Resolve};
 use crate::shard::Shard;
-use crate::slots::SlotId;
 use crate::subscriptions::TopicId;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
-use gate::{Entry, Gate};
+use gate::Gate;
 pub(crate) use port::Inbox;
 #[cfg(loom)]
 pub(crate) use port::Port;
 #[cfg(not(loom))]
 use port::Port;
-use stripe::{Alarm, Stripe};
+use stripe::Stripe;
 
 /// Parts of the tables with a lock each. The model checker needs but one.
 const STRIPES: u32 = if cfg!(loom) { 1 } else { 64 };
@@ -315,154 +311,6 @@ impl Node {
         of_shard.cloned().unwrap_or_default()
     }
 
-    /// A read has been answered.
-    pub(crate) fn finish(&self, now: Timestamp, read: ReadId, result: Result<Rows, ReadError>) -> Result<(), RowError> {
-        self.set_clock(now);
-        let limits = RowLimits {
-            rows: self.0.config.max_rows_per_read,
-            bytes: self.0.config.max_read_bytes.min(u32::MAX as usize),
-        };
-        // Frames are built before the lock is taken. An answer that turns out to be late was built for nothing; that is rare.
-        let group = match &result {
-            Ok(rows) => Group::build(rows, limits).map_err(ReadError::BadRows),
-            Err(error) if error.is_final() => Ok(Group::empty()),
-            Err(error) => Err(error.clone()),
-        };
-        let bad_rows = match &group {
-            Err(ReadError::BadRows(error)) => Err(*error),
-            _ => Ok(()),
-        };
-        let settle = self.0.entities.options(read.entity).settle;
-        let fingerprint = match (&group, settle) {
-            (Ok(group), Some(_)) => Some(Fingerprint(self.seed().fingerprint(group.bytes()))),
-            _ => None,
-        };
-        let ReadId { flight: id, ticket, .. } = read;
-        let counters = &self.0.counters;
-        let mut starts = Starts::new();
-        let mut marked = SmallVec::<[u32; 8]>::new();
-        let next;
-        {
-            let mut guard = self.lock(id.stripe);
-            let stripe = &mut *guard;
-            let Some(it) = stripe.flights.get_mut(id.slot).filter(|it| it.is_running(ticket)) else {
-                counters.late_reads.add(1);
-                return bad_rows;
-            };
-            // Before this flight's next read: those that wait come first.
-            next = self.0.entities.of(read.entity).leave();
-            match group {
-                Ok(group) => {
-                    match result {
-                        Err(ReadError::Denied) => counters.denied_reads.add(1),
-                        Err(ReadError::NotFound) => counters.not_found_reads.add(1),
-                        _ => {}
-                    }
-                    let finished = it.finish(ticket, group, fingerprint, |shard| marked.push(shard));
-                    if finished.is_unchanged {
-                        counters.settled_unchanged.add(1);
-                    }
-                    if !finished.is_silent
-                        && let Some(settle) = settle
-                        && it.settle_at(now + settle)
-                    {
-                        self.set_alarm(now + settle, id.slot, Alarm::Settle, &mut stripe.alarms);
-                    }
-                    self.start_if_due(now, id, it, &mut stripe.limits, &mut starts);
-                }
-                Err(_) => {
-                    counters.failed_reads.add(1);
-                    self.retry_later(now, id.slot, it, &mut stripe.alarms);
-                }
-            }
-            self.remove_if_over(stripe, id.slot);
-            stripe.forget_ended_limits();
-        }
-        for shard in marked {
-            if let Some(port) = self.0.ports.get(shard as usize) {
-                port.mark(id);
-            }
-        }
-        self.call_up(now, read.entity, next, &mut starts);
-        for start in &mut starts {
-            start.read.depth = read.depth + 1;
-        }
-        if read.depth < MAX_DEPTH {
-            self.hand_over(now, starts);
-        } else if let Some(port) = self.0.ports.first() {
-            port.start(starts);
-        }
-        bad_rows
-    }
-
-    /// When the first shard has to call [`Self::handle_timeout`].
-    pub(crate) fn poll_timeout(&self) -> Option<Timestamp> {
-        let deadline = self.0.deadline.load(Ordering::SeqCst);
-        (deadline != NEVER).then_some(Timestamp::from_nanos(deadline))
-    }
-
-    /// Gives up reads that are over their time limit and begins those whose backoff has passed.
-    pub(crate) fn handle_timeout(&self, now: Timestamp) {
-        self.set_clock(now);
-        if self.poll_timeout().is_none_or(|deadline| deadline > now) {
-            return;
-        }
-        // Cleared before the stripes are looked at: a deadline that is set meanwhile stays.
-        self.0.deadline.store(NEVER, Ordering::SeqCst);
-        let mut starts = Starts::new();
-        let mut turns = SmallVec::<[(EntityIndex, FlightId); 8]>::new();
-        for number in 0..STRIPES {
-            let mut guard = self.lock(number);
-            let stripe = &mut *guard;
-            while let Some(&(limit, slot, ticket)) = stripe.limits.front() {
-                let running = stripe.flights.get_mut(slot).filter(|it| it.is_running(ticket));
-                match running {
-                    Some(_) if limit > now => break,
-                    Some(flight) => {
-                        self.0.counters.timed_out_reads.add(1);
-                        let entity = flight.entity;
-                        let next = self.0.entities.of(entity).leave();
-                        turns.extend(next.map(|next| (entity, next)));
-                        self.retry_later(now, slot, flight, &mut stripe.alarms);
-                        stripe.limits.pop_front();
-                        self.remove_if_over(stripe, slot);
-                    }
-                    None => {
-                        stripe.limits.pop_front();
-                    }
-                }
-            }
-            while let Some(&Reverse((at, slot, alarm))) = stripe.alarms.peek() {
-                if at > now {
-                    break;
-                }
-                stripe.alarms.pop();
-                let Some(flight) = stripe.flights.get_mut(slot) else {
-                    continue;
-                };
-                match alarm {
-                    Alarm::Retry => flight.resume(),
-                    Alarm::Settle => {
-                        if let Some(later) = flight.settle(now) {
-                            stripe.alarms.push(Reverse((later, slot, Alarm::Settle)));
-                        }
-                    }
-                }
-                let id = FlightId { stripe: number, slot };
-                self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
-            }
-            let next_limit = stripe.limits.front().map(|&(limit, ..)| limit);
-            let next_alarm = stripe.alarms.peek().map(|&Reverse((at, ..))| at);
-            if let Some(next) = next_limit.into_iter().chain(next_alarm).min() {
-                self.0.deadline.fetch_min(next.as_nanos(), Ordering::SeqCst);
-            }
-        }
-        for (entity, next) in turns {
-            self.call_up(now, entity, Some(next), &mut starts);
-        }
-        self.hand_over(now, starts);
-    }
-
     /// The latest time that anyone told.
     pub(crate) fn clock(&self) -> Timestamp {
         Timestamp::from_nanos(self.0.clock.load(Ordering::Relaxed))
@@ -533,135 +381,6 @@ impl Node {
         for (shard, whose) in of_shards {
             // Only messages are refused.
             let _ = self.command(shard, command(whose));
-        }
-    }
-
-    fn start_if_due(
-        &self,
-        now: Timestamp,
-        id: FlightId,
-        flight: &mut Flight,
-        limits: &mut VecDeque<(Timestamp, SlotId, Ticket)>,
-        starts: &mut Starts,
-    ) {
-        if !flight.is_due() {
-            return;
-        }
-        let limit = self.0.entities.options(flight.entity).max_running_reads;
-        match self.0.entities.of(flight.entity).enter(id, limit) {
-            Entry::Begin => self.begin(now, id, flight, limits, starts),
-            Entry::Wait { turn } => {
-                self.0.counters.queued_reads.add(1);
-                flight.queue(turn);
-            }
-        }
-    }
-
-    /// Begins a read, which has its place among those of its entity.
-    fn begin(
-        &self,
-        now: Timestamp,
-        id: FlightId,
-        flight: &mut Flight,
-        limits: &mut VecDeque<(Timestamp, SlotId, Ticket)>,
-        starts: &mut Starts,
-    ) {
-        let ticket = Ticket(self.0.ticket.fetch_add(1, Ordering::SeqCst) + 1);
-        flight.start(ticket);
-        if flight.runs_silently() {
-            self.0.counters.settling_reads.add(1);
-        }
-        let limit = now + self.0.config.read_time_limit;
-        limits.push_back((limit, id.slot, ticket));
-        self.wake_by(limit);
-        starts.push(Start {
-            read: ReadId {
-                flight: id,
-                ticket,
-                entity: flight.entity,
-                depth: 0,
-            },
-            request: Request {
-                key: flight.key.clone(),
-                audience: flight.audience.clone(),
-            },
-        });
-    }
-
-    /// It is this flight's turn: it begins its read, or gives its place to the next that waits.
-    fn call_up(&self, now: Timestamp, entity: EntityIndex, mut next: Option<FlightId>, starts: &mut Starts) {
-        while let Some(id) = next {
-            {
-                let mut guard = self.lock(id.stripe);
-                let stripe = &mut *guard;
-                if let Some(flight) = stripe.flights.get_mut(id.slot)
-                    && flight.call_up()
-                {
-                    return self.begin(now, id, flight, &mut stripe.limits, starts);
-                }
-            }
-            // It has gone since its turn came, or needs no read any more.
-            next = self.0.entities.of(entity).leave();
-        }
-    }
-
-    fn retry_later(
-        &self,
-        now: Timestamp,
-        slot: SlotId,
-        flight: &mut Flight,
-        alarms: &mut BinaryHeap<Reverse<(Timestamp, SlotId, Alarm)>>,
-    ) {
-        let failures = flight.fail();
-        let backoff = Backoff {
-            first: self.0.config.retry_first,
-            max: self.0.config.retry_max,
-        };
-        let chance = self.seed().hash_of(&(slot, failures));
-        let until = backoff.until(now, failures, chance);
-        self.set_alarm(until, slot, Alarm::Retry, alarms);
-    }
-
-    fn set_alarm(
-        &self,
-        at: Timestamp,
-        slot: SlotId,
-        alarm: Alarm,
-        alarms: &mut BinaryHeap<Reverse<(Timestamp, SlotId, Alarm)>>,
-    ) {
-        alarms.push(Reverse((at, slot, alarm)));
-        self.wake_by(at);
-    }
-
-    fn remove_if_over(&self, stripe: &mut Stripe, slot: SlotId) {
-        if let Some(flight) = stripe.remove_if_over(self.seed(), slot)
-            && let Some(turn) = flight.turn()
-        {
-            self.0.entities.of(flight.entity).forget(turn);
-        }
-    }
-
-    /// Calls the resolver for reads that have begun in the books. No lock is held: it may answer at once.
-    fn hand_over(&self, now: Timestamp, starts: impl IntoIterator<Item = Start>) {
-        for start in starts {
-            self.0.counters.reads.add(1);
-            let reply = Reply::new(self.clone(), start.read, now);
-            let resolve = || self.0.resolver.resolve(start.request, reply);
-            // Whoever notified, and the reactor that found the read necessary, are not to suffer for it. The reply that
-            // the panic drops fails the read.
-            if catch_unwind(AssertUnwindSafe(resolve)).is_err() {
-                self.0.counters.resolver_panics.add(1);
-            }
-        }
-    }
-
-    /// Sees to it that the first shard calls [`Self::handle_timeout`] at `deadline` or before.
-    fn wake_by(&self, deadline: Timestamp) {
-        let deadline = deadline.as_nanos();
-        if self.0.deadline.fetch_min(deadline, Ordering::SeqCst) > deadline
-            && let Some(port) = self.0.ports.first()
-        {
-            port.wake();
         }
     }
 

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicUsize;
 use std::task::Wake;
 use std::time::Duration;
@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::entity::Entities;
 use crate::flights::Scope;
+use crate::frame::{Group, Rows};
+use crate::resolve::{ReadError, Reply};
+use crate::slots::SlotId;
 
 /// Keeps reads until the test answers them.
 #[derive(Default)]

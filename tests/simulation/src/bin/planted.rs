@@ -112,14 +112,14 @@ const BUGS: &[Bug] = &[
     },
     Bug {
         name: "a read that is given up keeps its place among the running ones",
-        file: "core/src/node.rs",
+        file: "core/src/node/reads.rs",
         good: "let next = self.0.entities.of(entity).leave();",
         bad: "let next = None;",
         seeds: 50,
     },
     Bug {
         name: "a flight that waits for its turn is not forgotten with its last subscriber",
-        file: "core/src/node.rs",
+        file: "core/src/node/reads.rs",
         good: "self.0.entities.of(flight.entity).forget(turn);",
         bad: "let _ = turn;",
         seeds: 50,
@@ -163,7 +163,7 @@ const BUGS: &[Bug] = &[
     },
     Bug {
         name: "settle: the store is not looked at again",
-        file: "core/src/node.rs",
+        file: "core/src/node/reads.rs",
         good: "&& it.settle_at(now + settle)",
         bad: "&& it.settle_at(now + settle)\n                        && false",
         seeds: 50,
@@ -198,7 +198,7 @@ const BUGS: &[Bug] = &[
     },
     Bug {
         name: "an answer that is final is tried again",
-        file: "core/src/node.rs",
+        file: "core/src/node/reads.rs",
         good: "Err(error) if error.is_final() => Ok(Group::empty()),",
         bad: "",
         seeds: 50,
