@@ -317,6 +317,17 @@ fn the_application_drops_and_re_reads_by_secret_key_and_client() {
 }
 
 #[test]
+fn refusals_are_dated() {
+    let server = Server::start(config(1), |_: Request, _: Reply| {}).unwrap();
+    let mut stream = TcpStream::connect(server.addresses()[0]).unwrap();
+    stream.write_all(b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let answer = String::from_utf8(talk(&mut stream, b"404 page not found\n")).unwrap();
+    let date = answer.lines().find_map(|line| line.strip_prefix("Date: ")).unwrap();
+    // Sun, 06 Nov 1994 08:49:37 GMT
+    assert!(date.len() == 29 && date.ends_with(" GMT"), "{date}");
+}
+
+#[test]
 fn addresses_and_totals_are_limited() {
     let mut config = config(2);
     config.core.max_connections = 3;

@@ -176,11 +176,6 @@ impl Node {
         &self.0.config
     }
 
-    /// Whether the resolver may be called for an entity of this name.
-    pub fn knows_entity(&self, name: &str) -> bool {
-        self.0.entities.find(name).is_some()
-    }
-
     /// The number of audiences that have subscribers or a running read.
     pub fn flights(&self) -> usize {
         (0..STRIPES).map(|number| self.lock(number).flights.len()).sum()

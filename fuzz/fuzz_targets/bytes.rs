@@ -1,9 +1,10 @@
 //! A connection by raw bytes, in portions of the fuzzer's choosing: the upgrade, frames, and messages in them.
 #![no_main]
 
+use std::sync::Arc;
 use std::task::Waker;
 
-use entity_sync_core::{Config, Core, CoreOutput, Input, Output, Rows, Seed, Sent, Timestamp};
+use entity_sync_core::{Config, Core, CoreOutput, Input, Output, PassThrough, Rows, Seed, Sent, Timestamp};
 use libfuzzer_sys::fuzz_target;
 
 const UPGRADE: &[u8] = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -14,6 +15,11 @@ fuzz_target!(|input: (bool, Vec<Vec<u8>>)| {
     let now = Timestamp::START;
     let mut config = Config::new(Seed(1, 2));
     config.max_message_bytes = 1000;
+    // Echoes, so that the client's bytes lead to commands too.
+    config.pass_through = PassThrough::All;
+    config.on_message = Some(Arc::new(|message| {
+        let _ = message.client().send_binary(message.payload().as_bytes());
+    }));
     let mut core = Core::new(config, Waker::noop().clone());
     let Ok(conn) = core.open(now) else {
         return;
