@@ -125,7 +125,9 @@ impl Node {
     /// Reads again for those whom `selector` names, as when what they may see has changed: they are owed rows of reads
     /// that begin after this call.
     ///
-    /// By secret, every shard looks through all its connections.
+    /// By secret or client, they get nothing any more of reads that began before: with
+    /// [`Delivery::Every`](crate::Delivery::Every) that may be fewer pushes than there were notifies. By secret, every shard
+    /// looks through all its connections.
     pub fn reread(&self, now: Timestamp, selector: &Selector) {
         match selector {
             Selector::Key(key) => self.owe_to_all(now, key),
