@@ -5,7 +5,8 @@
 //! and its pong comes back first (see [`runner`]).
 //!
 //! Documented differences that hold for many rows:
-//! - nothing is logged about single messages, so what PROTOCOL says of log lines has no counterpart here.
+//! - what PROTOCOL says of log lines has no counterpart here: misdeeds are counted, and told at a limited rate, which
+//!   `section_2` checks once.
 //!
 //! Left out, as PROTOCOL lists them as not needed: redirects of unclean paths, paths matched after percent-decoding,
 //! upgrades over HTTP/1.0, keys that are not 16 bytes of Base64. The wording of close reasons is not needed either, but

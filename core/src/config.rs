@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::client::{OnMessage, PassThrough};
 use crate::entity::Entities;
 use crate::hash::Seed;
+use crate::incident::OnIncident;
 use crate::ws::UpgradeRules;
 
 /// Gives the present date as HTTP writes it, such as `Sun, 06 Nov 1994 08:49:37 GMT`.
@@ -28,6 +29,10 @@ pub struct Config {
     pub on_message: Option<OnMessage>,
     /// Which messages those are.
     pub pass_through: PassThrough,
+    /// What is done with clients' misdeeds, besides counting them: written to a log, usually.
+    pub on_incident: Option<OnIncident>,
+    /// Of those, how many a shard tells in one second.
+    pub max_incidents_per_second: u32,
     /// Open connections, on all shards together.
     pub max_connections: usize,
     /// Open connections from one IPv4 address or IPv6 /64, on all shards together. `usize::MAX`, the default, is no
@@ -81,6 +86,8 @@ impl Config {
             entities: Entities::default(),
             on_message: None,
             pass_through: PassThrough::default(),
+            on_incident: None,
+            max_incidents_per_second: 10,
             max_connections: 1_000_000,
             max_connections_per_address: usize::MAX,
             max_upgrading: 4_096,

@@ -58,6 +58,7 @@ mod entity;
 mod flights;
 mod frame;
 mod hash;
+mod incident;
 mod key;
 #[cfg(all(test, loom))]
 mod models;
@@ -81,6 +82,7 @@ pub use counters::{Counter, NodeCounters, NodeCounts, ShardCounters, ShardCounts
 pub use entity::{AudienceOf, AudienceRule, Delivery, Entities, EntityOptions};
 pub use frame::{RowError, Rows};
 pub use hash::Seed;
+pub use incident::{Incident, Misdeed, OnIncident};
 pub use key::{EntityKey, KeyTooLong, MAX_KEY_BYTES};
 pub use node::{Node, UnknownEntity};
 pub use outbox::Chunk;

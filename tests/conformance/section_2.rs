@@ -241,6 +241,34 @@ fn registered() -> Vec<Case> {
     cases.into_iter().map(on_registered).collect()
 }
 
+/// PROTOCOL, changed on purpose: rejected messages and violations are counted, and logged at a limited rate.
+#[test]
+fn changed_rejected_messages_and_violations_are_counted_and_told_at_a_limited_rate() {
+    use std::sync::{Arc, Mutex};
+
+    use entity_sync_mio::{Config, Reply, Request, Server};
+    use entity_sync_tests::Client;
+
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let of_server = told.clone();
+    let mut config = Config::new(["127.0.0.1:0".parse().unwrap()]);
+    config.core.on_incident = Some(Arc::new(move |it| of_server.lock().unwrap().push(it.to_string())));
+    let server = Server::start(config, |_: Request, _: Reply| {}).unwrap();
+    let mut client = Client::connect(server.addresses()[0]);
+    for _ in 0..1000 {
+        client.send("{nonsense");
+    }
+    client.sync();
+    let told = told.lock().unwrap().clone();
+    assert!(told[0].ends_with("message rejected: not one JSON value"), "{told:?}");
+    // Ten a second, and on no machine does this take 50 s.
+    assert!(told.len() < 500, "{}", told.len());
+    assert_eq!(server.handle().shard_counts().rejected_messages, 1000);
+    drop(std::io::Write::write_all(client.stream(), &[0xff, 0x80, 0, 0, 0, 0]));
+    assert_eq!(client.close_code(), Some(1002));
+    assert_eq!(server.handle().shard_counts().violations, 1);
+}
+
 fn ignored_case(row: &'static str, message: &[u8]) -> Case {
     // Nobody knows what these would have subscribed to, so all of it changes.
     let keys = [("items", "100"), ("items", ""), ("", "100"), ("", ""), ("nope", "100")];

@@ -35,9 +35,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use entity_sync_core::Node;
 pub use entity_sync_core::{
-    Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Incoming,
-    InvalidCloseCode, NodeCounters, NodeCounts, Origins, PassThrough, Payload, ReadError, Request, RowError, Rows,
-    Seed, Selector, SendError, ShardCounts, UnknownEntity,
+    Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Incident,
+    Incoming, InvalidCloseCode, Misdeed, NodeCounters, NodeCounts, Origins, PassThrough, Payload, ReadError, Request,
+    RowError, Rows, Seed, Selector, SendError, ShardCounts, UnknownEntity,
 };
 
 pub use adopt::{AdoptError, AdoptFailure, Adopted};

@@ -86,6 +86,10 @@ fn config(options: &Options) -> Config {
     config.core.upgrade.paths.clone_from(&options.paths);
     config.core.upgrade.origins = options.origins.clone();
     // The store shows everyone the same, so one read serves all, whatever their secrets.
+    // At a limited rate. If nobody listens, it serves all the same.
+    config.core.on_incident = Some(Arc::new(|incident| {
+        drop(writeln!(io::stderr(), "entity-sync: {incident}"))
+    }));
     let mut options = EntityOptions::default();
     options.audience = AudienceRule::Public;
     // So that entities whose reads are slow leave a thread to the others.

@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::{ConnId, Ending, Phase, Sent, Shard};
 use crate::flights::{Delivery, FlightId, Scope};
+use crate::incident::Misdeed;
 use crate::outbox::{Chunk, Pushed};
 use crate::subscriptions::{Standing, TopicId};
 use crate::ws::close_frame;
@@ -198,6 +199,7 @@ impl Shard {
     /// Ends a connection whose outbox is full of what can't be skipped.
     pub(super) fn fall_behind(&mut self, conn: ConnId) {
         self.counters.fallen_behind.add_alone(1);
+        self.tell(conn, || Misdeed::FellBehind);
         self.close(conn, close_frame(Some(TRY_AGAIN_LATER), "fell behind"));
     }
 

@@ -20,6 +20,7 @@ mod timers;
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ use crate::client::ClientId;
 use crate::counters::ShardCounters;
 use crate::flights::Delivery;
 use crate::hash::Seed;
+use crate::incident::{Incident, Limiter, Misdeed};
 use crate::node::{Inbox, Node};
 use crate::slots::Slots;
 use crate::subscriptions::{Left, Standing, Subscriptions};
@@ -72,6 +74,7 @@ pub struct Shard {
     /// The secret of those that sent none.
     no_secret: Arc<str>,
     counters: Arc<ShardCounters>,
+    incidents: Limiter,
 }
 
 enum Ending {
@@ -98,6 +101,7 @@ impl Shard {
             peers: Vec::new(),
             no_secret: Arc::from(""),
             counters,
+            incidents: Limiter::default(),
         }
     }
 
@@ -332,6 +336,23 @@ impl Shard {
             self.ready.pop_front();
         }
         None
+    }
+
+    /// Tells the application what a client did wrong, unless there is too much of it.
+    fn tell(&mut self, conn: ConnId, what: impl FnOnce() -> Misdeed) {
+        let config = self.node.config();
+        if let Some(on_incident) = &config.on_incident
+            && let Some(untold) = self.incidents.admit(self.now, config.max_incidents_per_second)
+        {
+            let incident = Incident {
+                client: self.client_id(conn),
+                what: what(),
+                untold,
+            };
+            if catch_unwind(AssertUnwindSafe(|| on_incident(&incident))).is_err() {
+                self.counters.handler_panics.add_alone(1);
+            }
+        }
     }
 
     /// Sends `last` as soon as the frame being sent is done, and then ends the connection.

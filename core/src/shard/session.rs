@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::{ConnId, Phase, Shard};
 use crate::client::{Incoming, PassThrough, Payload};
+use crate::incident::Misdeed;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
 use crate::subscriptions::{Standing, TopicId};
@@ -96,6 +97,10 @@ impl Shard {
         let decoded = decoder.receive(bytes, &limits, &mut |received| self.act_on(conn, received));
         if let Err(violation) = decoded {
             self.counters.violations.add_alone(1);
+            self.tell(conn, || Misdeed::Violation {
+                code: violation.close_code(),
+                reason: violation.reason().into_owned(),
+            });
             let frame = close_frame(Some(violation.close_code()), &violation.reason());
             return self.close(conn, frame);
         }
@@ -139,8 +144,11 @@ impl Shard {
             Ok(ClientMessage::Unsubscribe(key)) => self.unsubscribe(conn, &key),
             Ok(ClientMessage::Secret(secret)) => self.change_secret(conn, &secret),
             Ok(ClientMessage::PassThrough) => self.pass(conn, message),
-            // v1 has no way to say so.
-            Err(_) => self.counters.rejected_messages.add_alone(1),
+            // v1 has no way to tell the client.
+            Err(error) => {
+                self.counters.rejected_messages.add_alone(1);
+                self.tell(conn, || Misdeed::RejectedMessage(error));
+            }
         }
     }
 
@@ -170,8 +178,7 @@ impl Shard {
     fn subscribe(&mut self, conn: ConnId, key: EntityKey) {
         let Some(options) = self.node.options_of(&key) else {
             // Nobody can notify of it.
-            self.counters.refused_subscriptions.add_alone(1);
-            return;
+            return self.refuse_subscription(conn);
         };
         let with_snapshot = options.snapshot;
         let audience = options.audience.audience_of(&key, self.secret_of(conn));
@@ -182,8 +189,7 @@ impl Shard {
         }
         let config = self.node.config();
         if self.subscriptions.count_of(conn.0.index) >= config.max_subscriptions || key.len() > config.max_key_bytes {
-            self.counters.refused_subscriptions.add_alone(1);
-            return;
+            return self.refuse_subscription(conn);
         }
         let topic = self.find_or_join_topic(key, audience);
         let standing = Standing::since(self.node.current_ticket());
@@ -192,6 +198,11 @@ impl Shard {
         if with_snapshot {
             self.want(conn, topic);
         }
+    }
+
+    fn refuse_subscription(&mut self, conn: ConnId) {
+        self.counters.refused_subscriptions.add_alone(1);
+        self.tell(conn, || Misdeed::RefusedSubscription);
     }
 
     fn unsubscribe(&mut self, conn: ConnId, key: &EntityKey) {

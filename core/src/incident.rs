@@ -1,0 +1,107 @@
+//! [`Incident`]: what a client did wrong, told to the application for its log, at a limited rate. The counters have all of
+//! it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::ClientId;
+use crate::time::Timestamp;
+use crate::wire::WireError;
+
+/// Something that a client did wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Incident {
+    /// Who.
+    pub client: ClientId,
+    /// What.
+    pub what: Misdeed,
+    /// How many incidents of the same shard were not told since the one before, as there were too many.
+    pub untold: u64,
+}
+
+/// What a client did wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Misdeed {
+    /// It sent a message that is none of protocol v1's. It isn't told, and the connection stays.
+    RejectedMessage(WireError),
+    /// It violated the WebSocket protocol and is closed with this code.
+    Violation {
+        /// The close code.
+        code: u16,
+        /// The reason in the close frame.
+        reason: String,
+    },
+    /// It subscribed to too much, to too long a key, or to an entity that is not registered. It isn't told.
+    RefusedSubscription,
+    /// Its outbox was full of what can't be skipped, and it is closed with code 1013.
+    FellBehind,
+}
+
+/// What the application does with incidents. It is called on the thread of the connection, which must not block.
+pub type OnIncident = Arc<dyn Fn(&Incident) + Send + Sync>;
+
+/// Counts what was told in the present second.
+#[derive(Default)]
+pub(crate) struct Limiter {
+    since: Timestamp,
+    told: u32,
+    untold: u64,
+}
+
+impl Limiter {
+    /// Whether another incident may be told, and how many were not since the last one.
+    pub(crate) fn admit(&mut self, now: Timestamp, per_second: u32) -> Option<u64> {
+        if now.since(self.since) >= Duration::from_secs(1) {
+            (self.since, self.told) = (now, 0);
+        }
+        if self.told >= per_second {
+            self.untold += 1;
+            return None;
+        }
+        self.told += 1;
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+impl fmt::Display for Incident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "client {}: {}", self.client, self.what)?;
+        match self.untold {
+            0 => Ok(()),
+            untold => write!(f, " ({untold} more incidents were not told)"),
+        }
+    }
+}
+
+impl fmt::Display for Misdeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RejectedMessage(error) => write!(f, "message rejected: {error}"),
+            Self::Violation { code, reason } if reason.is_empty() => write!(f, "closed with {code}"),
+            Self::Violation { code, reason } => write!(f, "closed with {code}: {reason}"),
+            Self::RefusedSubscription => f.write_str("subscription refused: too many, too long, or no known entity"),
+            Self::FellBehind => f.write_str("closed with 1013: it fell behind"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_in_a_second_and_the_rest_is_counted() {
+        let mut limiter = Limiter::default();
+        let at = |ms| Timestamp::START + Duration::from_millis(ms);
+        assert_eq!(limiter.admit(at(10), 2), Some(0));
+        assert_eq!(limiter.admit(at(20), 2), Some(0));
+        assert_eq!(limiter.admit(at(30), 2), None);
+        assert_eq!(limiter.admit(at(999), 2), None);
+        assert_eq!(limiter.admit(at(1500), 2), Some(2));
+        assert_eq!(limiter.admit(at(1500), 2), Some(0));
+        assert_eq!(limiter.admit(at(9999), 0), None);
+    }
+}
