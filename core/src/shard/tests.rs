@@ -35,6 +35,8 @@ const NOT_FOUND: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 #[derive(Default)]
 struct Store {
     version: AtomicUsize,
+    /// Bytes that follow in each row.
+    padding: AtomicUsize,
 }
 
 impl Resolve for Store {
@@ -45,7 +47,8 @@ impl Resolve for Store {
         };
         let version = self.version.load(Ordering::Relaxed);
         let (entity, id) = (request.key.entity(), request.key.id());
-        let row = format!("{entity}/{id}{of} v{version}");
+        let mut row = format!("{entity}/{id}{of} v{version}");
+        row.extend(std::iter::repeat_n(' ', self.padding.load(Ordering::Relaxed)));
         reply.send(Timestamp::START, Ok(Rows::one(row))).unwrap();
     }
 }
@@ -1018,4 +1021,58 @@ fn refusals_tell_the_date_if_anyone_knows_it() {
         assert_eq!(dated.replace(&field, "\r\n"), undated);
     }
     assert!(!answer(with_date, UPGRADE).contains("Date"));
+}
+
+#[test]
+fn a_client_that_stops_reading_costs_its_limit_and_ends_with_the_newest_of_a_thousand_keys() {
+    const KEYS: usize = 1000;
+    const VERSIONS: usize = 3;
+    let mut net = Net::new(1, |_| {});
+    net.store.padding.store(16 * 1024, Ordering::Relaxed);
+    let stuck = net.connect(0);
+    for id in 0..KEYS {
+        net.subscribe(stuck, "items", &id.to_string());
+    }
+    net.peer(stuck).room = Some(0);
+    let limit = net.node.config().max_outbox_bytes;
+    let mut most = 0;
+    for version in 1..=VERSIONS {
+        net.store.version.store(version, Ordering::Relaxed);
+        for id in 0..KEYS {
+            net.node.notify(net.now, &key("items", &id.to_string())).unwrap();
+            if id % 100 == 0 {
+                net.run();
+                most = most.max(net.shards[0].queued_bytes(stuck.conn).unwrap().0);
+            }
+        }
+    }
+    net.run();
+    assert!((limit / 2..=limit).contains(&most), "{most} bytes were queued");
+    // It reads, in portions, and no portion brings more than the limit either.
+    let mut newest = BTreeMap::new();
+    let mut unread = Vec::new();
+    while newest.len() < KEYS {
+        net.peer(stuck).room = Some(100_000);
+        net.handle(stuck, Input::Writable { conn: stuck.conn });
+        // Reads that it alone asked for are patient with each other.
+        net.wait_until(net.now + Duration::from_millis(100));
+        assert!(net.shards[0].queued_bytes(stuck.conn).unwrap().0 <= limit);
+        unread.append(&mut net.peer(stuck).received);
+        while let [0x81, 126, high, low, rest @ ..] = &unread[..]
+            && let Some(row) = rest.get(..usize::from(u16::from_be_bytes([*high, *low])))
+        {
+            let text = String::from_utf8_lossy(row);
+            let (id, version) = text.trim_end().split_once(" v").unwrap();
+            let version: usize = version.parse().unwrap();
+            assert!(newest.get(id).is_none_or(|&before| before <= version), "{id} goes back");
+            if version == VERSIONS {
+                newest.insert(id.to_owned(), version);
+            }
+            let end = 4 + row.len();
+            unread.drain(..end);
+        }
+    }
+    assert!(net.counts(0).dirty_marks >= (KEYS - limit / (16 * 1024)) as u64);
+    let reads = net.node.counters().reads.get();
+    assert!(reads <= (KEYS * (VERSIONS + 2)) as u64, "{reads} reads");
 }
