@@ -238,8 +238,11 @@ impl Server {
     /// Stops accepting, ends connections as `options` say, sends each what it has queued before its close frame, and
     /// waits for them to leave, for `timeout` at most.
     pub fn drain(self, options: DrainOptions, timeout: Duration) {
+        let now = Instant::now();
+        // What can't be told as a moment is for ever.
+        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(1 << 32));
         // Set once, as this takes the server.
-        let _ = self.stop.drain.set((options, Instant::now() + timeout));
+        let _ = self.stop.drain.set((options, deadline));
         drop(self);
     }
 
