@@ -58,7 +58,10 @@ pub struct PoolCounters {
     pub refused: u64,
 }
 
-/// Threads that run blocking reads in the order in which they were asked for.
+/// Threads that run blocking reads: those of one entity in the order in which they were asked for, and the entities in turn,
+/// so that a slow one holds up the others by no more than the reads that run. Keep
+/// [`max_running_reads`](crate::EntityOptions::max_running_reads) below the number of threads, and it doesn't hold them up
+/// at all.
 ///
 /// A read that runs for longer than [`hung_after`](PoolConfig::hung_after) no longer takes the place of others: its
 /// thread is replaced. Nothing can end a thread that hangs, so it stays until its read does, and meanwhile no other read
@@ -100,7 +103,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Holds no more than one job for each key and audience of each resolver.
-    waiting: VecDeque<Job>,
+    waiting: Waiting,
     running: HashMap<ThreadId, Running>,
     /// Threads that have not ended, idle and hung ones included.
     live: usize,
@@ -109,6 +112,39 @@ struct State {
     /// The monitor knows of no limit, so it has to be told of the next one.
     unwatched: bool,
     stopping: bool,
+}
+
+/// Jobs of each entity in order, and the entities in turn: of one whose reads are slow, no more than one goes ahead of
+/// another's next.
+#[derive(Default)]
+struct Waiting {
+    by_entity: HashMap<String, VecDeque<Job>>,
+    /// Those with jobs, each once.
+    turns: VecDeque<String>,
+}
+
+impl Waiting {
+    fn push(&mut self, entity: &str, job: Job) {
+        match self.by_entity.get_mut(entity) {
+            Some(jobs) => jobs.push_back(job),
+            None => {
+                self.by_entity.insert(entity.to_owned(), VecDeque::from([job]));
+                self.turns.push_back(entity.to_owned());
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        let entity = self.turns.pop_front()?;
+        let jobs = self.by_entity.get_mut(&entity)?;
+        let job = jobs.pop_front();
+        if jobs.is_empty() {
+            self.by_entity.remove(&entity);
+        } else {
+            self.turns.push_back(entity);
+        }
+        job
+    }
 }
 
 struct Running {
@@ -230,14 +266,14 @@ impl State {
 
 impl Shared {
     /// Never waits for a thread: event loops call it.
-    fn run(&self, job: Job) {
+    fn run(&self, entity: &str, job: Job) {
         let mut state = self.state.lock();
         if state.stopping {
             // Not before the lock is released: the job may hold a reply, and dropping that calls back into core.
             drop(state);
             return drop(job);
         }
-        state.waiting.push_back(job);
+        state.waiting.push(entity, job);
         drop(state);
         self.work.notify_one();
     }
@@ -280,7 +316,7 @@ impl Shared {
         let mut state = self.state.lock();
         // One too many: this one hung and has been replaced, or all are to end.
         while state.live <= state.wanted(&self.config) {
-            let Some(job) = state.waiting.pop_front() else {
+            let Some(job) = state.waiting.pop() else {
                 self.work.wait(&mut state);
                 continue;
             };
@@ -366,9 +402,10 @@ impl<F: Fn(&Request) -> Result<Rows, ReadError> + Send + Sync + 'static> Reads<F
             None => {
                 names.insert(name.clone(), Some(reply));
                 drop(names);
+                let key = name.0.clone();
                 let reads = self.clone();
                 let turn = Turn { reads, name };
-                self.pool.0.0.run(Box::new(move || turn.run()));
+                self.pool.0.0.run(key.entity(), Box::new(move || turn.run()));
             }
             Some(Some(waiting)) => {
                 // Core has given up the older request, and would discard an answer to it.

@@ -48,10 +48,13 @@ fn shut_down(pool: &Arc<Pool>, timeout: Duration) {
 fn hold(pool: &Pool) -> Sender<()> {
     let (release, held) = channel();
     let (begin, begun) = channel();
-    pool.0.0.run(Box::new(move || {
-        let _ = begin.send(());
-        let _ = held.recv();
-    }));
+    pool.0.0.run(
+        "items",
+        Box::new(move || {
+            let _ = begin.send(());
+            let _ = held.recv();
+        }),
+    );
     begun.recv_timeout(PATIENCE).expect("begun");
     release
 }
@@ -59,7 +62,7 @@ fn hold(pool: &Pool) -> Sender<()> {
 /// A job that tells when it has run, or was dropped.
 fn probe(pool: &Pool) -> Receiver<()> {
     let (done, ran) = channel();
-    pool.0.0.run(Box::new(move || done.send(()).expect("heard")));
+    pool.0.0.run("items", Box::new(move || done.send(()).expect("heard")));
     ran
 }
 
@@ -201,9 +204,12 @@ fn runs_jobs_at_the_same_time_on_named_threads() {
     let (first, second) = (hold(&pool), hold(&pool));
     drop((first, second));
     let (done, name) = channel();
-    pool.0.0.run(Box::new(move || {
-        let _ = done.send(thread::current().name().map(str::to_owned));
-    }));
+    pool.0.0.run(
+        "items",
+        Box::new(move || {
+            let _ = done.send(thread::current().name().map(str::to_owned));
+        }),
+    );
     assert_eq!(name.recv_timeout(PATIENCE), Ok(Some("reads".to_owned())));
 }
 
@@ -214,10 +220,41 @@ fn runs_jobs_in_order() {
     let (done, order) = channel();
     for n in 0..100 {
         let done = done.clone();
-        pool.0.0.run(Box::new(move || done.send(n).expect("heard")));
+        pool.0.0.run("items", Box::new(move || done.send(n).expect("heard")));
     }
     drop((release, done));
     assert!(order.iter().eq(0..100));
+}
+
+#[test]
+fn entities_take_turns() {
+    let pool = pool(1, NEVER, 0);
+    let release = hold(&pool);
+    let (done, order) = channel();
+    for (entity, n) in [
+        ("slow", 1),
+        ("slow", 2),
+        ("slow", 3),
+        ("other", 1),
+        ("third", 1),
+        ("other", 2),
+    ] {
+        let done = done.clone();
+        let job = move || done.send((entity, n)).expect("heard");
+        pool.0.0.run(entity, Box::new(job));
+    }
+    drop((release, done));
+    let order: Vec<_> = order.iter().collect();
+    let expected = [
+        ("slow", 1),
+        ("other", 1),
+        ("third", 1),
+        ("slow", 2),
+        ("other", 2),
+        ("slow", 3),
+    ];
+    assert_eq!(order, expected);
+    assert!(pool.0.0.state.lock().waiting.by_entity.is_empty());
 }
 
 #[test]
@@ -237,10 +274,13 @@ fn a_name_that_the_system_refuses_is_an_error() {
 fn a_panic_drops_what_the_job_held_and_spares_the_thread() {
     let pool = pool(1, NEVER, 0);
     let (held, dropped) = channel::<()>();
-    pool.0.0.run(Box::new(move || {
-        let _held = held;
-        panic!("a job that fails on purpose");
-    }));
+    pool.0.0.run(
+        "items",
+        Box::new(move || {
+            let _held = held;
+            panic!("a job that fails on purpose");
+        }),
+    );
     assert_eq!(dropped.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
     runs_jobs(&pool);
     assert_eq!((pool.counters().jobs, pool.counters().panics), (2, 1));
@@ -270,7 +310,7 @@ fn no_more_than_max_hung_are_replaced() {
     {
         // What the monitor decides, it decides under this lock.
         let state = pool.0.0.state.lock();
-        assert_eq!((state.live, state.hung, state.waiting.len()), (2, 2, 1));
+        assert_eq!((state.live, state.hung, state.waiting.turns.len()), (2, 2, 1));
     }
     assert_eq!(third.try_recv(), Err(TryRecvError::Empty));
     // As many hang as have been replaced, so this one's thread is needed.
@@ -379,7 +419,7 @@ fn a_read_that_waits_answers_the_newest_request() {
     let older = Asked::of("100").give_to(&resolver);
     let mut newer = Asked::of("100").give_to(&resolver);
     assert!(older.has_failed());
-    assert_eq!(pool.0.0.state.lock().waiting.len(), 1);
+    assert_eq!(pool.0.0.state.lock().waiting.turns.len(), 1);
     stuck.ends();
     assert_eq!(newer.is_answered(), "100");
     first.is_answered();
@@ -478,10 +518,13 @@ fn a_job_may_hold_the_last_handle() {
     let weak: Weak<Shared> = Arc::downgrade(&pool.0.0);
     let (go, wait) = channel::<()>();
     let own = Arc::clone(&pool);
-    pool.0.0.run(Box::new(move || {
-        let _ = wait.recv();
-        drop(own);
-    }));
+    pool.0.0.run(
+        "items",
+        Box::new(move || {
+            let _ = wait.recv();
+            drop(own);
+        }),
+    );
     drop(pool);
     go.send(()).expect("waiting");
     wait_until(|| weak.strong_count() == 0);
