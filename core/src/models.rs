@@ -4,18 +4,18 @@
 //! Each was seen to fail when the code it is about is broken; `tests/simulation/src/bin/planted.rs` breaks it again in CI.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 
+use loom::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use loom::thread;
 
 use crate::entity::{Entities, EntityOptions};
 use crate::flights::FlightId;
 use crate::node::{Inbox, Port};
 use crate::{
-    Audience, Config, ConnId, EntityKey, Input, Node, Output, Reply, Request, Resolve, Rows, Seed, Sent, Shard,
-    Timestamp,
+    Audience, Config, ConnId, EntityKey, Input, Node, Output, Reply, Request, Resolve, Rows, Seed, Selector, Sent,
+    Shard, Timestamp,
 };
 
 const NOW: Timestamp = Timestamp::START;
@@ -28,14 +28,20 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// The application's store, whose state is the number of its last event. The model checker runs one thread at a time, so
-/// what it doesn't check may use the standard library's locks.
+/// The application's store, whose state is the number of its last event. Events are counted by the model checker's atomic:
+/// their order is what the models ask about, and it must try them all. The locks may be the standard library's, as one
+/// thread runs at a time, and none gives way while it holds one.
 #[derive(Default)]
 struct Store {
     events: AtomicU64,
     reads: Mutex<Vec<(u64, Request, Reply)>>,
-    running: Mutex<BTreeSet<(String, String)>>,
-    most_running: AtomicU64,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    names: BTreeSet<(String, String)>,
+    most: usize,
 }
 
 impl Store {
@@ -49,7 +55,7 @@ impl Store {
         let Some((began, request, reply)) = next else {
             return false;
         };
-        self.running.lock().unwrap().remove(&name_of(&request));
+        self.running.lock().unwrap().names.remove(&name_of(&request));
         let row = format!("{} {} {began}", request.key.id(), name_of(&request).1);
         reply.send(NOW, Ok(Rows::one(row))).unwrap();
         true
@@ -58,14 +64,15 @@ impl Store {
 
 impl Resolve for Store {
     fn resolve(&self, request: Request, reply: Reply) {
-        let mut running = self.running.lock().unwrap();
-        assert!(
-            running.insert(name_of(&request)),
-            "G3: two reads of {:?} at once",
-            name_of(&request)
-        );
-        self.most_running.fetch_max(running.len() as u64, SeqCst);
-        self.reads.lock().unwrap().push((self.event(), request, reply));
+        {
+            let mut running = self.running.lock().unwrap();
+            let name = name_of(&request);
+            // What this panics with is caught, and the lock that it poisons fails the model.
+            assert!(running.names.insert(name), "G3: two reads of a name at once");
+            running.most = running.most.max(running.names.len());
+        }
+        let began = self.event();
+        self.reads.lock().unwrap().push((began, request, reply));
     }
 }
 
@@ -187,11 +194,11 @@ fn config() -> Config {
 
 /// Wakes nobody, but remembers. The model checker's flag, so that threads take turns around it too.
 #[derive(Default)]
-struct Woken(loom::sync::atomic::AtomicBool);
+struct Woken(AtomicU64);
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
-        self.0.store(true, SeqCst);
+        self.0.fetch_add(1, SeqCst);
     }
 }
 
@@ -209,7 +216,7 @@ fn no_wake_up_is_lost() {
             .collect();
         // A turn of the shard: it looks until there is nothing, and sleeps.
         let mut inbox = Inbox::default();
-        woken.0.store(false, SeqCst);
+        woken.0.store(0, SeqCst);
         loop {
             port.take(&mut inbox);
             if inbox.is_empty() {
@@ -220,9 +227,25 @@ fn no_wake_up_is_lost() {
         for producer in producers {
             producer.join().unwrap();
         }
-        let was_woken = woken.0.load(SeqCst);
+        let was_woken = woken.0.load(SeqCst) > 0;
         port.take(&mut inbox);
         assert!(was_woken || inbox.is_empty(), "it sleeps, and there is something to do");
+    });
+}
+
+/// A shard that has been woken and has not looked yet is not woken again.
+#[test]
+fn nobody_is_woken_twice() {
+    check(|| {
+        let woken = Arc::<Woken>::default();
+        let port = Arc::new(Port::new(Waker::from(woken.clone())));
+        let producer = thread::spawn({
+            let port = port.clone();
+            move || port.mark(FlightId::NOWHERE)
+        });
+        port.mark(FlightId::NOWHERE);
+        producer.join().unwrap();
+        assert_eq!(woken.0.load(SeqCst), 1);
     });
 }
 
@@ -246,36 +269,54 @@ fn the_newest_rows_are_taken_in_order() {
     });
 }
 
-/// A subscription against a notify. `others` are subscribed already; one of them leaves in the middle, if `leaves`.
-fn subscribe_against_notify(others: bool, leaves: bool) {
+/// What another client of the shard does while one subscribes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Other {
+    Nothing,
+    /// It is subscribed, and a read is under way.
+    Stays,
+    /// Likewise, and it leaves before the one subscribes: the last one goes, and a first one comes.
+    LeavesBefore,
+    LeavesAfter,
+}
+
+fn subscribe_against_notify(does: Other) {
     check(move || {
         let mut world = World::new(config());
         let (conn, other) = (world.connect(), world.connect());
-        if others {
+        if does != Other::Nothing {
             world.subscribe(other, "1");
+            world.node.notify(NOW, &key("1")).unwrap();
         }
-        let is_subscribed = Arc::new(AtomicBool::new(false));
-        let (node, store, sees) = (world.node.clone(), world.store.clone(), is_subscribed.clone());
+        let (node, store) = (world.node.clone(), world.store.clone());
         let notifier = thread::spawn(move || {
-            let was_subscribed = sees.load(SeqCst);
             let event = store.event();
             node.notify(NOW, &key("1")).unwrap();
             store.answer_next();
-            (was_subscribed, event)
+            event
         });
-        world.subscribe(conn, "1");
-        is_subscribed.store(true, SeqCst);
-        if leaves {
-            world.say(other, r#"{"action":"unsubscribe","body":{"entity":"e","id":"1"}}"#);
+        let leave = r#"{"action":"unsubscribe","body":{"entity":"e","id":"1"}}"#;
+        if does == Other::LeavesBefore {
+            world.say(other, leave);
         }
-        let (was_subscribed, event) = notifier.join().unwrap();
+        let asked = world.store.event();
+        world.subscribe(conn, "1");
+        let subscribed = world.store.event();
+        if does == Other::LeavesAfter {
+            world.say(other, leave);
+        }
+        let event = notifier.join().unwrap();
         world.settle();
         assert!(
-            !was_subscribed || world.has_row_after(conn, "1", event),
+            event < subscribed || world.has_row_after(conn, "1", event),
             "G1: the notify is lost"
         );
         assert!(
-            !others || leaves || world.has_row_after(other, "1", event),
+            world.rows_of(conn).all(|row| row.began > asked),
+            "rows of a read that began before it joined"
+        );
+        assert!(
+            does != Other::Stays || world.has_row_after(other, "1", event),
             "G1: lost to the other"
         );
     });
@@ -283,32 +324,42 @@ fn subscribe_against_notify(others: bool, leaves: bool) {
 
 #[test]
 fn a_first_subscription_against_a_notify() {
-    subscribe_against_notify(false, false);
+    subscribe_against_notify(Other::Nothing);
 }
 
 #[test]
 fn a_further_subscription_against_a_notify() {
-    subscribe_against_notify(true, false);
+    subscribe_against_notify(Other::Stays);
+}
+
+#[test]
+fn a_subscription_against_a_notify_after_the_last_one_left() {
+    subscribe_against_notify(Other::LeavesBefore);
 }
 
 #[test]
 fn a_subscription_against_a_notify_while_another_leaves() {
-    subscribe_against_notify(true, true);
+    subscribe_against_notify(Other::LeavesAfter);
 }
 
 /// A change of secret against a notify: the rows come under one secret or the other, and never under the old one after
 /// the change.
-#[test]
-fn a_change_of_secret_against_a_notify() {
-    check(|| {
+fn change_secret_against_notify(is_reading: bool) {
+    check(move || {
         let mut world = World::new(config());
         let conn = world.connect();
         world.say(conn, r#"{"action":"secret","body":"a"}"#);
         world.subscribe(conn, "1");
+        if is_reading {
+            world.node.notify(NOW, &key("1")).unwrap();
+        }
         let (node, store) = (world.node.clone(), world.store.clone());
         let notifier = thread::spawn(move || {
             let event = store.event();
             node.notify(NOW, &key("1")).unwrap();
+            if is_reading {
+                store.answer_next();
+            }
             event
         });
         world.say(conn, r#"{"action":"secret","body":"b"}"#);
@@ -319,6 +370,39 @@ fn a_change_of_secret_against_a_notify() {
             world.rows_of(conn).all(|row| row.audience == "<b>"),
             "G6: rows of the old secret"
         );
+    });
+}
+
+#[test]
+fn a_change_of_secret_against_a_notify() {
+    change_secret_against_notify(false);
+}
+
+#[test]
+fn a_change_of_secret_against_a_notify_while_a_read_runs() {
+    change_secret_against_notify(true);
+}
+
+/// A reread by secret, with a read under way that must not count, against the shard and its answers.
+#[test]
+fn a_reread_against_a_notify() {
+    check(|| {
+        let mut world = World::new(config());
+        let conn = world.connect();
+        world.say(conn, r#"{"action":"secret","body":"a"}"#);
+        world.subscribe(conn, "1");
+        let (node, store) = (world.node.clone(), world.store.clone());
+        let rereader = thread::spawn(move || {
+            let event = store.event();
+            node.reread(NOW, &Selector::Secret("a".into()));
+            event
+        });
+        world.node.notify(NOW, &key("1")).unwrap();
+        world.poll();
+        world.store.answer_next();
+        let event = rereader.join().unwrap();
+        world.settle();
+        assert!(world.has_row_after(conn, "1", event), "the reread is lost");
     });
 }
 
@@ -350,6 +434,39 @@ fn reads_take_turns() {
             world.has_row_after(conn, "1", 0) && world.has_row_after(conn, "2", 0),
             "a read never began"
         );
-        assert_eq!(world.store.most_running.load(SeqCst), 1);
+        assert_eq!(world.store.running.lock().unwrap().most, 1);
+    });
+}
+
+/// Likewise, with two that notify while a third answers.
+#[test]
+fn reads_that_others_answer_take_turns() {
+    check(|| {
+        let mut config = config();
+        let mut options = EntityOptions::default();
+        options.max_running_reads = 1;
+        config.entities = Entities::none().with("e", options);
+        let mut world = World::new(config);
+        let conn = world.connect();
+        world.subscribe(conn, "1");
+        world.subscribe(conn, "2");
+        let node = world.node.clone();
+        let notifier = thread::spawn(move || {
+            node.notify(NOW, &key("1")).unwrap();
+        });
+        let store = world.store.clone();
+        let answers = thread::spawn(move || {
+            thread::yield_now();
+            store.answer_next();
+        });
+        world.node.notify(NOW, &key("2")).unwrap();
+        notifier.join().unwrap();
+        answers.join().unwrap();
+        world.settle();
+        assert!(
+            world.has_row_after(conn, "1", 0) && world.has_row_after(conn, "2", 0),
+            "a read never began"
+        );
+        assert_eq!(world.store.running.lock().unwrap().most, 1);
     });
 }
