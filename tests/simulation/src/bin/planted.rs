@@ -259,6 +259,20 @@ const BUGS: &[Bug] = &[
         bad: "if state.running < limit.max(2) {",
         seeds: 0,
     },
+    Bug {
+        name: "a shard that has been woken is woken again for every mark",
+        file: "core/src/node/port.rs",
+        good: "if !self.pending.swap(true, Ordering::SeqCst) {",
+        bad: "self.pending.swap(true, Ordering::SeqCst);\n        {",
+        seeds: 0,
+    },
+    Bug {
+        name: "room for a read is looked for under one lock and taken under another",
+        file: "core/src/node/gate.rs",
+        good: "        let mut state = lock(&self.0);\n        if state.running < limit.max(1) {\n            state.running += 1;\n            return Entry::Begin;\n        }",
+        bad: "        if lock(&self.0).running < limit.max(1) {\n            lock(&self.0).running += 1;\n            return Entry::Begin;\n        }\n        let mut state = lock(&self.0);",
+        seeds: 0,
+    },
 ];
 
 fn main() -> ExitCode {
