@@ -10,6 +10,7 @@
 mod binary;
 mod conformance;
 mod echo;
+mod embedding;
 mod engine;
 mod milestone;
 mod mio_server;

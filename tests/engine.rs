@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use entity_sync_mio::{
-    Adopted, AudienceRule, Config, DrainOptions, Entities, EntityKey, EntityOptions, Pool, PoolConfig, ReadError,
-    Reply, Request, Rows, Selector, Server,
+    Adopted, Audience, AudienceRule, Config, DrainOptions, Entities, EntityKey, EntityOptions, Pool, PoolConfig,
+    ReadError, Reply, Request, Rows, Selector, Server,
 };
 use entity_sync_tests::{Client, PATIENCE, talk, wait_for};
 
@@ -169,7 +169,7 @@ fn a_stuck_client_holds_up_nobody_and_ends_with_the_newest_state_of_a_thousand_k
 }
 
 /// An accept loop that is not ours: it reads the request, and hands the connection over.
-fn adopt_from(listener: &TcpListener, server: &Server, is_upgraded: bool) {
+fn adopt_from(listener: &TcpListener, server: &Server, is_upgraded: bool, secret: Option<Arc<str>>) {
     let (mut stream, _) = listener.accept().unwrap();
     let mut received = talk(&mut stream, b"\r\n\r\n");
     if is_upgraded {
@@ -183,11 +183,8 @@ fn adopt_from(listener: &TcpListener, server: &Server, is_upgraded: bool) {
             )
             .unwrap();
     }
-    let adopted = Adopted {
-        stream,
-        received,
-        is_upgraded,
-    };
+    let mut adopted = Adopted::new(stream);
+    (adopted.received, adopted.is_upgraded, adopted.secret) = (received, is_upgraded, secret);
     server.handle().adopt(adopted).unwrap();
 }
 
@@ -211,7 +208,7 @@ fn connections_accepted_elsewhere_are_served_with_what_was_read_from_them() {
         all.extend([0x81, 0x80 | subscribe.len() as u8, 0, 0, 0, 0]);
         all.extend(subscribe);
         client.write_all(&all).unwrap();
-        adopt_from(&listener, &server, is_upgraded);
+        adopt_from(&listener, &server, is_upgraded, None);
         assert!(talk(&mut client, b"\r\n\r\n").starts_with(b"HTTP/1.1 101 "));
         wait_for("the subscription", || server.handle().shard_counts().subscriptions == 1);
         notify(&server, "1");
@@ -224,14 +221,40 @@ fn connections_accepted_elsewhere_are_served_with_what_was_read_from_them() {
     let handle = server.handle().clone();
     drop(server);
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let error = handle
-        .adopt(Adopted {
-            stream: client,
-            received: Vec::new(),
-            is_upgraded: false,
-        })
-        .unwrap_err();
+    let error = handle.adopt(Adopted::new(client)).unwrap_err();
     assert!(error.adopted.stream.peer_addr().is_ok(), "{error}");
+}
+
+#[test]
+fn whoever_accepts_a_connection_may_say_who_it_is_and_the_client_can_not() {
+    let mut config = config(1);
+    config.listen.clear();
+    let server = Server::start(config, |request: Request, reply: Reply| {
+        assert!(
+            !format!("{request:?}").contains("alice"),
+            "a secret in what may be logged"
+        );
+        let Audience::Secret(secret) = request.audience else {
+            panic!("{request:?}")
+        };
+        reply.rows(Rows::one(format!("for {secret}"))).unwrap();
+    })
+    .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    for (fixed, row) in [(Some("alice"), "for alice"), (Some(""), "for "), (None, "for mallory")] {
+        let connecting = std::thread::spawn(move || Client::connect(address));
+        adopt_from(&listener, &server, false, fixed.map(Into::into));
+        let mut client = connecting.join().unwrap();
+        client.secret("mallory");
+        client.subscribe("items", "1");
+        client.sync();
+        notify(&server, "1");
+        assert_eq!(client.row(), row);
+        drop(client);
+        wait_for("the end of the connection", || server.handle().flights() == 0);
+    }
+    assert_eq!(server.handle().shard_counts().rejected_messages, 2);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -45,13 +46,26 @@ pub enum Refused {
 }
 
 /// A new connection, for [`Shard::open_with`](crate::Shard::open_with).
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct Opening {
     /// Where it comes from, for `max_connections_per_address`.
     pub peer: Option<IpAddr>,
     /// Someone else has answered the upgrade request already: what comes first are frames.
     pub is_upgraded: bool,
+    /// Who the client is, as whoever accepted it has found out (by a cookie, say). It takes the place of the secret that
+    /// clients send, and the client can't change it.
+    pub secret: Option<Arc<str>>,
+}
+
+impl fmt::Debug for Opening {
+    /// Without the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opening")
+            .field("peer", &self.peer)
+            .field("is_upgraded", &self.is_upgraded)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Admission {
@@ -180,6 +194,7 @@ mod tests {
         Opening {
             peer: Some(peer.parse().unwrap()),
             is_upgraded: true,
+            secret: None,
         }
     }
 

@@ -59,7 +59,7 @@ pub enum PassThrough {
 }
 
 /// Whom [`Node::reread`], [`Node::unsubscribe`] and [`Node::disconnect`] are about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Selector {
     /// Whoever is subscribed to this key, and that subscription.
@@ -196,6 +196,17 @@ impl fmt::Debug for ClientId {
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for Selector {
+    /// Without the secret, which is often a token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => f.debug_tuple("Key").field(key).finish(),
+            Self::Secret(_) => f.write_str("Secret(…)"),
+            Self::Client(id) => f.debug_tuple("Client").field(id).finish(),
+        }
     }
 }
 

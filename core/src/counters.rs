@@ -143,6 +143,8 @@ counters! {
         stale_inputs,
         /// Groups given to connections, whether written at once or queued.
         deliveries,
+        /// Bytes of those groups.
+        delivered_bytes,
         /// Queued groups that were replaced by newer ones.
         conflated,
         /// Groups withheld because an outbox was full; the key is read again for that connection later.

@@ -34,6 +34,9 @@ pub enum Misdeed {
         /// The reason in the close frame.
         reason: String,
     },
+    /// It sent a secret, and its own was set when it was accepted: see [`Opening::secret`](crate::Opening::secret). It
+    /// isn't told.
+    FixedSecret,
     /// It subscribed to too much, to too long a key, or to an entity that is not registered. It isn't told.
     RefusedSubscription,
     /// Its outbox was full of what can't be skipped, and it is closed with code 1013.
@@ -82,6 +85,7 @@ impl fmt::Display for Misdeed {
             Self::RejectedMessage(error) => write!(f, "message rejected: {error}"),
             Self::Violation { code, reason } if reason.is_empty() => write!(f, "closed with {code}"),
             Self::Violation { code, reason } => write!(f, "closed with {code}: {reason}"),
+            Self::FixedSecret => f.write_str("secret ignored: its own was set when it was accepted"),
             Self::RefusedSubscription => f.write_str("subscription refused: too many, too long, or no known entity"),
             Self::FellBehind => f.write_str("closed with 1013: it fell behind"),
         }

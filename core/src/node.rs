@@ -139,6 +139,33 @@ impl Node {
         }
     }
 
+    /// Reads again whatever anyone is subscribed to: after a gap in what tells of changes, such as a connection to a
+    /// database or a queue that was lost for a while.
+    ///
+    /// As many reads run at once as each entity's `max_running_reads` allows; the others wait for their turns.
+    pub fn reread_all(&self, now: Timestamp) {
+        self.set_clock(now);
+        for number in 0..STRIPES {
+            let mut starts = Starts::new();
+            {
+                let mut guard = self.lock(number);
+                let stripe = &mut *guard;
+                for (slot, flight) in stripe.flights.iter_mut() {
+                    flight.owe_to_all();
+                    let id = FlightId { stripe: number, slot };
+                    self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
+                }
+            }
+            // A stripe at a time, so that notifies of others need not wait for all.
+            self.hand_over(now, starts);
+        }
+    }
+
+    /// Whether there is an entity of this name.
+    pub fn is_entity(&self, name: &str) -> bool {
+        self.0.entities.find(name).is_some()
+    }
+
     /// Ends subscriptions of those whom `selector` names, as if they had unsubscribed. They are not told; they may
     /// subscribe again.
     pub fn unsubscribe(&self, selector: &Selector) {

@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 ///
 /// It is chosen before the read, by the entity's [`AudienceRule`](crate::AudienceRule). Rows resolved for one audience
 /// are never sent to another.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Audience {
     /// Everyone with this secret (empty when the client sent none): the default.
     Secret(Arc<str>),
@@ -22,6 +22,18 @@ pub enum Audience {
     Named(Arc<str>),
     /// Everyone.
     Public,
+}
+
+impl fmt::Debug for Audience {
+    /// Without the secret, which is often a token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(secret) if secret.is_empty() => f.write_str("Secret(none)"),
+            Self::Secret(_) => f.write_str("Secret(…)"),
+            Self::Named(name) => f.debug_tuple("Named").field(name).finish(),
+            Self::Public => f.write_str("Public"),
+        }
+    }
 }
 
 /// What to read, for whom.

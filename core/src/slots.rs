@@ -94,6 +94,17 @@ impl<T> Slots<T> {
         slot.value.as_mut().map(|value| (id, value))
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (SlotId, &mut T)> {
+        let slots = self.slots.iter_mut().enumerate();
+        slots.filter_map(|(index, Slot { generation, value })| {
+            let id = SlotId {
+                index: index as u32,
+                generation: *generation,
+            };
+            value.as_mut().map(|value| (id, value))
+        })
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SlotId, &T)> {
         (0..self.slots.len() as u32).filter_map(|index| self.at(index))
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::TcpStream;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 const MAX_WAITING: usize = 4096;
 
 /// A connection that was accepted elsewhere, with what was already read from it.
-#[derive(Debug)]
+#[non_exhaustive]
 pub struct Adopted {
     /// Its socket.
     pub stream: TcpStream,
@@ -20,6 +21,40 @@ pub struct Adopted {
     /// The upgrade request has been answered with 101 by whoever accepted it, so that `received` and what follows are
     /// frames. Otherwise it begins with the request.
     pub is_upgraded: bool,
+    /// Who the client is, as whoever accepted it has found out: see
+    /// [`Opening::secret`](entity_sync_core::Opening::secret).
+    pub secret: Option<Arc<str>>,
+}
+
+impl Adopted {
+    /// A connection from which nothing was read yet.
+    pub fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            received: Vec::new(),
+            is_upgraded: false,
+            secret: None,
+        }
+    }
+
+    /// A connection whose upgrade request was answered, with the bytes that were read behind the request.
+    pub fn upgraded(stream: TcpStream, received: Vec<u8>) -> Self {
+        Self {
+            received,
+            is_upgraded: true,
+            ..Self::new(stream)
+        }
+    }
+}
+
+impl fmt::Debug for Adopted {
+    /// Without the secret and what was received, which may hold one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Adopted")
+            .field("stream", &self.stream)
+            .field("is_upgraded", &self.is_upgraded)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a connection was not adopted. It is given back.

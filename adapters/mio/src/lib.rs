@@ -280,6 +280,32 @@ impl Handle {
         self.node.notify(self.clock.now(), key)
     }
 
+    /// As [`notify`](Self::notify) for each of them, or for none if one is of an unknown entity.
+    ///
+    /// # Errors
+    /// [`UnknownEntity`], of the first such key: nothing was done.
+    pub fn notify_many<'a>(
+        &self,
+        keys: impl IntoIterator<Item = &'a EntityKey, IntoIter: Clone>,
+    ) -> Result<(), UnknownEntity> {
+        let keys = keys.into_iter();
+        if let Some(key) = keys.clone().find(|key| !self.is_entity(key.entity())) {
+            return self.notify(key);
+        }
+        keys.clone().try_for_each(|key| self.notify(key))
+    }
+
+    /// Whether there is an entity of this name.
+    pub fn is_entity(&self, name: &str) -> bool {
+        self.node.is_entity(name)
+    }
+
+    /// Reads again whatever anyone is subscribed to: after a gap in what tells of changes, such as a connection to a
+    /// database that was lost for a while.
+    pub fn reread_all(&self) {
+        self.node.reread_all(self.clock.now());
+    }
+
     /// Reads again for those whom `selector` names, as when what they may see has changed.
     pub fn reread(&self, selector: &Selector) {
         self.node.reread(self.clock.now(), selector);
@@ -410,8 +436,3 @@ impl std::error::Error for StartError {
         }
     }
 }
-
-/// The README's programs compile.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct Readme;

@@ -243,6 +243,7 @@ impl Reactor {
                 stream,
                 mut received,
                 is_upgraded,
+                secret,
             }) = self.inbox.pop()
             else {
                 return true;
@@ -251,6 +252,7 @@ impl Reactor {
             let mut opening = Opening::default();
             opening.peer = stream.peer_addr().ok().map(|peer| peer.ip());
             opening.is_upgraded = is_upgraded;
+            opening.secret = secret;
             let conn = self.take_in(now, mio::net::TcpStream::from_std(stream), &opening);
             if let Some(conn) = conn
                 && !received.is_empty()

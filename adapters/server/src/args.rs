@@ -14,6 +14,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use entity_sync_core::Origins;
 
 use crate::store::Location;
+use crate::values::{ValueError, address, origin, origins, path};
 
 /// The most reactors that make sense on any machine.
 const MAX_REACTORS: usize = 1024;
@@ -57,8 +58,8 @@ impl Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ArgsError {
-    /// Not an IP address with a port.
-    NotAnAddress,
+    /// Not a good value of its kind.
+    Value(ValueError),
     /// The API would be reachable from other machines.
     ApiNotLoopback,
     /// Clients and the API can't share a port.
@@ -70,19 +71,12 @@ pub enum ArgsError {
     },
     /// Not a sensible number of threads.
     BadReactors,
-    /// Not what a request can name.
-    BadPath,
-    /// Not what a browser sends as its origin.
-    BadOrigin,
 }
 
 impl fmt::Display for ArgsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAnAddress => f.write_str(
-                "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, or \
-                 0.0.0.0:8080 for every interface",
-            ),
+            Self::Value(error) => error.fmt(f),
             Self::ApiNotLoopback => f.write_str(
                 "the API has no authentication yet, so it is served on loopback addresses only; keep \
                  it on 127.0.0.1, and put a proxy that authenticates in front of it to reach it from \
@@ -96,19 +90,17 @@ impl fmt::Display for ArgsError {
                 f,
                 "write a number from 1 to {MAX_REACTORS}; the number of CPUs is taken if you leave it out"
             ),
-            Self::BadPath => f.write_str(
-                "write the path of a URL, such as /ws/entity-sync/: it begins with / and has no \
-                 spaces, no ? and no #; whether it ends with / makes a difference",
-            ),
-            Self::BadOrigin => f.write_str(
-                "write a scheme and a host without a path, such as https://example.com or \
-                 http://localhost:3000, or * for any origin",
-            ),
         }
     }
 }
 
 impl std::error::Error for ArgsError {}
+
+impl From<ValueError> for ArgsError {
+    fn from(error: ValueError) -> Self {
+        Self::Value(error)
+    }
+}
 
 /// Pushes entities to the clients that subscribe to them, whenever they change.
 #[derive(Parser)]
@@ -198,26 +190,15 @@ impl Serve {
             .reactors
             .or_else(|| thread::available_parallelism().ok())
             .unwrap_or(NonZeroUsize::MIN);
-        let origins = if self.origin.is_empty() {
-            Origins::Same
-        } else if self.origin.iter().any(|origin| origin == "*") {
-            Origins::Any
-        } else {
-            Origins::List(self.origin)
-        };
         Ok(Options {
             listen,
             api,
             data: self.data,
             reactors,
             paths: self.path,
-            origins,
+            origins: origins(self.origin),
         })
     }
-}
-
-fn address(given: &str) -> Result<SocketAddr, ArgsError> {
-    given.parse().map_err(|_| ArgsError::NotAnAddress)
 }
 
 fn loopback(given: &str) -> Result<SocketAddr, ArgsError> {
@@ -244,40 +225,6 @@ fn reactors(given: &str) -> Result<NonZeroUsize, ArgsError> {
         .ok()
         .filter(|n: &NonZeroUsize| n.get() <= MAX_REACTORS)
         .ok_or(ArgsError::BadReactors)
-}
-
-fn path(given: &str) -> Result<String, ArgsError> {
-    let allowed = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
-    if given.starts_with('/') && given.bytes().all(allowed) {
-        Ok(given.to_owned())
-    } else {
-        Err(ArgsError::BadPath)
-    }
-}
-
-fn origin(given: &str) -> Result<String, ArgsError> {
-    if given == "*" {
-        return Ok(given.to_owned());
-    }
-    let origin = given.to_ascii_lowercase();
-    let (scheme, host) = origin.split_once("://").ok_or(ArgsError::BadOrigin)?;
-    let scheme_ok = !scheme.is_empty()
-        && scheme
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    let host_ok = !host.is_empty()
-        && host
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && !b"/?#@*".contains(&byte));
-    if !scheme_ok || !host_ok {
-        return Err(ArgsError::BadOrigin);
-    }
-    let own_port = match scheme {
-        "http" => ":80",
-        "https" => ":443",
-        _ => "",
-    };
-    Ok(origin.strip_suffix(own_port).unwrap_or(&origin).to_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,8 @@
-//! Entity Sync, ready to run: the embedded store, the HTTP API and the command line of the `entity-sync` binary.
+//! Entity Sync, ready to run: the server in one call, and the `entity-sync` binary.
+//!
+//! - [`EntitySync::builder`] is the whole set-up for an application that embeds it; see [`builder`].
+//!
+//! The rest is what the binary is made of:
 //!
 //! - [`store`] keeps entities in a SQLite file and says which keys changed, after the change is safe on disk.
 //! - [`api`] is HTTP around it: write, read and delete entities, and notify of changes made elsewhere.
@@ -6,5 +10,23 @@
 
 pub mod api;
 pub mod args;
+pub mod builder;
 pub mod serve;
 pub mod store;
+pub mod values;
+
+pub use builder::{BuildError, Builder, Entity, EntitySync};
+pub use entity_sync_mio::{
+    Audience, AudienceRule, Client, ClientId, Config, Delivery, DrainOptions, EntityKey, Handle, Incident, Incoming,
+    InvalidCloseCode, Payload, Pool, PoolConfig, ReadError, Reply, Request, Resolver, RowError, Rows, Selector,
+    SendError, StartError, UnknownEntity,
+};
+
+/// The programs of the README and of the page for those who come from Go compile.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../../docs/migrating.md")]
+    struct Migrating;
+}

@@ -13,6 +13,8 @@ pub(super) struct Conn {
     /// What few connections need at any one time.
     pub(super) extra: Option<Box<Extra>>,
     pub(super) secret: Option<Arc<str>>,
+    /// It was set when the connection was opened, and the client has no say in it.
+    pub(super) is_secret_fixed: bool,
     pub(super) last_alive: Timestamp,
     pub(super) phase: Phase,
     /// The socket is full: wait for [`Input::Writable`].

@@ -154,6 +154,7 @@ impl Shard {
             self.subscriptions.set_walked_standing(standing.served());
         }
         self.counters.deliveries.add_alone(1);
+        self.counters.delivered_bytes.add_alone(group.len() as u64);
         let limit = self.node.config().max_outbox_bytes;
         match write {
             Some(write) if state.is_clear() => {

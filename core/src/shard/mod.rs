@@ -145,7 +145,8 @@ impl Shard {
         };
         let conn = ConnId(self.conns.insert(Conn {
             extra: None,
-            secret: None,
+            secret: opening.secret.clone().filter(|it| !it.is_empty()),
+            is_secret_fixed: opening.secret.is_some(),
             last_alive: self.now,
             phase,
             blocked: false,

@@ -142,6 +142,10 @@ impl Shard {
         match wire::decode(message.as_bytes()) {
             Ok(ClientMessage::Subscribe(key)) => self.subscribe(conn, key),
             Ok(ClientMessage::Unsubscribe(key)) => self.unsubscribe(conn, &key),
+            Ok(ClientMessage::Secret(_)) if self.conns.get(conn.0).is_some_and(|it| it.is_secret_fixed) => {
+                self.counters.rejected_messages.add_alone(1);
+                self.tell(conn, || Misdeed::FixedSecret);
+            }
             Ok(ClientMessage::Secret(secret)) => self.change_secret(conn, &secret),
             Ok(ClientMessage::PassThrough) => self.pass(conn, message),
             // v1 has no way to tell the client.

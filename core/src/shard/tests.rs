@@ -559,6 +559,9 @@ fn reads_are_repeated_for_those_who_are_named() {
     net.run();
     assert_eq!(net.all_frames([a, b]), [no_rows.clone(), no_rows.clone()]);
     assert_eq!(net.frames(c), of_s);
+    net.node.reread_all(net.now);
+    net.run();
+    assert_eq!(net.all_frames(ids).map(|frames| frames.len()), [2, 2, 1]);
     net.node.reread(net.now, &Selector::Key(key("items", "none")));
     net.node.reread(net.now, &Selector::Secret("none".into()));
     net.run();

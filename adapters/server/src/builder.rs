@@ -1,0 +1,282 @@
+//! [`EntitySync`]: the whole server in one call, for applications that embed it.
+//!
+//! ```no_run
+//! use entity_sync::{Entity, EntitySync, Rows};
+//! use entity_sync::EntityKey;
+//!
+//! let sync = EntitySync::builder()
+//!     .listen("127.0.0.1:8080")
+//!     .entity("items", Entity::read(|request| Ok(Rows::one(format!(r#"{{"id":{:?}}}"#, request.key.id())))))
+//!     .start()?;
+//! // Whenever row 100 has changed, on any thread:
+//! sync.notify(&EntityKey::new("items", "100")?)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod entity;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use entity_sync_mio::{
+    Config, DrainOptions, Entities, EntityKey, Handle, Incident, Incoming, Pool, PoolConfig, Server, StartError,
+    UnknownEntity,
+};
+
+use crate::values::{self, ValueError};
+pub use entity::Entity;
+use entity::Routes;
+
+/// A running server. Dropping it stops it at once; [`shutdown`](Self::shutdown) is kinder.
+#[derive(Debug)]
+pub struct EntitySync {
+    server: Server,
+    pool: Pool,
+}
+
+/// What an [`EntitySync`] is to be. Nothing is checked before [`start`](Self::start).
+pub struct Builder {
+    listen: Vec<String>,
+    paths: Vec<String>,
+    origins: Vec<String>,
+    entities: BTreeMap<String, Entity>,
+    others: Option<Entity>,
+    pool: PoolConfig,
+    config: Config,
+}
+
+/// Why a server did not start. Its `Display` says what to do.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// An address, path or origin is none.
+    Value {
+        /// As it was given.
+        given: String,
+        /// What is wrong with it.
+        error: ValueError,
+    },
+    /// There is no entity, so nobody could be pushed anything.
+    NoEntity,
+    /// An address is taken, or the system refuses something.
+    Start(StartError),
+    /// The system refuses a thread for reads.
+    Threads(io::Error),
+}
+
+impl EntitySync {
+    /// What it is to be, from the defaults on: nothing listened to, the path `/ws/entity-sync/`, pages of the same host
+    /// and port, a reactor per CPU, four threads for reads.
+    pub fn builder() -> Builder {
+        Builder {
+            listen: Vec::new(),
+            paths: Vec::new(),
+            origins: Vec::new(),
+            entities: BTreeMap::new(),
+            others: None,
+            pool: PoolConfig::default(),
+            config: Config::new([]),
+        }
+    }
+
+    /// The entity changed: every subscriber is pushed rows of a read that begins after this call. It may be called on any
+    /// thread, never blocks for long, and does nothing if nobody is subscribed.
+    ///
+    /// # Errors
+    /// [`UnknownEntity`] if no resolver was given for it, nor one for all others.
+    pub fn notify(&self, key: &EntityKey) -> Result<(), UnknownEntity> {
+        self.handle().notify(key)
+    }
+
+    /// As [`notify`](Self::notify) for each of them, or for none if one is of an unknown entity.
+    ///
+    /// # Errors
+    /// [`UnknownEntity`], of the first such key.
+    pub fn notify_many<'a>(
+        &self,
+        keys: impl IntoIterator<Item = &'a EntityKey, IntoIter: Clone>,
+    ) -> Result<(), UnknownEntity> {
+        self.handle().notify_many(keys)
+    }
+
+    /// The way to it from other threads: rereads, disconnects, counters, connections accepted elsewhere. Cheap to clone.
+    pub fn handle(&self) -> &Handle {
+        self.server.handle()
+    }
+
+    /// Where it listens, with the ports that were taken for port 0.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        self.server.addresses()
+    }
+
+    /// Stops accepting, tells every client that it goes away (close code 1001) behind what it has queued, and waits for
+    /// them and for running reads, for about `timeout` at most.
+    pub fn shutdown(self, timeout: Duration) {
+        self.server.shutdown(timeout);
+        self.pool.shutdown(timeout);
+    }
+
+    /// As [`shutdown`](Self::shutdown), with a close code of yours and spread over a time, so that clients don't all come
+    /// back at once.
+    pub fn drain(self, options: DrainOptions, timeout: Duration) {
+        self.server.drain(options, timeout);
+        self.pool.shutdown(timeout);
+    }
+}
+
+impl Builder {
+    /// An address for WebSocket clients, such as `127.0.0.1:8080`. Several are possible. With none, only connections that
+    /// are handed over are served: see [`Handle::adopt`].
+    pub fn listen(mut self, address: impl fmt::Display) -> Self {
+        self.listen.push(address.to_string());
+        self
+    }
+
+    /// A path at which clients open their WebSocket, instead of `/ws/entity-sync/`. Several are possible.
+    pub fn path(mut self, path: impl Into<String>) -> Self {
+        self.paths.push(path.into());
+        self
+    }
+
+    /// An origin whose web pages may connect, such as `https://example.com`, or `*`. Several are possible. With none, it
+    /// is pages of the same host and port.
+    pub fn origin(mut self, origin: impl Into<String>) -> Self {
+        self.origins.push(origin.into());
+        self
+    }
+
+    /// How the entity of this name is read. A second one of the same name takes the first one's place.
+    pub fn entity(mut self, name: impl Into<String>, entity: Entity) -> Self {
+        self.entities.insert(name.into(), entity);
+        self
+    }
+
+    /// How all other entities are read, whatever their names. Without it they are unknown: to notify of one is an error.
+    pub fn others(mut self, entity: Entity) -> Self {
+        self.others = Some(entity);
+        self
+    }
+
+    /// What becomes of messages that have no action, and so are the application's. It is called on a reactor's thread,
+    /// which must not block.
+    pub fn on_message(mut self, on_message: impl Fn(Incoming<'_>) + Send + Sync + 'static) -> Self {
+        self.config.core.on_message = Some(Arc::new(on_message));
+        self
+    }
+
+    /// What is done with clients' misdeeds besides counting them: logged, usually. They are told at a limited rate.
+    pub fn on_incident(mut self, on_incident: impl Fn(&Incident) + Send + Sync + 'static) -> Self {
+        self.config.core.on_incident = Some(Arc::new(on_incident));
+        self
+    }
+
+    /// How many threads serve clients, instead of one per CPU.
+    pub fn reactors(mut self, reactors: NonZeroUsize) -> Self {
+        self.config.reactors = reactors;
+        self
+    }
+
+    /// The threads for entities that are read by [`Entity::read`].
+    pub fn pool(mut self, pool: PoolConfig) -> Self {
+        self.pool = pool;
+        self
+    }
+
+    /// Sets anything else: limits, time limits, intervals. What the other methods set takes precedence over what this one
+    /// does to addresses, paths, origins and entities.
+    pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Checks all, listens, and serves clients until it is shut down or dropped.
+    ///
+    /// # Errors
+    /// [`BuildError`]: nothing is left running.
+    pub fn start(self) -> Result<EntitySync, BuildError> {
+        let Self {
+            listen,
+            paths,
+            origins,
+            entities,
+            others,
+            pool,
+            mut config,
+        } = self;
+        if entities.is_empty() && others.is_none() {
+            return Err(BuildError::NoEntity);
+        }
+        config.listen.extend(check(listen, values::address)?);
+        if !paths.is_empty() {
+            config.core.upgrade.paths = check(paths, values::path)?;
+        }
+        if !origins.is_empty() {
+            config.core.upgrade.origins = values::origins(check(origins, values::origin)?);
+        }
+        let threads = pool.threads;
+        let pool = Pool::new(pool).map_err(BuildError::Threads)?;
+        let limit = config.core.read_time_limit;
+        let mut registered = Entities::none();
+        let mut routes = Routes::default();
+        if let Some(others) = others {
+            let (options, resolver) = others.into_parts(&pool, threads, limit);
+            registered = Entities::any(options);
+            routes.others = Some(resolver);
+        }
+        for (name, entity) in entities {
+            let (options, resolver) = entity.into_parts(&pool, threads, limit);
+            registered = registered.with(&name, options);
+            routes.by_name.insert(name, resolver);
+        }
+        config.core.entities = registered;
+        let server = Server::start(config, routes).map_err(BuildError::Start)?;
+        Ok(EntitySync { server, pool })
+    }
+}
+
+fn check<T>(given: Vec<String>, check: fn(&str) -> Result<T, ValueError>) -> Result<Vec<T>, BuildError> {
+    let checked = given
+        .into_iter()
+        .map(|given| check(&given).map_err(|error| BuildError::Value { given, error }));
+    checked.collect()
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("listen", &self.listen)
+            .field("entities", &self.entities.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value { given, error } => write!(f, "{given:?} can't be used: {error}"),
+            Self::NoEntity => f.write_str(
+                "there is no entity: say how one is read with Builder::entity, or how all are with Builder::others",
+            ),
+            Self::Start(error) => error.fmt(f),
+            Self::Threads(error) => write!(f, "the system refused a thread for reads: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Value { error, .. } => Some(error),
+            Self::NoEntity => None,
+            Self::Start(error) => Some(error),
+            Self::Threads(error) => Some(error),
+        }
+    }
+}
