@@ -143,7 +143,7 @@ counters! {
         stale_inputs,
         /// Groups given to connections, whether written at once or queued.
         deliveries,
-        /// Bytes of those groups.
+        /// Bytes of the groups given to connections.
         delivered_bytes,
         /// Queued groups that were replaced by newer ones.
         conflated,

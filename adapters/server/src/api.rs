@@ -7,7 +7,10 @@
 //! | `DELETE /entities/{entity}/{id}` | 204 |
 //! | `POST /notify`, the body `{"entity":"items","id":"100"}` or an array of such | 202 `{"accepted":1}` |
 //! | `GET /healthz` | 200 `{"status":"ok"}` while the store answers, else 503 |
+//! | `GET /readyz` | the same, and 503 from the moment on that the server is being shut down |
+//! | `GET /metrics` | what is counted, for Prometheus |
 //!
+//! With a [`Token`], whoever doesn't send it as a bearer token is refused (401), but for the two health checks.
 //! Requests that web pages send are refused (403): it is for programs. Paths are percent-decoded, so an id may hold anything: `a/b` is written `a%2Fb`. Errors are JSON, whatever went wrong:
 //! `{"error":{"code":"not_found","message":"…","hint":"…"}}`.
 
@@ -15,8 +18,10 @@ mod error;
 mod extract;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -33,6 +38,7 @@ use tokio::task::spawn_blocking;
 use crate::store::{Store, StoreError};
 use error::ApiError;
 use extract::{Key, Keys, Text};
+pub use token::Token;
 
 /// The most bytes that the body of an entity may have.
 pub const MAX_ENTITY_BYTES: usize = 1 << 20;
@@ -46,11 +52,40 @@ pub const MAX_NOTIFY_BYTES: usize = 4 << 20;
 /// What `POST /notify` calls.
 pub type Notify = Arc<dyn Fn(&[EntityKey]) + Send + Sync>;
 
-/// The API as a service, to be served on a loopback address, since it asks nobody who they are.
+/// What the API is made of.
+#[non_exhaustive]
+pub struct Parts {
+    /// Where entities are.
+    pub store: Arc<Store>,
+    /// What `POST /notify` calls.
+    pub notify: Notify,
+    /// What `GET /metrics` answers.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What callers must know. Without it, serve the API on a loopback address only.
+    pub token: Option<Token>,
+    /// The server is being shut down.
+    pub is_stopping: Arc<AtomicBool>,
+}
+
+impl Parts {
+    /// The API of a store, without metrics and without a token.
+    pub fn new(store: Arc<Store>, notify: Notify) -> Self {
+        Self {
+            store,
+            notify,
+            metrics: Arc::new(String::new),
+            token: None,
+            is_stopping: Arc::default(),
+        }
+    }
+}
+
+/// The API as a service.
 ///
 /// `notify` is called for `POST /notify` only. Changes made here are told to the store's own `on_commit`, once they are
 /// safe. It is called on a thread that serves other requests too, so it must return soon.
-pub fn router(store: Arc<Store>, notify: Notify) -> Router {
+pub fn router(parts: Parts) -> Router {
+    let api = Arc::new(parts);
     let entity = put(put_entity)
         .get(get_entity)
         .delete(delete_entity)
@@ -59,18 +94,18 @@ pub fn router(store: Arc<Store>, notify: Notify) -> Router {
     Router::new()
         .route("/entities/{entity}/{id}", entity)
         .route("/notify", notify_route)
+        .route("/metrics", get(metrics))
+        // What comes before this asks for the token, if there is one.
+        .route_layer(middleware::from_fn_with_state(api.clone(), ask_for_token))
         .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
         .fallback(no_such_path)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(refuse_web_pages))
-        .with_state(Api { store, notify })
+        .with_state(api)
 }
 
-#[derive(Clone)]
-struct Api {
-    store: Arc<Store>,
-    notify: Notify,
-}
+type Api = Arc<Parts>;
 
 async fn put_entity(State(api): State<Api>, Key(key): Key, Text(body): Text) -> Result<StatusCode, ApiError> {
     let written = api.store.put(key, body).await?;
@@ -115,8 +150,26 @@ async fn healthz(State(api): State<Api>) -> Result<Response, ApiError> {
     Ok(Json(json!({ "status": "ok" })).into_response())
 }
 
-/// Any web page that a user of this machine opens can send requests to loopback addresses, and the API asks nobody who
-/// they are. Browsers say when a page is behind a request; programs don't.
+async fn readyz(state: State<Api>) -> Result<Response, ApiError> {
+    if state.is_stopping.load(Ordering::Relaxed) {
+        return Err(ApiError::unhealthy(StoreError::Closed));
+    }
+    healthz(state).await
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    let headers = [(CONTENT_TYPE, HeaderValue::from_static(crate::metrics::CONTENT_TYPE))];
+    (headers, (api.metrics)()).into_response()
+}
+
+async fn ask_for_token(State(api): State<Api>, request: Request, next: Next) -> Result<Response, ApiError> {
+    match &api.token {
+        Some(token) if !token.is_in(request.headers()) => Err(ApiError::no_token()),
+        _ => Ok(next.run(request).await),
+    }
+}
+
+/// Any web page that a user of this machine opens can send requests to loopback addresses. Browsers say when a page is behind a request; programs don't.
 async fn refuse_web_pages(request: Request, next: Next) -> Result<Response, ApiError> {
     let headers = request.headers();
     let site = headers.get("sec-fetch-site");

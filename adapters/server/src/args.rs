@@ -1,31 +1,52 @@
-//! The command line of the `entity-sync` binary.
+//! The command line of the `entity-sync` binary, its environment and its configuration file.
+//!
+//! What a flag says goes before what the environment says, and that before what the file says. All three go through the
+//! same checks: the file's values become arguments that are read after the others.
+
+mod file;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
-use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::builder::{BoolishValueParser, PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use entity_sync_core::Origins;
+use entity_sync_mio::Delivery;
 
+use crate::api::Token;
 use crate::store::Location;
 use crate::values::{ValueError, address, origin, origins, path};
 
 /// The most reactors that make sense on any machine.
 const MAX_REACTORS: usize = 1024;
 
-/// What to run, checked.
+/// What to do, checked.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Task {
+    /// Serve clients and the API.
+    Serve(Box<Options>),
+    /// Print the completions of a shell.
+    Completions(clap_complete::Shell),
+}
+
+/// What to serve, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Where clients connect.
-    pub listen: SocketAddr,
-    /// Where the application reaches the HTTP API: always a loopback address.
+    /// Where clients connect. Never empty.
+    pub listen: Vec<SocketAddr>,
+    /// Where the application reaches the HTTP API: a loopback address, unless there is a token.
     pub api: SocketAddr,
+    /// What callers of the API must know.
+    pub api_token: Option<Token>,
     /// Where the store keeps its entities.
     pub data: Location,
     /// How many threads serve clients.
@@ -34,10 +55,45 @@ pub struct Options {
     pub paths: Vec<String>,
     /// From which web pages a browser may connect.
     pub origins: Origins,
+    /// Whether a new subscription is answered with the present state.
+    pub snapshot: bool,
+    /// What a client is sent of many changes.
+    pub delivery: Delivery,
+    /// What is logged.
+    pub log: LogLevel,
+    /// How it is written.
+    pub log_format: LogFormat,
 }
 
-impl Options {
-    /// Reads `args`, of which the first is the program's name, and for what they leave out the environment.
+/// What is logged, on standard error: this and what is worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What needs somebody's attention.
+    Error,
+    /// What clients and stores do wrong.
+    Warn,
+    /// Beginning and end.
+    Info,
+    /// Connections and reads.
+    Debug,
+    /// Each notify.
+    Trace,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Task {
+    /// Reads `args`, of which the first is the program's name, for what they leave out the environment, and for what that
+    /// leaves out the configuration file.
     ///
     /// # Errors
     /// What clap says to the user, help and version included. [`clap::Error::exit`] prints it and ends the program with
@@ -46,22 +102,60 @@ impl Options {
     where
         I: IntoIterator<Item: Into<OsString> + Clone>,
     {
-        let cli = Cli::try_parse_from(args)?;
-        let Command::Serve(serve) = cli.command.unwrap_or(Command::Serve(cli.serve));
-        serve
-            .check()
-            .map_err(|error| Cli::command().error(ErrorKind::ValueValidation, error))
+        let mut args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+        let refused = |error: ArgsError| Cli::command().error(ErrorKind::ValueValidation, error);
+        let mut matches = Cli::command().try_get_matches_from(&args)?;
+        let of_serve = match matches.subcommand() {
+            Some(("serve", of_serve)) => Some(of_serve),
+            Some(_) => None,
+            None => Some(&matches),
+        };
+        if let Some(of_serve) = of_serve
+            && let Some(path) = of_serve.get_one::<PathBuf>("config").cloned()
+        {
+            let from_file = file::arguments(&path, of_serve).map_err(refused)?;
+            args.extend(from_file.into_iter().map(OsString::from));
+            // Only the file's values are new.
+            matches = Cli::command()
+                .try_get_matches_from(&args)
+                .map_err(|error| file::name_it(error, &path))?;
+        }
+        let cli = Cli::from_arg_matches(&matches)?;
+        match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
+            Command::Serve(serve) => Ok(Self::Serve(Box::new(serve.check().map_err(refused)?))),
+            Command::Completions { shell } => Ok(Self::Completions(shell)),
+        }
+    }
+
+    /// The command line as clap knows it, for completions.
+    pub fn command() -> clap::Command {
+        Cli::command()
     }
 }
 
-/// Why a value on the command line or in the environment is refused.
+/// Why a value on the command line, in the environment or in the configuration file is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ArgsError {
     /// Not a good value of its kind.
     Value(ValueError),
-    /// The API would be reachable from other machines.
-    ApiNotLoopback,
+    /// The API would be reachable from other machines, by anyone.
+    ApiWithoutToken {
+        /// Where it was to be.
+        api: SocketAddr,
+    },
+    /// The file with the token can't be read.
+    TokenFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The token is none that can be sent, or can be guessed.
+    BadToken {
+        /// The file that it is in.
+        path: PathBuf,
+    },
     /// Clients and the API can't share a port.
     SamePort {
         /// Where clients connect.
@@ -71,16 +165,52 @@ pub enum ArgsError {
     },
     /// Not a sensible number of threads.
     BadReactors,
+    /// The configuration file can't be read.
+    ConfigFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The configuration file has a key that is no flag.
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// A value in the configuration file is of a kind that no flag has.
+    BadKind {
+        /// The file.
+        path: PathBuf,
+        /// Its key.
+        key: String,
+    },
 }
 
 impl fmt::Display for ArgsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Value(error) => error.fmt(f),
-            Self::ApiNotLoopback => f.write_str(
-                "the API has no authentication yet, so it is served on loopback addresses only; keep \
-                 it on 127.0.0.1, and put a proxy that authenticates in front of it to reach it from \
-                 elsewhere (tokens will come)",
+            Self::ApiWithoutToken { api } => write!(
+                f,
+                "--api {api} can be reached from other machines, and without a token anyone there could write; keep \
+                 it on 127.0.0.1, or name a file that holds a token with --api-token-file"
+            ),
+            Self::TokenFile { path, reason } => write!(
+                f,
+                "the token file {} can't be read ({reason}); write one with: head -c 32 /dev/urandom | base64 > {}",
+                path.display(),
+                path.display()
+            ),
+            Self::BadToken { path } => write!(
+                f,
+                "the token in {} can't be used: it must be one line of at least 16 visible ASCII characters; write \
+                 one with: head -c 32 /dev/urandom | base64 > {}",
+                path.display(),
+                path.display()
             ),
             Self::SamePort { listen, api } => write!(
                 f,
@@ -89,6 +219,20 @@ impl fmt::Display for ArgsError {
             Self::BadReactors => write!(
                 f,
                 "write a number from 1 to {MAX_REACTORS}; the number of CPUs is taken if you leave it out"
+            ),
+            Self::ConfigFile { path, reason } => write!(
+                f,
+                "the configuration file {} can't be used: {}",
+                path.display(),
+                reason.trim_end()
+            ),
+            Self::UnknownKey { path, key, known } => {
+                write!(f, "{}: there is no {key:?}; there are {known}", path.display())
+            }
+            Self::BadKind { path, key } => write!(
+                f,
+                "{}: {key:?} must be a text, a number, true or false, or a list of such",
+                path.display()
             ),
         }
     }
@@ -124,29 +268,49 @@ Try it:
 
 Every client that is connected to ws://127.0.0.1:8080/ws/entity-sync/ and has sent
   {\"action\":\"subscribe\",\"body\":{\"entity\":\"items\",\"id\":\"100\"}}
-now receives {\"name\":\"bicycle\"}.";
+now receives {\"name\":\"bicycle\"}.
+
+A configuration file has the flags' names as its keys:
+  listen = [\"0.0.0.0:8080\"]
+  data = \"/var/lib/entity-sync/data.db\"
+  snapshot = true";
 
 #[derive(Subcommand)]
 enum Command {
     /// Serve clients and the API (what is done without a command, too)
     #[command(after_help = EXAMPLE)]
-    Serve(Serve),
+    Serve(Box<Serve>),
+    /// Print what makes a shell complete the flags
+    ///
+    /// Example: entity-sync completions bash > /etc/bash_completion.d/entity-sync
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Args)]
 struct Serve {
-    /// Where clients connect
+    /// Where clients connect; may be given several times
     ///
+    /// In the environment, separate several by commas.
     /// Example: --listen 0.0.0.0:8080 lets clients of other machines in.
-    #[arg(long, env = "ENTITY_SYNC_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
-    listen: SocketAddr,
+    #[arg(long, env = "ENTITY_SYNC_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080", value_delimiter = ',', value_parser = address)]
+    listen: Vec<SocketAddr>,
 
     /// Where your application writes entities and notifies of changes, over HTTP
     ///
-    /// It must be a loopback address, as the API has no authentication yet.
+    /// Without a token it must be a loopback address.
     /// Example: --api 127.0.0.1:9000
-    #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081", value_parser = loopback)]
+    #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081", value_parser = address)]
     api: SocketAddr,
+
+    /// A file whose one line callers of the API must send as their bearer token
+    ///
+    /// Health checks need none. Example:
+    /// head -c 32 /dev/urandom | base64 > token; entity-sync --api-token-file token
+    #[arg(long, env = "ENTITY_SYNC_API_TOKEN_FILE", value_name = "FILE")]
+    api_token_file: Option<PathBuf>,
 
     /// Where entities are kept: a file, created if it is missing, or :memory:
     ///
@@ -175,40 +339,87 @@ struct Serve {
     /// Example: --origin https://example.com --origin http://localhost:3000
     #[arg(long, env = "ENTITY_SYNC_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     origin: Vec<String>,
+
+    /// Answer a new subscription with the present state
+    ///
+    /// Without it, as in the original protocol, a client hears of an entity when it changes next.
+    #[arg(long, env = "ENTITY_SYNC_SNAPSHOT", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true, value_parser = BoolishValueParser::new())]
+    snapshot: bool,
+
+    /// What clients are sent of many changes: the latest state, or one push for every change
+    ///
+    /// With every, a client that can't keep up is disconnected, as nothing can be skipped for it.
+    #[arg(long, env = "ENTITY_SYNC_DELIVERY", value_name = "WHICH", default_value = "latest")]
+    delivery: Which,
+
+    /// What is logged on standard error: this and what is worse
+    ///
+    /// Example: --log debug shows connections and reads.
+    #[arg(long, env = "ENTITY_SYNC_LOG", value_name = "LEVEL", default_value = "info")]
+    log: LogLevel,
+
+    /// How the log is written
+    #[arg(long, env = "ENTITY_SYNC_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    /// A TOML file with the same names as the flags; flags and the environment go before it
+    ///
+    /// Example: --config /etc/entity-sync.toml
+    #[arg(long, env = "ENTITY_SYNC_CONFIG", value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Which {
+    Latest,
+    Every,
 }
 
 impl Serve {
-    /// What can be told only from several values together.
+    /// What can be told only from several values together, or from what they name.
     fn check(self) -> Result<Options, ArgsError> {
-        let (listen, api) = (self.listen, self.api);
-        // Port 0 is whichever is free.
-        let same_port = listen.port() == api.port() && listen.port() != 0;
-        if same_port && (listen.ip() == api.ip() || listen.ip().is_unspecified()) {
-            return Err(ArgsError::SamePort { listen, api });
+        let api = self.api;
+        for &listen in &self.listen {
+            // Port 0 is whichever is free.
+            let same_port = listen.port() == api.port() && listen.port() != 0;
+            if same_port && (listen.ip() == api.ip() || listen.ip().is_unspecified()) {
+                return Err(ArgsError::SamePort { listen, api });
+            }
+        }
+        let api_token = self.api_token_file.as_deref().map(token).transpose()?;
+        // An IPv4 address may be written as IPv6.
+        if api_token.is_none() && !api.ip().to_canonical().is_loopback() {
+            return Err(ArgsError::ApiWithoutToken { api });
         }
         let reactors = self
             .reactors
             .or_else(|| thread::available_parallelism().ok())
             .unwrap_or(NonZeroUsize::MIN);
         Ok(Options {
-            listen,
+            listen: self.listen,
             api,
+            api_token,
             data: self.data,
             reactors,
             paths: self.path,
             origins: origins(self.origin),
+            snapshot: self.snapshot,
+            delivery: match self.delivery {
+                Which::Latest => Delivery::Latest,
+                Which::Every => Delivery::Every,
+            },
+            log: self.log,
+            log_format: self.log_format,
         })
     }
 }
 
-fn loopback(given: &str) -> Result<SocketAddr, ArgsError> {
-    let api = address(given)?;
-    // An IPv4 address may be written as IPv6.
-    if api.ip().to_canonical().is_loopback() {
-        Ok(api)
-    } else {
-        Err(ArgsError::ApiNotLoopback)
-    }
+fn token(path: &Path) -> Result<Token, ArgsError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ArgsError::TokenFile {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    Token::new(text.trim_end()).ok_or_else(|| ArgsError::BadToken { path: path.to_owned() })
 }
 
 fn location(given: PathBuf) -> Result<Location, Infallible> {
@@ -225,192 +436,4 @@ fn reactors(given: &str) -> Result<NonZeroUsize, ArgsError> {
         .ok()
         .filter(|n: &NonZeroUsize| n.get() <= MAX_REACTORS)
         .ok_or(ArgsError::BadReactors)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(args: &[&str]) -> Result<Options, String> {
-        let all = ["entity-sync"].iter().chain(args);
-        Options::parse(all).map_err(|error| error.to_string())
-    }
-
-    fn ok(args: &[&str]) -> Options {
-        parse(args).expect("valid")
-    }
-
-    #[track_caller]
-    fn refused(args: &[&str], text: &str) {
-        let error = parse(args).expect_err("refused");
-        assert!(error.contains(text), "{error}");
-    }
-
-    #[test]
-    fn the_defaults() {
-        let options = ok(&[]);
-        let expected = Options {
-            listen: "127.0.0.1:8080".parse().expect("address"),
-            api: "127.0.0.1:8081".parse().expect("address"),
-            data: Location::File("./entity-sync.db".into()),
-            reactors: thread::available_parallelism().expect("CPUs"),
-            paths: vec!["/ws/entity-sync/".to_owned()],
-            origins: Origins::Same,
-        };
-        assert_eq!(options, expected);
-        assert_eq!(ok(&["serve"]), expected);
-    }
-
-    #[test]
-    fn flags_work_with_and_without_serve() {
-        let flags = [
-            "--listen=[::]:1",
-            "--api=[::1]:2",
-            "--data=:memory:",
-            "--reactors=3",
-            "--path=/a",
-            "--path=/b/",
-            "--origin=https://Example.com:443",
-            "--origin=http://localhost:3000",
-        ];
-        let plain = ok(&flags);
-        assert_eq!(plain.listen, "[::]:1".parse().expect("address"));
-        assert_eq!(plain.api, "[::1]:2".parse().expect("address"));
-        assert_eq!(plain.data, Location::Memory);
-        assert_eq!(plain.reactors.get(), 3);
-        assert_eq!(plain.paths, ["/a", "/b/"]);
-        let listed = ["https://example.com", "http://localhost:3000"];
-        assert_eq!(plain.origins, Origins::List(listed.map(str::to_owned).to_vec()));
-        let mut with_serve = vec!["serve"];
-        with_serve.extend(flags);
-        assert_eq!(ok(&with_serve), plain);
-    }
-
-    #[test]
-    fn a_star_is_any_origin() {
-        let options = ok(&["--origin", "*", "--origin", "https://example.com"]);
-        assert_eq!(options.origins, Origins::Any);
-    }
-
-    #[test]
-    fn the_api_stays_on_loopback() {
-        for api in ["0.0.0.0:8081", "192.168.0.7:8081", "[::]:8081"] {
-            refused(
-                &["--api", api],
-                "for '--api <ADDR>': the API has no authentication yet, so it is served on loopback \
-                 addresses only; keep it on 127.0.0.1, and put a proxy that authenticates in front",
-            );
-        }
-        for api in ["127.0.0.2:8081", "[::1]:8081", "[::ffff:127.0.0.1]:8081"] {
-            ok(&["--api", api]);
-        }
-    }
-
-    #[test]
-    fn addresses_need_a_port_and_no_name() {
-        for listen in ["localhost:8080", "127.0.0.1", ":8080", "127.0.0.1:99999"] {
-            refused(
-                &["--listen", listen],
-                "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
-            );
-        }
-    }
-
-    #[test]
-    fn ports_must_differ() {
-        refused(
-            &["--listen=127.0.0.1:9000", "--api=127.0.0.1:9000"],
-            "--listen 127.0.0.1:9000 and --api 127.0.0.1:9000 need the same port; give one of them \
-             another",
-        );
-        refused(&["--listen=0.0.0.0:8081"], "need the same port");
-        ok(&["--listen=127.0.0.1:0", "--api=127.0.0.1:0"]);
-    }
-
-    #[test]
-    fn data_is_a_file_or_memory() {
-        assert_eq!(ok(&["--data=x.db"]).data, Location::File("x.db".into()));
-        refused(&["--data="], "a value is required for '--data <FILE>'");
-    }
-
-    #[test]
-    fn reactors_are_a_small_number() {
-        for n in ["0", "-1", "many", "1025"] {
-            refused(&[&format!("--reactors={n}")], "write a number from 1 to 1024");
-        }
-    }
-
-    #[test]
-    fn paths_are_what_a_request_can_name() {
-        for path in ["ws", "", "/a b", "/a?b", "/a#b", "/\u{e9}"] {
-            refused(&[&format!("--path={path}")], "it begins with / and has no spaces");
-        }
-    }
-
-    #[test]
-    fn origins_are_what_a_browser_sends() {
-        for origin in [
-            "example.com",
-            "https://example.com/",
-            "https://*.example.com",
-            "https://",
-            "null",
-        ] {
-            refused(
-                &[&format!("--origin={origin}")],
-                "write a scheme and a host without a path, such as https://example.com",
-            );
-        }
-        assert_eq!(origin("http://a:80").as_deref(), Ok("http://a"));
-        assert_eq!(origin("http://a:8080").as_deref(), Ok("http://a:8080"));
-        assert_eq!(origin("app://Host:80").as_deref(), Ok("app://host:80"));
-    }
-
-    #[test]
-    fn help_teaches_by_example() {
-        let help = parse(&["--help"]).expect_err("help");
-        for text in [
-            "curl -X PUT http://127.0.0.1:8081/entities/items/100",
-            "--listen 0.0.0.0:8080 lets clients of other machines in",
-            "[env: ENTITY_SYNC_ORIGIN",
-            "[default: ./entity-sync.db]",
-        ] {
-            assert!(help.contains(text), "{text} is not in {help}");
-        }
-    }
-
-    /// A process can't change its own environment safely, so the test runs itself again.
-    #[test]
-    fn each_flag_is_an_environment_variable_too() {
-        const SETTINGS: [(&str, &str); 6] = [
-            ("ENTITY_SYNC_LISTEN", "127.0.0.1:1"),
-            ("ENTITY_SYNC_API", "127.0.0.1:2"),
-            ("ENTITY_SYNC_DATA", ":memory:"),
-            ("ENTITY_SYNC_REACTORS", "3"),
-            ("ENTITY_SYNC_PATH", "/a,/b"),
-            ("ENTITY_SYNC_ORIGIN", "https://a,https://b"),
-        ];
-        if std::env::var("ENTITY_SYNC_LISTEN").as_deref() == Ok("127.0.0.1:1") {
-            let flags = ok(&[
-                "--listen=127.0.0.1:1",
-                "--api=127.0.0.1:2",
-                "--data=:memory:",
-                "--reactors=3",
-                "--path=/a,/b",
-                "--origin=https://a,https://b",
-            ]);
-            assert_eq!(ok(&[]), flags);
-            assert_eq!(ok(&["serve"]), flags);
-            assert_eq!(ok(&["--reactors=5"]).reactors.get(), 5);
-            return;
-        }
-        let itself = std::env::current_exe().expect("a path");
-        let output = std::process::Command::new(itself)
-            .args(["--exact", "args::tests::each_flag_is_an_environment_variable_too"])
-            .envs(SETTINGS)
-            .output()
-            .expect("runs");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
-    }
 }

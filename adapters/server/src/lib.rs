@@ -11,6 +11,7 @@
 pub mod api;
 pub mod args;
 pub mod builder;
+pub mod metrics;
 pub mod serve;
 pub mod store;
 pub mod values;

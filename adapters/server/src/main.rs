@@ -3,15 +3,20 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use entity_sync::args::Options;
+use entity_sync::args::Task;
 use entity_sync::serve::serve;
 
 fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args_os()) {
-        Ok(options) => options,
+    let result = match Task::parse(std::env::args_os()) {
+        Ok(Task::Serve(options)) => serve(&options),
+        Ok(Task::Completions(shell)) => {
+            clap_complete::generate(shell, &mut Task::command(), "entity-sync", &mut std::io::stdout());
+            Ok(())
+        }
+        Ok(_) => Ok(()),
         Err(error) => error.exit(),
     };
-    match serve(&options) {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // If nobody listens, the exit code still tells.

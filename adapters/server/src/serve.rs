@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,9 +13,11 @@ use entity_sync_mio::{
 };
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::level_filters::LevelFilter;
 
 use crate::api;
-use crate::args::Options;
+use crate::args::{LogFormat, LogLevel, Options};
+use crate::metrics::Metrics;
 use crate::store::{Location, Store, StoreError};
 
 /// How long clients and running requests have to finish when the process is asked to stop.
@@ -25,6 +28,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`ServeError`]: what kept it from starting, or went wrong when the store was closed.
 pub fn serve(options: &Options) -> Result<(), ServeError> {
+    log(options);
     // Most systems allow a process 1,024 files at first, and more if it asks. If this one doesn't, fewer clients fit.
     let _ = entity_sync_mio::raise_file_limit();
     // The store tells of changes to the server, which reads from the store.
@@ -38,14 +42,18 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let resolver = pool.resolver(reader(store.clone()));
     let server = Server::start(config(options), resolver).map_err(ServeError::Clients)?;
     let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
+    let metrics = Metrics::new(server_handle.clone(), pool.clone());
     let notify: api::Notify = Arc::new(move |keys| notify_keys(&server_handle, keys));
+    let mut parts = api::Parts::new(store.clone(), notify);
+    parts.token = options.api_token.clone();
+    parts.metrics = Arc::new(move || metrics.text());
+    let is_stopping = parts.is_stopping.clone();
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(ServeError::System)?;
-    let router = api::router(store.clone(), notify);
-    let served = runtime.block_on(serve_api(options, &server, router));
+    let served = runtime.block_on(serve_api(options, &server, api::router(parts), &is_stopping));
 
     server.shutdown(GRACE);
     pool.shutdown(GRACE);
@@ -53,7 +61,33 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     served.and(closed)
 }
 
-async fn serve_api(options: &Options, server: &Server, router: axum::Router) -> Result<(), ServeError> {
+/// What is logged goes to standard error from now on.
+fn log(options: &Options) {
+    let level = match options.log {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .with_writer(io::stderr);
+    // A second one, as in tests that serve several times, changes nothing.
+    let _ = match options.log_format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+async fn serve_api(
+    options: &Options,
+    server: &Server,
+    router: axum::Router,
+    is_stopping: &AtomicBool,
+) -> Result<(), ServeError> {
     let address = options.api;
     let refused = |source| ServeError::Api { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
@@ -74,6 +108,8 @@ async fn serve_api(options: &Options, server: &Server, router: axum::Router) -> 
         _ = terminate.recv() => {}
         _ = &mut serving => {}
     }
+    tracing::info!("stopping");
+    is_stopping.store(true, Ordering::Relaxed);
     drop(stop);
     // Requests that take longer than this are cut off.
     let _ = tokio::time::timeout(GRACE, serving).await;
@@ -81,20 +117,22 @@ async fn serve_api(options: &Options, server: &Server, router: axum::Router) -> 
 }
 
 fn config(options: &Options) -> Config {
-    let mut config = Config::new([options.listen]);
+    let mut config = Config::new(options.listen.iter().copied());
     config.reactors = options.reactors;
     config.core.upgrade.paths.clone_from(&options.paths);
     config.core.upgrade.origins = options.origins.clone();
+    // Told at a limited rate.
+    config.core.on_incident = Some(Arc::new(
+        |incident| tracing::warn!(client = %incident.client, "{incident}"),
+    ));
+    let mut entity = EntityOptions::default();
     // The store shows everyone the same, so one read serves all, whatever their secrets.
-    // At a limited rate. If nobody listens, it serves all the same.
-    config.core.on_incident = Some(Arc::new(|incident| {
-        drop(writeln!(io::stderr(), "entity-sync: {incident}"))
-    }));
-    let mut options = EntityOptions::default();
-    options.audience = AudienceRule::Public;
+    entity.audience = AudienceRule::Public;
+    entity.snapshot = options.snapshot;
+    entity.delivery = options.delivery;
     // So that entities whose reads are slow leave a thread to the others.
-    options.max_running_reads = PoolConfig::default().threads.saturating_sub(1);
-    config.core.entities = Entities::any(options);
+    entity.max_running_reads = PoolConfig::default().threads.saturating_sub(1);
+    config.core.entities = Entities::any(entity);
     config
 }
 

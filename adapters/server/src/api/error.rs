@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::http::{Method, StatusCode};
+use axum::http::header::WWW_AUTHENTICATE;
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use entity_sync_core::KeyTooLong;
 use serde_json::json;
@@ -23,7 +24,8 @@ pub(super) struct ApiError {
     hint: Cow<'static, str>,
 }
 
-const PATHS: &str = "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /healthz";
+const PATHS: &str =
+    "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /metrics, /healthz and /readyz";
 
 const ENTITY_PATH: &str = "write /entities/{entity}/{id}, both of them non-empty and percent-encoded: the id \
      a/b is written a%2Fb";
@@ -64,6 +66,15 @@ impl ApiError {
         )
     }
 
+    pub(super) fn no_token() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "no_token",
+            "the request does not carry the API's token",
+            "send the header Authorization: Bearer and the line that is in the server's --api-token-file",
+        )
+    }
+
     pub(super) fn no_such_path(path: &str) -> Self {
         let hint = if path.starts_with("/entities") {
             ENTITY_PATH
@@ -76,7 +87,7 @@ impl ApiError {
     pub(super) fn method_not_allowed(method: &Method, path: &str) -> Self {
         let hint = match path {
             "/notify" => "use POST",
-            "/healthz" => "use GET",
+            "/healthz" | "/readyz" | "/metrics" => "use GET",
             _ => "use PUT, GET or DELETE",
         };
         Self::new(
@@ -188,6 +199,11 @@ impl IntoResponse for ApiError {
         let error = json!({
             "error": { "code": self.code, "message": self.message, "hint": self.hint }
         });
-        (self.status, Json(error)).into_response()
+        let mut response = (self.status, Json(error)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+        }
+        response
     }
 }

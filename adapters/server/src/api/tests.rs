@@ -33,7 +33,7 @@ impl Server {
         let store = Arc::new(store.expect("opens"));
         let notify: Notify = Arc::new(move |keys| on_notify.lock().extend_from_slice(keys));
         Self {
-            router: router(Arc::clone(&store), notify),
+            router: router(Parts::new(Arc::clone(&store), notify)),
             store,
             committed,
             notified,
@@ -201,7 +201,7 @@ async fn bad_paths_are_refused() {
     }
     for path in ["/", "/nope", "/notify/", "/Healthz"] {
         let answer = server.get(path).await;
-        let hint = "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /healthz";
+        let hint = "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /metrics, /healthz and /readyz";
         answer.fails(404, "no_such_path", "this path does not exist", hint);
     }
     assert!(server.committed.lock().is_empty());
@@ -386,4 +386,65 @@ async fn web_pages_are_refused() {
         assert_eq!(response.status().as_u16(), status, "{header}: {value}");
     }
     assert_eq!(server.notified.lock().len(), 2);
+}
+
+#[tokio::test]
+async fn with_a_token_only_health_checks_go_without() {
+    let mut server = Server::new();
+    let notify: Notify = Arc::new(|_| {});
+    let mut parts = Parts::new(Arc::clone(&server.store), notify);
+    parts.token = Token::new("0123456789abcdef");
+    parts.metrics = Arc::new(|| "numbers".to_owned());
+    server.router = router(parts);
+    for (method, path) in [
+        ("GET", "/entities/items/1"),
+        ("PUT", "/entities/items/1"),
+        ("POST", "/notify"),
+        ("GET", "/metrics"),
+    ] {
+        let answer = server.send(method, path, "{}").await;
+        answer.fails(
+            401,
+            "no_token",
+            "does not carry the API's token",
+            "send the header Authorization: Bearer and the line that is in the server's --api-token-file",
+        );
+        assert_eq!(answer.header("www-authenticate"), "Bearer");
+    }
+    assert_eq!(server.store.get(&key("items", "1")), Ok(None));
+    server.get("/healthz").await.is(200, r#"{"status":"ok"}"#);
+    server.get("/readyz").await.is(200, r#"{"status":"ok"}"#);
+    for (header, status) in [
+        ("Bearer 0123456789abcdef", 200),
+        ("bearer  0123456789abcdef", 200),
+        ("Bearer 0123456789abcdeg", 401),
+        ("Bearer 0123456789abcde", 401),
+        ("Bearer ", 401),
+        ("Basic 0123456789abcdef", 401),
+        ("é", 401),
+        ("", 401),
+    ] {
+        let request = Request::builder()
+            .uri("/metrics")
+            .header(
+                "authorization",
+                HeaderValue::from_bytes(header.as_bytes()).expect("a value"),
+            )
+            .body(Body::empty())
+            .expect("a request");
+        let response = server.router.clone().oneshot(request).await.expect("infallible");
+        assert_eq!(response.status(), status, "{header}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_stops_is_not_ready_but_alive() {
+    let mut server = Server::new();
+    let parts = Parts::new(Arc::clone(&server.store), Arc::new(|_| {}));
+    let is_stopping = parts.is_stopping.clone();
+    server.router = router(parts);
+    server.get("/readyz").await.is(200, r#"{"status":"ok"}"#);
+    is_stopping.store(true, Ordering::Relaxed);
+    assert_eq!(server.get("/readyz").await.status, 503);
+    server.get("/healthz").await.is(200, r#"{"status":"ok"}"#);
 }

@@ -1,0 +1,323 @@
+use super::*;
+
+fn parse(args: &[&str]) -> Result<Options, String> {
+    let all = ["entity-sync"].iter().chain(args);
+    match Task::parse(all).map_err(|error| error.to_string())? {
+        Task::Serve(options) => Ok(*options),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ok(args: &[&str]) -> Options {
+    parse(args).expect("valid")
+}
+
+#[track_caller]
+fn refused(args: &[&str], text: &str) {
+    let error = parse(args).expect_err("refused");
+    assert!(error.contains(text), "{error}");
+}
+
+#[test]
+fn the_defaults() {
+    let options = ok(&[]);
+    let expected = Options {
+        listen: vec!["127.0.0.1:8080".parse().expect("address")],
+        api: "127.0.0.1:8081".parse().expect("address"),
+        api_token: None,
+        data: Location::File("./entity-sync.db".into()),
+        reactors: thread::available_parallelism().expect("CPUs"),
+        paths: vec!["/ws/entity-sync/".to_owned()],
+        origins: Origins::Same,
+        snapshot: false,
+        delivery: Delivery::Latest,
+        log: LogLevel::Info,
+        log_format: LogFormat::Text,
+    };
+    assert_eq!(options, expected);
+    assert_eq!(ok(&["serve"]), expected);
+}
+
+#[test]
+fn flags_work_with_and_without_serve() {
+    let flags = [
+        "--listen=[::]:1",
+        "--listen=127.0.0.1:7",
+        "--snapshot",
+        "--delivery=every",
+        "--log=debug",
+        "--log-format=json",
+        "--api=[::1]:2",
+        "--data=:memory:",
+        "--reactors=3",
+        "--path=/a",
+        "--path=/b/",
+        "--origin=https://Example.com:443",
+        "--origin=http://localhost:3000",
+    ];
+    let plain = ok(&flags);
+    let listen = ["[::]:1", "127.0.0.1:7"].map(|it| it.parse().expect("address"));
+    assert_eq!(plain.listen, listen);
+    assert_eq!((plain.snapshot, plain.delivery), (true, Delivery::Every));
+    assert_eq!((plain.log, plain.log_format), (LogLevel::Debug, LogFormat::Json));
+    assert_eq!(plain.api, "[::1]:2".parse().expect("address"));
+    assert_eq!(plain.data, Location::Memory);
+    assert_eq!(plain.reactors.get(), 3);
+    assert_eq!(plain.paths, ["/a", "/b/"]);
+    let listed = ["https://example.com", "http://localhost:3000"];
+    assert_eq!(plain.origins, Origins::List(listed.map(str::to_owned).to_vec()));
+    let mut with_serve = vec!["serve"];
+    with_serve.extend(flags);
+    assert_eq!(ok(&with_serve), plain);
+}
+
+#[test]
+fn a_star_is_any_origin() {
+    let options = ok(&["--origin", "*", "--origin", "https://example.com"]);
+    assert_eq!(options.origins, Origins::Any);
+}
+
+#[test]
+fn without_a_token_the_api_stays_on_loopback() {
+    for api in ["0.0.0.0:8081", "192.168.0.7:8081", "[::]:8081"] {
+        refused(
+            &["--api", api],
+            &format!(
+                "--api {api} can be reached from other machines, and without a token anyone there could write; keep it on \
+                 127.0.0.1, or name a file that holds a token with --api-token-file"
+            ),
+        );
+    }
+    for api in ["127.0.0.2:8081", "[::1]:8081", "[::ffff:127.0.0.1]:8081"] {
+        ok(&["--api", api]);
+    }
+    let file = file("0123456789abcdef\n");
+    let path = file.path().to_str().expect("text");
+    let options = ok(&["--api=0.0.0.0:8081", "--api-token-file", path]);
+    assert_eq!(options.api_token, Token::new("0123456789abcdef"));
+    assert!(!format!("{options:?}").contains("0123456789abcdef"));
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), text).expect("written");
+    file
+}
+
+#[test]
+fn tokens_must_be_worth_it() {
+    refused(
+        &["--api-token-file=/nowhere/token"],
+        "the token file /nowhere/token can't be read (No such file or directory (os error 2)); write one with: head -c 32 \
+         /dev/urandom | base64 > /nowhere/token",
+    );
+    for text in [
+        "",
+        "short",
+        "0123456789 abcdef",
+        "0123456789abcdef\n0123456789abcdef",
+        "0123456789abcd\u{e9}f",
+    ] {
+        let file = file(text);
+        refused(
+            &["--api-token-file", file.path().to_str().expect("text")],
+            "can't be used: it must be one line of at least 16 visible ASCII characters; write one with: head -c 32",
+        );
+    }
+}
+
+#[test]
+fn a_file_says_what_flags_leave_out() {
+    let good = file(
+        "listen = ['127.0.0.1:1', '127.0.0.1:2']\nreactors = 3\nsnapshot = true\ndata = ':memory:'\norigin = '*'\n\
+         delivery = 'every'\nlog-format = 'json'\n",
+    );
+    let path = good.path().to_str().expect("text");
+    let options = ok(&["--config", path]);
+    let listen = ["127.0.0.1:1", "127.0.0.1:2"].map(|it| it.parse().expect("address"));
+    assert_eq!(options.listen, listen);
+    assert_eq!((options.reactors.get(), options.snapshot), (3, true));
+    assert_eq!((&options.data, &options.origins), (&Location::Memory, &Origins::Any));
+    assert_eq!(options.delivery, Delivery::Every);
+    assert_eq!(ok(&["serve", "--config", path]), options);
+    let options = ok(&["--config", path, "--listen=127.0.0.1:9", "--snapshot=false"]);
+    assert_eq!(options.listen, ["127.0.0.1:9".parse().expect("address")]);
+    assert!(!options.snapshot);
+    assert_eq!(options.reactors.get(), 3);
+}
+
+#[test]
+fn errors_in_a_file_name_it() {
+    refused(
+        &["--config=/nowhere/x.toml"],
+        "the configuration file /nowhere/x.toml can't be used: No such file or directory",
+    );
+    for (text, said) in [
+        ("listen = ", "can't be used: TOML parse error at line 1, column 10"),
+        (
+            "lisen = 'x'",
+            ": there is no \"lisen\"; there are listen, api, api-token-file, data, reactors, path",
+        ),
+        ("config = 'x'", ": there is no \"config\"; there are listen"),
+        (
+            "[listen]\na = 1",
+            ": \"listen\" must be a text, a number, true or false, or a list of such",
+        ),
+        (
+            "listen = 1.5",
+            ": \"listen\" must be a text, a number, true or false, or a list of such",
+        ),
+        (
+            "listen = 'localhost:80'",
+            "invalid value 'localhost:80' for '--listen <ADDR>': write an IP address and a port, such as",
+        ),
+        ("snapshot = 'maybe'", "invalid value 'maybe' for '--snapshot[=<BOOL>]'"),
+        (
+            "delivery = 'some'",
+            "invalid value 'some' for '--delivery <WHICH>'\n  [possible values: latest, every]",
+        ),
+    ] {
+        let file = file(text);
+        let path = file.path().to_str().expect("text");
+        refused(&["--config", path], said);
+        refused(&["--config", path], path);
+    }
+}
+
+#[test]
+fn values_of_a_kind_are_checked_by_kind() {
+    refused(&["--delivery=some"], "[possible values: latest, every]");
+    refused(
+        &["--log=loud"],
+        "[possible values: off, error, warn, info, debug, trace]",
+    );
+    refused(&["--log-format=xml"], "[possible values: text, json]");
+    refused(&["--snapshot=maybe"], "invalid value 'maybe' for '--snapshot[=<BOOL>]'");
+    refused(&["--nope"], "unexpected argument '--nope' found");
+    refused(
+        &["completions", "cmd"],
+        "[possible values: bash, elvish, fish, powershell, zsh]",
+    );
+}
+
+#[test]
+fn completions_are_another_task() {
+    let task = Task::parse(["entity-sync", "completions", "bash"]).expect("valid");
+    assert!(matches!(task, Task::Completions(clap_complete::Shell::Bash)));
+}
+
+#[test]
+fn addresses_need_a_port_and_no_name() {
+    for listen in ["localhost:8080", "127.0.0.1", ":8080", "127.0.0.1:99999"] {
+        refused(
+            &["--listen", listen],
+            "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
+        );
+    }
+}
+
+#[test]
+fn ports_must_differ() {
+    refused(
+        &["--listen=127.0.0.1:9000", "--api=127.0.0.1:9000"],
+        "--listen 127.0.0.1:9000 and --api 127.0.0.1:9000 need the same port; give one of them \
+         another",
+    );
+    refused(&["--listen=0.0.0.0:8081"], "need the same port");
+    ok(&["--listen=127.0.0.1:0", "--api=127.0.0.1:0"]);
+}
+
+#[test]
+fn data_is_a_file_or_memory() {
+    assert_eq!(ok(&["--data=x.db"]).data, Location::File("x.db".into()));
+    refused(&["--data="], "a value is required for '--data <FILE>'");
+}
+
+#[test]
+fn reactors_are_a_small_number() {
+    for n in ["0", "-1", "many", "1025"] {
+        refused(&[&format!("--reactors={n}")], "write a number from 1 to 1024");
+    }
+}
+
+#[test]
+fn paths_are_what_a_request_can_name() {
+    for path in ["ws", "", "/a b", "/a?b", "/a#b", "/\u{e9}"] {
+        refused(&[&format!("--path={path}")], "it begins with / and has no spaces");
+    }
+}
+
+#[test]
+fn origins_are_what_a_browser_sends() {
+    for origin in [
+        "example.com",
+        "https://example.com/",
+        "https://*.example.com",
+        "https://",
+        "null",
+    ] {
+        refused(
+            &[&format!("--origin={origin}")],
+            "write a scheme and a host without a path, such as https://example.com",
+        );
+    }
+    assert_eq!(origin("http://a:80").as_deref(), Ok("http://a"));
+    assert_eq!(origin("http://a:8080").as_deref(), Ok("http://a:8080"));
+    assert_eq!(origin("app://Host:80").as_deref(), Ok("app://host:80"));
+}
+
+#[test]
+fn help_teaches_by_example() {
+    let help = parse(&["--help"]).expect_err("help");
+    for text in [
+        "curl -X PUT http://127.0.0.1:8081/entities/items/100",
+        "--listen 0.0.0.0:8080 lets clients of other machines in",
+        "[env: ENTITY_SYNC_ORIGIN",
+        "[default: ./entity-sync.db]",
+    ] {
+        assert!(help.contains(text), "{text} is not in {help}");
+    }
+}
+
+/// A process can't change its own environment safely, so the test runs itself again.
+#[test]
+fn each_flag_is_an_environment_variable_too() {
+    const SETTINGS: [(&str, &str); 10] = [
+        ("ENTITY_SYNC_LISTEN", "127.0.0.1:1"),
+        ("ENTITY_SYNC_API", "127.0.0.1:2"),
+        ("ENTITY_SYNC_DATA", ":memory:"),
+        ("ENTITY_SYNC_REACTORS", "3"),
+        ("ENTITY_SYNC_PATH", "/a,/b"),
+        ("ENTITY_SYNC_ORIGIN", "https://a,https://b"),
+        ("ENTITY_SYNC_SNAPSHOT", "1"),
+        ("ENTITY_SYNC_DELIVERY", "every"),
+        ("ENTITY_SYNC_LOG", "warn"),
+        ("ENTITY_SYNC_LOG_FORMAT", "json"),
+    ];
+    if std::env::var("ENTITY_SYNC_LISTEN").as_deref() == Ok("127.0.0.1:1") {
+        let flags = ok(&[
+            "--listen=127.0.0.1:1",
+            "--api=127.0.0.1:2",
+            "--data=:memory:",
+            "--reactors=3",
+            "--path=/a,/b",
+            "--origin=https://a,https://b",
+            "--snapshot",
+            "--delivery=every",
+            "--log=warn",
+            "--log-format=json",
+        ]);
+        assert_eq!(ok(&[]), flags);
+        assert_eq!(ok(&["serve"]), flags);
+        assert_eq!(ok(&["--reactors=5"]).reactors.get(), 5);
+        return;
+    }
+    let itself = std::env::current_exe().expect("a path");
+    let output = std::process::Command::new(itself)
+        .args(["--exact", "args::tests::each_flag_is_an_environment_variable_too"])
+        .envs(SETTINGS)
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}

@@ -1,0 +1,181 @@
+//! What is counted, as Prometheus reads it.
+
+use entity_sync_mio::{Handle, Pool};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+/// The media type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The numbers of one server.
+pub struct Metrics(Registry);
+
+/// How the counters of core are named here, where that differs. The others have their own names.
+const NAMES: &[(&str, &str)] = &[("deliveries", "pushes"), ("delivered_bytes", "pushed_bytes")];
+
+/// Counters of what went wrong, and the kind that each is in `entity_sync_errors_total`.
+const ERRORS: &[(&str, &str)] = &[
+    ("unknown_entities", "unknown_entity"),
+    ("failed_reads", "failed_read"),
+    ("timed_out_reads", "timed_out_read"),
+    ("resolver_panics", "resolver_panic"),
+    ("handler_panics", "handler_panic"),
+    ("refused_connections", "refused_connection"),
+    ("refused_upgrades", "refused_upgrade"),
+    ("rejected_messages", "rejected_message"),
+    ("refused_subscriptions", "refused_subscription"),
+    ("violations", "violation"),
+    ("dead_peers", "dead_peer"),
+    ("fallen_behind", "fell_behind"),
+    ("out_of_files", "out_of_files"),
+];
+
+/// Counters of what was made and not sent, and the kind that each is in `entity_sync_dropped_total`.
+const DROPPED: &[(&str, &str)] = &[
+    ("late_reads", "late_read"),
+    ("dirty_marks", "full_outbox"),
+    ("settled_unchanged", "unchanged"),
+];
+
+/// Numbers that fall, too.
+const GAUGES: &[&str] = &["connections", "subscriptions", "flights", "hung_threads"];
+
+impl Metrics {
+    /// The numbers of the server behind `handle`, and of the threads that read for it.
+    pub fn new(handle: Handle, pool: Pool) -> Self {
+        let mut registry = Registry::with_prefix("entity_sync");
+        registry.register_collector(Box::new(Numbers { handle, pool }));
+        Self(registry)
+    }
+
+    /// All of them as they are now, in OpenMetrics' text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // A string takes all that is written to it.
+        let _ = encode(&mut text, &self.0);
+        text
+    }
+}
+
+struct Numbers {
+    handle: Handle,
+    pool: Pool,
+}
+
+impl std::fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Numbers")
+    }
+}
+
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (node, shards) = (self.handle.counters().snapshot(), self.handle.shard_counts());
+        let (reactors, pool) = (self.handle.reactor_counts(), self.pool.counters());
+        let others = [
+            (
+                "flights",
+                "Audiences of entities that are subscribed to or read.",
+                self.handle.flights() as u64,
+            ),
+            ("hung_threads", "Threads that wait for a read that hangs.", pool.hung),
+            (
+                "reads_refused",
+                "Reads refused because an earlier one hangs.",
+                pool.refused,
+            ),
+            ("accepted", "Connections accepted from listeners.", reactors.accepted),
+            (
+                "adopted",
+                "Connections accepted elsewhere and handed over.",
+                reactors.adopted,
+            ),
+            (
+                "accept_pauses",
+                "Times that accepting had to wait because of a limit.",
+                reactors.accept_pauses,
+            ),
+            (
+                "out_of_files",
+                "Times that accepting had to wait for files.",
+                reactors.out_of_files,
+            ),
+        ];
+        let all: Vec<_> = node.iter().chain(shards.iter()).chain(others).collect();
+        for &(name, help, value) in &all {
+            let is_of = |kinds: &[(&str, &str)]| kinds.iter().any(|(counter, _)| *counter == name);
+            if is_of(ERRORS) || is_of(DROPPED) {
+                continue;
+            }
+            let renamed = NAMES.iter().find(|(counter, _)| *counter == name);
+            let name = renamed.map_or(name, |(_, name)| name);
+            let help = help.trim_end_matches('.');
+            if GAUGES.contains(&name) {
+                let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+                gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+            } else {
+                ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+            }
+        }
+        for (family, help, kinds) in [
+            ("errors", "What went wrong, by kind", ERRORS),
+            ("dropped", "Rows that were read and not sent, by kind", DROPPED),
+        ] {
+            let mut family = encoder.encode_descriptor(family, help, None, MetricType::Counter)?;
+            for (counter, kind) in kinds {
+                let value = all.iter().find(|(name, ..)| name == counter).map_or(0, |it| it.2);
+                ConstCounter::new(value).encode(family.encode_family(&[("kind", *kind)])?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use entity_sync_mio::{Config, EntityKey, PoolConfig, Reply, Request, Server};
+
+    use super::*;
+
+    #[test]
+    fn every_number_is_shown_once_under_a_good_name() {
+        let server = Server::start(Config::new([]), |_: Request, _: Reply| {}).expect("starts");
+        let pool = Pool::new(PoolConfig::default()).expect("starts");
+        let metrics = Metrics::new(server.handle().clone(), pool);
+        let key = EntityKey::new("items", "1").expect("short");
+        server.handle().notify(&key).expect("every name is an entity");
+        let text = metrics.text();
+        for line in [
+            "# TYPE entity_sync_notifies counter",
+            "# HELP entity_sync_pushed_bytes Bytes of the groups given to connections",
+            "entity_sync_notifies_total 1",
+            "entity_sync_connections 0",
+            "entity_sync_subscriptions 0",
+            "entity_sync_pushes_total 0",
+            "entity_sync_pushed_bytes_total 0",
+            "entity_sync_reads_total 0",
+            "entity_sync_conflated_total 0",
+            "entity_sync_dropped_total{kind=\"late_read\"} 0",
+            "entity_sync_errors_total{kind=\"violation\"} 0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line:?} is not in {text}");
+        }
+        let mut names: Vec<_> = text.lines().filter(|it| !it.starts_with('#')).collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+        // Each that is listed by kind exists.
+        let (node, shards) = (server.handle().counters().snapshot(), server.handle().shard_counts());
+        for (counter, _) in ERRORS.iter().chain(DROPPED).chain(NAMES) {
+            let exists = node.iter().chain(shards.iter()).any(|(name, ..)| name == *counter);
+            assert!(exists || *counter == "out_of_files", "{counter}");
+        }
+    }
+}
