@@ -22,6 +22,8 @@ use entity_sync_core::Origins;
 use entity_sync_mio::Delivery;
 
 use crate::api::Token;
+use crate::client::api::Call;
+use crate::client::watch::Watch;
 use crate::store::Location;
 use crate::values::{ValueError, address, origin, origins, path};
 
@@ -29,11 +31,14 @@ use crate::values::{ValueError, address, origin, origins, path};
 const MAX_REACTORS: usize = 1024;
 
 /// What to do, checked.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum Task {
     /// Serve clients and the API.
     Serve(Box<Options>),
+    /// Print what is pushed.
+    Watch(Watch),
+    /// Ask the API of a server.
+    Call(Call),
     /// Print the completions of a shell.
     Completions(clap_complete::Shell),
 }
@@ -123,6 +128,8 @@ impl Task {
         let cli = Cli::from_arg_matches(&matches)?;
         match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
             Command::Serve(serve) => Ok(Self::Serve(Box::new(serve.check().map_err(refused)?))),
+            Command::Watch(watch) => Ok(Self::Watch(watch)),
+            Command::Call(call) => Ok(Self::Call(call)),
             Command::Completions { shell } => Ok(Self::Completions(shell)),
         }
     }
@@ -264,6 +271,7 @@ struct Cli {
 const EXAMPLE: &str = "\
 Try it:
   entity-sync --data :memory:
+  entity-sync watch ws://127.0.0.1:8080/ws/entity-sync/ items/100
   curl -X PUT http://127.0.0.1:8081/entities/items/100 -d '{\"name\":\"bicycle\"}'
 
 Every client that is connected to ws://127.0.0.1:8080/ws/entity-sync/ and has sent
@@ -280,6 +288,10 @@ enum Command {
     /// Serve clients and the API (what is done without a command, too)
     #[command(after_help = EXAMPLE)]
     Serve(Box<Serve>),
+    /// Print what is pushed to a client; it connects again when the connection is lost
+    Watch(Watch),
+    #[command(flatten)]
+    Call(Call),
     /// Print what makes a shell complete the flags
     ///
     /// Example: entity-sync completions bash > /etc/bash_completion.d/entity-sync

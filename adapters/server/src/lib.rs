@@ -6,11 +6,13 @@
 //!
 //! - [`store`] keeps entities in a SQLite file and says which keys changed, after the change is safe on disk.
 //! - [`api`] is HTTP around it: write, read and delete entities, and notify of changes made elsewhere.
+//! - [`client`] are the commands that talk to a server which runs.
 //! - [`args`] is the command line, and [`serve`] runs what it asks for.
 
 pub mod api;
 pub mod args;
 pub mod builder;
+pub mod client;
 pub mod metrics;
 pub mod serve;
 pub mod store;

@@ -4,7 +4,7 @@ fn parse(args: &[&str]) -> Result<Options, String> {
     let all = ["entity-sync"].iter().chain(args);
     match Task::parse(all).map_err(|error| error.to_string())? {
         Task::Serve(options) => Ok(*options),
-        other => panic!("{other:?}"),
+        _ => panic!("another task"),
     }
 }
 

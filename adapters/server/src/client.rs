@@ -1,0 +1,118 @@
+//! The other commands of the binary: clients of a server that runs. [`watch`] prints pushes; [`api`] writes, reads, deletes
+//! and notifies.
+
+pub mod api;
+#[cfg(test)]
+mod tests;
+pub mod watch;
+
+use std::fmt;
+use std::io;
+
+use entity_sync_core::EntityKey;
+
+/// Why a command failed. Its `Display` says what to do; it never shows a secret or a token.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// A file can't be read.
+    File {
+        /// Its name, as it was given.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was read as a body is not UTF-8 text.
+    NotText,
+    /// Not the address of an API.
+    BadApi {
+        /// As it was given.
+        given: String,
+    },
+    /// Nobody answers.
+    NoServer {
+        /// Where.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// The API said no.
+    Refused {
+        /// What happened.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The address of the WebSocket is none.
+    BadUrl {
+        /// As it was given.
+        given: String,
+    },
+    /// The server refuses the WebSocket, and will refuse the next one too.
+    NoUpgrade {
+        /// Where.
+        url: String,
+        /// The status of its answer.
+        status: u16,
+    },
+    /// What was received can't be printed.
+    Output(io::Error),
+}
+
+/// A key on the command line: `entity/id`. The id may hold further slashes.
+pub(crate) fn key(given: &str) -> Result<EntityKey, String> {
+    match given.split_once('/') {
+        Some((entity, id)) if !entity.is_empty() && !id.is_empty() => {
+            EntityKey::new(entity, id).map_err(|error| error.to_string())
+        }
+        _ => Err("write an entity and an id with a slash between them, such as items/100".to_owned()),
+    }
+}
+
+/// The one line of a file with a token or a secret.
+fn line_of(path: &std::path::Path) -> Result<String, ClientError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ClientError::File {
+        path: path.display().to_string(),
+        source,
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, source } => write!(f, "{path} can't be read: {source}"),
+            Self::NotText => f.write_str("the body is not UTF-8 text; encode binary content, such as with base64"),
+            Self::BadApi { given } => write!(
+                f,
+                "{given:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081 (--api)"
+            ),
+            Self::NoServer { url, reason } => write!(
+                f,
+                "no server answers at {url} ({reason}); start one with: entity-sync, or name another with --api"
+            ),
+            Self::Refused { message, hint } if hint.is_empty() => f.write_str(message),
+            Self::Refused { message, hint } => write!(f, "{message}: {hint}"),
+            Self::BadUrl { given } => write!(
+                f,
+                "{given:?} is no address of a WebSocket; write one such as ws://127.0.0.1:8080/ws/entity-sync/ \
+                 (wss:// is not built in)"
+            ),
+            Self::NoUpgrade { url, status: 404 } => write!(
+                f,
+                "{url} has no WebSocket (404); the path is /ws/entity-sync/ unless the server was given another"
+            ),
+            Self::NoUpgrade { url, status } => write!(f, "{url} refuses a WebSocket ({status})"),
+            Self::Output(error) => write!(f, "can't write: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::File { source, .. } | Self::Output(source) => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! `put`, `get`, `delete` and `notify`: one request to the API of a server that runs.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use entity_sync_core::EntityKey;
+use serde::Deserialize;
+use serde_json::json;
+use ureq::http::{Request, Uri};
+
+use super::{ClientError, key, line_of};
+
+/// How long a request may take.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+
+/// One request.
+#[derive(Subcommand)]
+pub enum Call {
+    /// Write an entity, which is then pushed to its subscribers
+    ///
+    /// Example: entity-sync put items/100 '{"name":"bicycle"}'
+    Put {
+        #[arg(value_parser = key, value_name = "ENTITY/ID")]
+        #[allow(missing_docs, reason = "the help says it")]
+        key: EntityKey,
+        /// The new content; standard input if it is left out or -
+        body: Option<String>,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "the help says it")]
+        api: Api,
+    },
+    /// Print an entity
+    ///
+    /// Example: entity-sync get items/100
+    Get {
+        #[arg(value_parser = key, value_name = "ENTITY/ID")]
+        #[allow(missing_docs, reason = "the help says it")]
+        key: EntityKey,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "the help says it")]
+        api: Api,
+    },
+    /// Delete an entity
+    ///
+    /// Example: entity-sync delete items/100
+    Delete {
+        #[arg(value_parser = key, value_name = "ENTITY/ID")]
+        #[allow(missing_docs, reason = "the help says it")]
+        key: EntityKey,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "the help says it")]
+        api: Api,
+    },
+    /// Say that entities were changed elsewhere, so that they are read and pushed again
+    ///
+    /// Example: entity-sync notify items/100 items/101
+    Notify {
+        #[arg(value_parser = key, value_name = "ENTITY/ID", required = true)]
+        #[allow(missing_docs, reason = "the help says it")]
+        keys: Vec<EntityKey>,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "the help says it")]
+        api: Api,
+    },
+}
+
+/// Where the API is.
+#[derive(Args)]
+pub struct Api {
+    /// Where the server's API is
+    #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081")]
+    api: String,
+
+    /// The file with the token that the API asks for
+    #[arg(long, env = "ENTITY_SYNC_API_TOKEN_FILE", value_name = "FILE")]
+    api_token_file: Option<PathBuf>,
+}
+
+/// Does what is asked. `input` is where a body comes from that isn't given, and `out` is where answers go.
+///
+/// # Errors
+/// [`ClientError`]: when nobody answers, or the answer is no.
+pub fn call(call: &Call, input: &mut dyn Read, out: &mut dyn Write) -> Result<(), ClientError> {
+    let said = match call {
+        Call::Put { key, body, api } => {
+            let body = match body.as_deref() {
+                None | Some("-") => read(input)?,
+                Some(body) => body.to_owned(),
+            };
+            match api.send("PUT", &path_of(key), body)? {
+                (201, _) => "created\n".to_owned(),
+                _ => "replaced\n".to_owned(),
+            }
+        }
+        Call::Get { key, api } => {
+            let (_, mut body) = api.send("GET", &path_of(key), String::new())?;
+            if !body.ends_with('\n') {
+                body.push('\n');
+            }
+            body
+        }
+        Call::Delete { key, api } => {
+            api.send("DELETE", &path_of(key), String::new())?;
+            "deleted\n".to_owned()
+        }
+        Call::Notify { keys, api } => {
+            let keys: Vec<_> = keys
+                .iter()
+                .map(|key| json!({ "entity": key.entity(), "id": key.id() }))
+                .collect();
+            let count = keys.len();
+            api.send("POST", "/notify", serde_json::Value::from(keys).to_string())?;
+            format!("accepted {count}\n")
+        }
+    };
+    out.write_all(said.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(ClientError::Output)
+}
+
+fn read(input: &mut dyn Read) -> Result<String, ClientError> {
+    let mut body = Vec::new();
+    input.read_to_end(&mut body).map_err(|source| ClientError::File {
+        path: "standard input".to_owned(),
+        source,
+    })?;
+    String::from_utf8(body).map_err(|_| ClientError::NotText)
+}
+
+fn path_of(key: &EntityKey) -> String {
+    let encode = |text| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
+    format!("/entities/{}/{}", encode(key.entity()), encode(key.id()))
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    error: Refusal,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    message: String,
+    hint: String,
+}
+
+impl Api {
+    /// The status and body of a good answer.
+    fn send(&self, method: &str, path: &str, body: String) -> Result<(u16, String), ClientError> {
+        let bad = || ClientError::BadApi {
+            given: self.api.clone(),
+        };
+        let address = self
+            .api
+            .strip_prefix("http://")
+            .unwrap_or(&self.api)
+            .trim_end_matches('/');
+        let base = format!("http://{address}");
+        let uri: Uri = format!("{base}{path}").parse().map_err(|_| bad())?;
+        if uri.port_u16().is_none() || uri.path() != path {
+            return Err(bad());
+        }
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(file) = &self.api_token_file {
+            request = request.header("authorization", format!("Bearer {}", line_of(file)?));
+        }
+        let no_server = |reason: String| ClientError::NoServer {
+            url: base.clone(),
+            reason,
+        };
+        let request = request.body(body).map_err(|_| ClientError::Refused {
+            message: "the token can't be sent".to_owned(),
+            hint: "the file must hold one line of visible ASCII characters (--api-token-file)".to_owned(),
+        })?;
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .timeout_global(Some(TIME_LIMIT))
+            .build()
+            .into();
+        let mut response = agent.run(request).map_err(|error| no_server(error.to_string()))?;
+        let status = response.status();
+        let text = response.body_mut().read_to_string();
+        let text = text.map_err(|error| no_server(error.to_string()))?;
+        if status.is_success() {
+            return Ok((status.as_u16(), text));
+        }
+        Err(match serde_json::from_str::<Answer>(&text) {
+            Ok(Answer { error }) => ClientError::Refused {
+                message: error.message,
+                hint: error.hint,
+            },
+            Err(_) => no_server(format!("it answers {status}, as no API of ours does")),
+        })
+    }
+}

@@ -1,0 +1,262 @@
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use clap::Parser;
+use entity_sync_mio::{AudienceRule, Config, Entities, EntityOptions, Reply, Request, Rows, Server};
+
+use super::api::{Call, call};
+use super::watch::{Watch, watch};
+use super::*;
+use crate::api::{Parts, Token, router};
+use crate::store::{Location, Store};
+
+#[derive(Parser)]
+struct Calls {
+    #[command(subcommand)]
+    call: Call,
+}
+
+#[derive(Parser)]
+struct Watches {
+    #[command(flatten)]
+    watch: Watch,
+}
+
+/// What a call prints, or what its user is told.
+fn say(args: &[&str], input: &[u8]) -> Result<String, String> {
+    let calls = Calls::try_parse_from([&["entity-sync"], args].concat()).map_err(|error| error.to_string())?;
+    let mut out = Vec::new();
+    call(&calls.call, &mut &input[..], &mut out).map_err(|error| error.to_string())?;
+    Ok(String::from_utf8(out).expect("text"))
+}
+
+/// Serves the API on a free port for as long as the test runs.
+fn serve(token: Option<&str>) -> String {
+    let (told, address) = mpsc::channel();
+    let token = token.and_then(Token::new);
+    std::thread::spawn(move || {
+        let store = Arc::new(Store::open(&Location::Memory, |_| {}).expect("opens"));
+        let mut parts = Parts::new(store, Arc::new(|_| {}));
+        parts.token = token;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async move {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let _ = told.send(listener.local_addr().expect("an address").to_string());
+            let _ = axum::serve(listener, router(parts)).await;
+        });
+    });
+    address.recv().expect("it serves")
+}
+
+#[test]
+fn calls_do_what_they_say() {
+    let api = &serve(None)[..];
+    let url = format!("http://{api}/");
+    let ok = |text: &str| Ok(text.to_owned());
+    assert_eq!(
+        say(&["put", "items/a/b %2F é", "{}", "--api", api], b""),
+        ok("created\n")
+    );
+    assert_eq!(
+        say(&["put", "items/a/b %2F é", "--api", &url], b"[1]"),
+        ok("replaced\n")
+    );
+    assert_eq!(say(&["get", "items/a/b %2F é", "--api", api], b""), ok("[1]\n"));
+    assert_eq!(say(&["put", "items/1", "-", "--api", api], b"x\n"), ok("created\n"));
+    assert_eq!(say(&["get", "items/1", "--api", api], b""), ok("x\n"));
+    assert_eq!(say(&["delete", "items/1", "--api", api], b""), ok("deleted\n"));
+    assert_eq!(
+        say(&["notify", "items/1", "items/2", "--api", api], b""),
+        ok("accepted 2\n")
+    );
+    for (args, input, said) in [
+        (
+            &["get", "items/1"][..],
+            &b""[..],
+            "nothing is stored under this entity and id: PUT it first; both are case-sensitive",
+        ),
+        (
+            &["put", "items/1"],
+            b"",
+            "the body is empty: send the entity's new content, usually JSON, or use DELETE to remove it",
+        ),
+        (
+            &["put", "items/1"],
+            b"\xff",
+            "the body is not UTF-8 text; encode binary content, such as with base64",
+        ),
+    ] {
+        assert_eq!(say(&[args, &["--api", api]].concat(), input), Err(said.to_owned()));
+    }
+}
+
+#[test]
+fn errors_of_calls_say_what_to_do() {
+    for bad in ["items", "items/", "/1", ""] {
+        let said = say(&["get", bad], b"").expect_err("refused");
+        let text = "write an entity and an id with a slash between them, such as items/100";
+        assert!(said.contains(text), "{said}");
+    }
+    for bad in ["127.0.0.1", "a b:1", "127.0.0.1:1/x", "https://127.0.0.1:1"] {
+        assert_eq!(
+            say(&["get", "items/1", "--api", bad], b""),
+            Err(format!(
+                "{bad:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081 (--api)"
+            ))
+        );
+    }
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr()
+        .expect("an address")
+        .to_string();
+    let said = say(&["get", "items/1", "--api", &nobody], b"").expect_err("nobody answers");
+    assert!(
+        said.starts_with(&format!("no server answers at http://{nobody} (")),
+        "{said}"
+    );
+    assert!(
+        said.ends_with("start one with: entity-sync, or name another with --api"),
+        "{said}"
+    );
+    let said = say(&["get", "items/1", "--api-token-file=/nowhere/token"], b"").expect_err("no file");
+    assert_eq!(
+        said,
+        "/nowhere/token can't be read: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn tokens_are_sent() {
+    let api = &serve(Some("0123456789abcdef"))[..];
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let args = |token: &str| {
+        std::fs::write(file.path(), token).expect("written");
+        let path = file.path().to_str().expect("text");
+        say(&["put", "items/1", "{}", "--api", api, "--api-token-file", path], b"")
+    };
+    assert_eq!(args("0123456789abcdef\n"), Ok("created\n".to_owned()));
+    assert_eq!(
+        args("0123456789abcdeg"),
+        Err("the request does not carry the API's token: send the header Authorization: Bearer and the line that is in \
+             the server's --api-token-file"
+            .to_owned())
+    );
+    assert_eq!(
+        args("a\nb"),
+        Err(
+            "the token can't be sent: the file must hold one line of visible ASCII characters (--api-token-file)"
+                .to_owned()
+        )
+    );
+}
+
+/// Sends each line that is written.
+struct Lines(Vec<u8>, Sender<String>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        for &byte in bytes {
+            if byte == b'\n' {
+                let line = String::from_utf8(std::mem::take(&mut self.0)).expect("text");
+                // As a pipe whose reader has gone.
+                self.1.send(line).map_err(|_| std::io::ErrorKind::BrokenPipe)?;
+            } else {
+                self.0.push(byte);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+type Watching = std::thread::JoinHandle<Result<(), String>>;
+
+fn watching(args: &[&str]) -> (Receiver<String>, Receiver<String>, Watching) {
+    let watches = Watches::try_parse_from([&["watch"], args].concat()).expect("valid");
+    let ((row, rows), (status, statuses)) = (mpsc::channel(), mpsc::channel());
+    let run = move || {
+        let (mut out, mut err) = (Lines(Vec::new(), row), Lines(Vec::new(), status));
+        watch(&watches.watch, &mut out, &mut err).map_err(|error| error.to_string())
+    };
+    (rows, statuses, std::thread::spawn(run))
+}
+
+/// A server that answers a subscription with the key and, unless it is public, the secret.
+fn server(listen: &str) -> Server {
+    let mut config = Config::new([listen.parse().expect("an address")]);
+    let mut options = EntityOptions::default();
+    options.snapshot = true;
+    options.audience = AudienceRule::BySecret;
+    config.core.entities = Entities::any(options);
+    let read = |request: Request, reply: Reply| {
+        let secret = match &request.audience {
+            entity_sync_mio::Audience::Secret(secret) => secret.to_string(),
+            _ => String::new(),
+        };
+        let _ = reply.rows(Rows::one(format!("{} for {secret}", request.key.id())));
+    };
+    Server::start(config, read).expect("starts")
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn watch_prints_rows_and_comes_back() {
+    let first = server("127.0.0.1:0");
+    let address = first.addresses()[0].to_string();
+    let url = format!("ws://{address}/ws/entity-sync/");
+    let secret = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(secret.path(), "me\n").expect("written");
+    let path = secret.path().to_str().expect("text");
+    let (rows, statuses, thread) = watching(&[&url, "items/100", "--secret-file", path]);
+    let next = |from: &Receiver<String>| from.recv_timeout(PATIENCE).expect("a line");
+    assert_eq!(next(&rows), "100 for me");
+    assert_eq!(next(&statuses), format!("watching items/100 on {url}"));
+    first.shutdown(Duration::from_secs(5));
+    let line = next(&statuses);
+    assert!(
+        line.starts_with("disconnected (closed with 1001), trying again in 0."),
+        "{line}"
+    );
+    let second = server(&address);
+    assert_eq!(next(&rows), "100 for me");
+    // Whoever reads the rows has gone, which it notices with the next one.
+    drop(rows);
+    let key = EntityKey::new("items", "100").expect("short");
+    second.handle().notify(&key).expect("every name is an entity");
+    assert_eq!(thread.join().expect("no panic"), Ok(()));
+}
+
+#[test]
+fn what_keeps_watch_from_connecting_is_said() {
+    let server = server("127.0.0.1:0");
+    let end = |url: &str| watching(&[url, "items/100"]).2.join().expect("no panic");
+    let url = format!("ws://{}/nope", server.addresses()[0]);
+    assert_eq!(
+        end(&url),
+        Err(format!(
+            "{url} has no WebSocket (404); the path is /ws/entity-sync/ unless the server was given another"
+        ))
+    );
+    for url in [
+        "http://127.0.0.1:1/",
+        "wss://127.0.0.1:1/",
+        "127.0.0.1:8080",
+        "",
+        "ws://",
+    ] {
+        assert_eq!(
+            end(url),
+            Err(format!(
+                "{url:?} is no address of a WebSocket; write one such as ws://127.0.0.1:8080/ws/entity-sync/ (wss:// is \
+                 not built in)"
+            ))
+        );
+    }
+}

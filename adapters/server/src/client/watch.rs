@@ -1,0 +1,198 @@
+//! `watch`: prints what is pushed, and connects again when the connection is lost.
+
+use std::io::{self, ErrorKind, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use entity_sync_core::EntityKey;
+use serde_json::json;
+use tungstenite::client::IntoClientRequest;
+use tungstenite::http::Uri;
+use tungstenite::{Bytes, Message, WebSocket};
+
+use super::{ClientError, key, line_of};
+
+/// A server that says nothing for so long is asked whether it is there.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// The first pause before the next attempt. It doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A connection that lasted so long was a good one: the next attempt comes soon.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+
+/// Prints each row that is pushed, one a line
+///
+/// Example: entity-sync watch ws://127.0.0.1:8080/ws/entity-sync/ items/100 items/101
+#[derive(Args)]
+pub struct Watch {
+    /// Where the server's WebSocket is
+    url: String,
+
+    /// What to subscribe to
+    #[arg(value_parser = key, value_name = "ENTITY/ID", required = true)]
+    keys: Vec<EntityKey>,
+
+    /// A file with the secret to send first
+    #[arg(long, env = "ENTITY_SYNC_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+}
+
+/// How one connection ended.
+enum End {
+    /// For good.
+    Failed(ClientError),
+    /// For now: why, and how long the server asks to wait.
+    Lost(String, Option<Duration>),
+}
+
+/// Watches until `out` is closed or something fails for good.
+///
+/// Rows go to `out` exactly as they are received. What becomes of the connection goes to `status`.
+///
+/// # Errors
+/// [`ClientError`], when trying again would not help.
+pub fn watch(watch: &Watch, out: &mut dyn Write, status: &mut dyn Write) -> Result<(), ClientError> {
+    let bad_url = || ClientError::BadUrl {
+        given: watch.url.clone(),
+    };
+    let uri: Uri = watch.url.parse().map_err(|_| bad_url())?;
+    if uri.scheme_str() != Some("ws") || uri.host().is_none() {
+        return Err(bad_url());
+    }
+    let secret = watch.secret_file.as_deref().map(line_of).transpose()?;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let began = Instant::now();
+        let (reason, wait) = match connection(watch, &uri, secret.as_deref(), out, status) {
+            End::Failed(ClientError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            End::Failed(error) => return Err(error),
+            End::Lost(reason, wait) => (reason, wait),
+        };
+        if began.elapsed() >= GOOD_AFTER {
+            pause = FIRST_PAUSE;
+        }
+        // So that clients that lost the same server don't come back at the same moment.
+        let wait = wait.unwrap_or_else(|| pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+        let line = format!("disconnected ({reason}), trying again in {:.1} s", wait.as_secs_f64());
+        tell(status, &line);
+        std::thread::sleep(wait);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn connection(watch: &Watch, uri: &Uri, secret: Option<&str>, out: &mut dyn Write, status: &mut dyn Write) -> End {
+    let lost = |error: io::Error| End::Lost(error.to_string(), None);
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let stream = match TcpStream::connect((host, uri.port_u16().unwrap_or(80))) {
+        Ok(stream) => stream,
+        Err(error) => return lost(error),
+    };
+    if let Err(error) = stream
+        .set_nodelay(true)
+        .and_then(|()| stream.set_read_timeout(Some(QUIET)))
+    {
+        return lost(error);
+    }
+    let request = match uri.clone().into_client_request() {
+        Ok(request) => request,
+        Err(_) => {
+            return End::Failed(ClientError::BadUrl {
+                given: watch.url.clone(),
+            });
+        }
+    };
+    let mut socket = match tungstenite::client(request, stream) {
+        Ok((socket, _)) => socket,
+        Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(response))) => {
+            let status = response.status().as_u16();
+            // What is wrong with the server may pass; what is wrong with the request will not.
+            return if (400..500).contains(&status) {
+                let url = watch.url.clone();
+                End::Failed(ClientError::NoUpgrade { url, status })
+            } else {
+                End::Lost(format!("it answers {status}"), None)
+            };
+        }
+        Err(error) => return End::Lost(error.to_string(), None),
+    };
+    for message in messages(watch, secret) {
+        if let Err(error) = socket.send(Message::text(message)) {
+            return End::Lost(error.to_string(), None);
+        }
+    }
+    let keys: Vec<_> = watch
+        .keys
+        .iter()
+        .map(|key| format!("{}/{}", key.entity(), key.id()))
+        .collect();
+    tell(status, &format!("watching {} on {}", keys.join(" "), watch.url));
+    rows(&mut socket, out)
+}
+
+/// What protocol v1 wants to hear: who we are, then what we want.
+fn messages(watch: &Watch, secret: Option<&str>) -> Vec<String> {
+    let secret = secret.map(|secret| json!({ "action": "secret", "body": secret }));
+    let keys = watch.keys.iter().map(|key| {
+        let body = json!({ "entity": key.entity(), "id": key.id() });
+        json!({ "action": "subscribe", "body": body })
+    });
+    let all = secret.into_iter().chain(keys);
+    all.map(|message| message.to_string()).collect()
+}
+
+fn rows(socket: &mut WebSocket<TcpStream>, out: &mut dyn Write) -> End {
+    let mut is_asked = false;
+    loop {
+        match socket.read() {
+            Ok(Message::Text(row)) => {
+                let written = writeln!(out, "{row}").and_then(|()| out.flush());
+                if let Err(error) = written {
+                    return End::Failed(ClientError::Output(error));
+                }
+            }
+            Ok(Message::Close(frame)) => {
+                // Answers the server's close frame.
+                let _ = socket.flush();
+                let Some(frame) = frame else {
+                    return End::Lost("closed".to_owned(), None);
+                };
+                let wait = retry_hint(&frame.reason);
+                return End::Lost(format!("closed with {}", frame.code), wait);
+            }
+            Ok(_) => {}
+            Err(tungstenite::Error::Io(error))
+                if !is_asked && matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+            {
+                is_asked = true;
+                if let Err(error) = socket.send(Message::Ping(Bytes::new())) {
+                    return End::Lost(error.to_string(), None);
+                }
+                continue;
+            }
+            Err(tungstenite::Error::Io(error))
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+            {
+                return End::Lost("no sign of life".to_owned(), None);
+            }
+            Err(error) => return End::Lost(error.to_string(), None),
+        }
+        is_asked = false;
+    }
+}
+
+/// A server that is drained says when to come back: `retry in 1500 ms`.
+fn retry_hint(reason: &str) -> Option<Duration> {
+    let ms = reason.strip_prefix("retry in ")?.strip_suffix(" ms")?.parse().ok()?;
+    Some(Duration::from_millis(ms).min(LONGEST_PAUSE))
+}
+
+/// If nobody reads it, the rows still matter.
+fn tell(status: &mut dyn Write, line: &str) {
+    let _ = writeln!(status, "{line}").and_then(|()| status.flush());
+}
