@@ -237,6 +237,38 @@ fn what_keeps_it_from_starting_is_said() {
 }
 
 #[test]
+fn the_log_tells_of_connections_reads_and_notifies_and_of_no_secret() {
+    for format in ["text", "json"] {
+        let mut command = Command::new(binary());
+        command.stderr(Stdio::piped());
+        let flags = ["--log", "trace", "--log-format", format];
+        let mut process = Process::start_from(&mut command, ":memory:", &flags);
+        let mut client = Client::connect(process.clients);
+        client.secret("hush-hush");
+        client.subscribe("items", "1");
+        client.sync();
+        process.put("1", "row");
+        assert_eq!(client.row(), "row");
+        drop(client);
+        let mut log = BufReader::new(process.child.stderr.take().unwrap())
+            .lines()
+            .map(Result::unwrap);
+        let mut all = Vec::new();
+        for part in ["connected", "notify", "read", "answered", "disconnected"] {
+            while all.last().is_none_or(|line: &String| !line.contains(part)) {
+                all.push(log.next().unwrap());
+            }
+        }
+        assert!(all.iter().all(|line| !line.contains("hush")), "{all:?}");
+        assert_eq!(
+            all.iter().all(|line| line.starts_with('{')),
+            format == "json",
+            "{all:?}"
+        );
+    }
+}
+
+#[test]
 fn hostile_bytes_hurt_nobody_else() {
     let process = Process::start(":memory:");
     let mut client = Client::connect(process.clients);

@@ -277,6 +277,7 @@ impl Handle {
     /// # Errors
     /// [`UnknownEntity`] if entities are registered and this is none of them.
     pub fn notify(&self, key: &EntityKey) -> Result<(), UnknownEntity> {
+        tracing::trace!(entity = key.entity(), id = key.id(), "notify");
         self.node.notify(self.clock.now(), key)
     }
 

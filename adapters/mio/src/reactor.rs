@@ -265,14 +265,20 @@ impl Reactor {
     }
 
     fn take_in(&mut self, now: Timestamp, stream: mio::net::TcpStream, opening: &Opening) -> Option<ConnId> {
-        // A refused socket is dropped.
-        let conn = self.shard.open_with(now, opening).ok()?;
+        let conn = match self.shard.open_with(now, opening) {
+            Ok(conn) => conn,
+            Err(refused) => {
+                tracing::debug!(peer = ?opening.peer, %refused, "connection refused");
+                return None;
+            }
+        };
         // Frames are written whole, so there is nothing to gain by waiting for more.
         let _ = stream.set_nodelay(true);
         if self.sockets.insert(self.poll.registry(), conn, stream).is_err() {
             self.shard.handle(now, Input::Closed { conn });
             return None;
         }
+        tracing::debug!(client = %self.shard.client_id(conn), peer = ?opening.peer, "connected");
         Some(conn)
     }
 
@@ -328,7 +334,10 @@ impl Reactor {
                     flush.write(|conn, chunks| sockets.write_gathered(conn, chunks));
                 }
                 Some(Output::Shutdown(conn)) => sockets.shut_down(conn),
-                Some(Output::Close(conn)) => sockets.remove(conn),
+                Some(Output::Close(conn)) => {
+                    sockets.remove(conn);
+                    tracing::debug!(client = %shard.client_id(conn), "disconnected");
+                }
             }
         }
         false

@@ -1,6 +1,7 @@
 //! The application's side of a read, with the clock filled in.
 
 use entity_sync_core::{ReadError, Request, Resolve, RowError, Rows};
+use tracing::Span;
 
 use crate::clock::Clock;
 
@@ -37,6 +38,8 @@ impl<F: Fn(Request, Reply) + Send + Sync> Resolver for F {
 pub struct Reply {
     inner: entity_sync_core::Reply,
     clock: Clock,
+    /// From the read's beginning to its answer.
+    span: Span,
 }
 
 impl Reply {
@@ -45,12 +48,18 @@ impl Reply {
     /// # Errors
     /// [`RowError`] when the rows can't be sent; the read then counts as failed and is tried again later.
     pub fn rows(self, rows: Rows) -> Result<(), RowError> {
-        self.inner.send(self.clock.now(), Ok(rows))
+        let result = self.inner.send(self.clock.now(), Ok(rows));
+        self.span.in_scope(|| match &result {
+            Ok(()) => tracing::debug!("answered"),
+            Err(error) => tracing::warn!(%error, "the rows can't be sent"),
+        });
+        result
     }
 
     /// Says that the read failed for the moment. It is tried again, with backoff, as long as anyone is subscribed.
     pub fn fail(self, error: ReadError) {
         // Only rows can be refused, and there are none.
+        self.span.in_scope(|| tracing::debug!(%error, "no rows"));
         let _ = self.inner.send(self.clock.now(), Err(error));
     }
 }
@@ -63,10 +72,14 @@ pub(crate) struct Clocked<R> {
 
 impl<R: Resolver> Resolve for Clocked<R> {
     fn resolve(&self, request: Request, reply: entity_sync_core::Reply) {
+        // An audience shows no secret.
+        let (key, audience) = (&request.key, &request.audience);
+        let span = tracing::debug_span!("read", entity = key.entity(), id = key.id(), ?audience);
         let reply = Reply {
             inner: reply,
             clock: self.clock,
+            span: span.clone(),
         };
-        self.resolver.resolve(request, reply);
+        span.in_scope(|| self.resolver.resolve(request, reply));
     }
 }
