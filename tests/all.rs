@@ -7,8 +7,10 @@
 // The entry point of an integration test.
 #![allow(missing_docs, unreachable_pub)]
 
+mod axum_route;
 mod binary;
 mod conformance;
+mod door;
 mod echo;
 mod embedding;
 mod engine;

@@ -4,6 +4,9 @@
 //! A row that gives several examples is several cases. "Nothing is sent" is never a matter of waiting: a ping goes out,
 //! and its pong comes back first (see [`runner`]).
 //!
+//! Sections 2, 3 and 5 go through every [`Door`](crate::door::Door); behind axum's, hyper speaks HTTP, so that section 1 is
+//! for the reactors' own, and `axum` has what is left of it.
+//!
 //! Documented differences that hold for many rows:
 //! - what PROTOCOL says of log lines has no counterpart here: misdeeds are counted, and told at a limited rate, which
 //!   `section_2` checks once.
@@ -14,7 +17,7 @@
 //!
 //! Left out, as there is nothing to test yet: negotiated `permessage-deflate`, a subprotocol of our own.
 
-mod case;
+pub(crate) mod case;
 mod runner;
 mod section_1;
 mod section_2;
@@ -23,22 +26,26 @@ mod section_5;
 
 use runner::{failures, judge, report};
 
+use crate::door::Door;
+
 #[test]
 fn section_1_handshake() {
     let cases = section_1::cases();
-    report(cases.len(), &failures(&cases));
+    report(cases.len(), &failures(Door::Reactor, &cases));
 }
 
 #[test]
 fn section_2_messages() {
     let cases = section_2::cases();
-    report(cases.len(), &failures(&cases));
+    let failed: Vec<_> = Door::ALL.iter().flat_map(|&door| failures(door, &cases)).collect();
+    report(cases.len(), &failed);
 }
 
 #[test]
 fn section_3_frames() {
     let cases = section_3::cases();
-    report(cases.len(), &failures(&cases));
+    let failed: Vec<_> = Door::ALL.iter().flat_map(|&door| failures(door, &cases)).collect();
+    report(cases.len(), &failed);
 }
 
 /// Side by side, since each of them takes a while.
@@ -46,7 +53,12 @@ fn section_3_frames() {
 fn section_3_silence() {
     let cases = section_3::silence();
     let failed = std::thread::scope(|scope| {
-        let runs: Vec<_> = cases.chunks(1).map(|case| scope.spawn(|| failures(case))).collect();
+        let each = Door::ALL
+            .iter()
+            .flat_map(|&door| cases.chunks(1).map(move |case| (door, case)));
+        let runs: Vec<_> = each
+            .map(|(door, case)| scope.spawn(move || failures(door, case)))
+            .collect();
         runs.into_iter().flat_map(|run| run.join().unwrap()).collect::<Vec<_>>()
     });
     report(cases.len(), &failed);

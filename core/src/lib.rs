@@ -89,4 +89,4 @@ pub use outbox::Chunk;
 pub use resolve::{Audience, ReadError, Reply, Request, Resolve};
 pub use shard::{Broadcast, ConnId, DrainOptions, Flush, Input, Output, Sent, Shard};
 pub use time::Timestamp;
-pub use ws::{Origins, UpgradeRules};
+pub use ws::{HeaderFields, Origins, Refusal, UpgradeRules};

@@ -205,6 +205,11 @@ impl Node {
         &self.0.config
     }
 
+    /// Whether another connection would not be too many for `max_connections`, as of now.
+    pub fn has_room(&self) -> bool {
+        self.0.admission.open() < self.0.config.max_connections
+    }
+
     /// The number of audiences that have subscribers or a running read.
     pub fn flights(&self) -> usize {
         (0..STRIPES).map(|number| self.lock(number).flights.len()).sum()
@@ -389,8 +394,10 @@ impl Node {
         match selector {
             Selector::Client(id) => of_shards.push((id.shard, Whose::Conn(id.conn))),
             Selector::Secret(secret) => {
-                let shards = 0..self.0.ports.len() as u32;
-                of_shards.extend(shards.map(|shard| (shard, Whose::Secret(secret.clone()))));
+                let shards = (0..).zip(&self.0.shard_counters);
+                // An idle shard need not look. Whom the application has heard of is counted already.
+                let busy = shards.filter(|(_, counters)| counters.connections.get() > 0);
+                of_shards.extend(busy.map(|(shard, _)| (shard, Whose::Secret(secret.clone()))));
             }
             Selector::Key(key) => {
                 let (_, stripe) = self.stripe_of(key);

@@ -129,7 +129,7 @@ impl Setup {
 }
 
 /// The request of PROTOCOL's section 0, and its answer.
-pub(super) const REQUEST: &str = "GET /ws/entity-sync/ HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nUser-Agent: Go-http-client/1.1\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ozdXINuS7gRXM2loRNMN8Q==\r\nSec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n\r\n";
+pub(crate) const REQUEST: &str = "GET /ws/entity-sync/ HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nUser-Agent: Go-http-client/1.1\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ozdXINuS7gRXM2loRNMN8Q==\r\nSec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n\r\n";
 pub(super) const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ZYud57x53lMRng1FXzD2lkbc7o0=\r\n\r\n";
 const _: () = assert!(ACCEPTED.len() == 129, "PROTOCOL says so");
 
@@ -143,7 +143,7 @@ pub(super) fn upgraded(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
 }
 
 /// A client's frame with the shortest header.
-pub(super) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0xa5, 0x00, 0x5a, payload.len() as u8];
     let mut frame = header(first, 0x80, payload.len());
     frame.extend(mask);
@@ -160,7 +160,7 @@ fn header(first: u8, masked: u8, len: usize) -> Vec<u8> {
 }
 
 /// A server's text frame.
-pub(super) fn frame(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
     [&header(0x81, 0, payload.len()), payload].concat()
 }
 

@@ -11,9 +11,10 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use entity_sync_mio::{Audience, Config, EntityKey, Reply, Request, Rows, Server};
+use entity_sync_mio::{Audience, EntityKey, Reply, Request, Rows, Server};
 
-use super::case::{Case, Setup, Step, masked, row};
+use super::case::{ACCEPTED, Case, Setup, Step, masked, row};
+use crate::door::{Door, Open};
 
 /// How long a case waits for what should come. Each time in vain halves it, so that a server that answers nothing is
 /// told of in seconds.
@@ -24,14 +25,16 @@ const PING: &[u8] = b"\x89\x00";
 /// Entities that the resolver knows. It has no rows for others.
 const ENTITIES: [&str; 2] = ["items", "items.a"];
 
-/// Runs all cases, one server for each set-up, and says which failed.
-pub(super) fn failures(cases: &[Case]) -> Vec<String> {
+/// Runs all cases through a door, one server for each set-up, and says which failed.
+pub(super) fn failures(door: Door, cases: &[Case]) -> Vec<String> {
     let mut worlds = HashMap::new();
     let mut failures = Vec::new();
     for case in cases {
-        let world = worlds.entry(case.setup).or_insert_with(|| World::start(case.setup));
+        let world = worlds
+            .entry(case.setup)
+            .or_insert_with(|| World::start(door, case.setup));
         if let Some(failure) = judge(case.known_difference, world.run(case)) {
-            failures.push(format!("{case}\n    {failure}"));
+            failures.push(format!("{door:?}: {case}\n    {failure}"));
         }
     }
     failures
@@ -57,6 +60,8 @@ pub(super) fn report(cases: usize, failures: &[String]) {
 
 struct World {
     server: Server,
+    door: Door,
+    open: Open,
     script: Arc<Mutex<Script>>,
     patience: Duration,
 }
@@ -71,8 +76,8 @@ struct Script {
 }
 
 impl World {
-    fn start(setup: Setup) -> Self {
-        let mut config = Config::new(["127.0.0.1:0".parse().unwrap()]);
+    fn start(door: Door, setup: Setup) -> Self {
+        let mut config = door.config();
         config.reactors = NonZeroUsize::new(2).unwrap();
         setup.apply(&mut config);
         let script = Arc::<Mutex<Script>>::default();
@@ -109,8 +114,11 @@ impl World {
             }
         })
         .unwrap();
+        let open = door.open(&server);
         Self {
             server,
+            door,
+            open,
             script,
             patience: PATIENCE,
         }
@@ -118,7 +126,7 @@ impl World {
 
     fn run(&mut self, case: &Case) -> Result<(), String> {
         self.forget_the_last()?;
-        let stream = TcpStream::connect(self.server.addresses()[0]).map_err(|error| format!("connecting: {error}"))?;
+        let stream = TcpStream::connect(self.open.address).map_err(|error| format!("connecting: {error}"))?;
         stream.set_nodelay(true).unwrap();
         let mut run = Run {
             world: self,
@@ -200,6 +208,7 @@ impl Run<'_> {
                 self.settle()?;
                 equal("messages passed", expected, &self.world.script.lock().unwrap().passed)
             }
+            Step::Receive(expected) if expected == ACCEPTED.as_bytes() => self.receive_accepted(),
             Step::Receive(expected) => self.receive(expected),
             Step::Expect(expected) => same("received", expected, &self.settle()?),
             Step::ExpectUpTo(times, expected) => {
@@ -272,6 +281,28 @@ impl Run<'_> {
         }
         let got: Vec<u8> = self.received.drain(..expected.len()).collect();
         same("received", expected, &got)
+    }
+
+    /// The response to the upgrade, which axum writes in its own way.
+    fn receive_accepted(&mut self) -> Result<(), String> {
+        if self.world.door == Door::Reactor {
+            return self.receive(ACCEPTED.as_bytes());
+        }
+        let end = loop {
+            if let Some(at) = self.received.windows(4).position(|part| part == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if !self.read()? {
+                return same("received", ACCEPTED.as_bytes(), &self.received);
+            }
+        };
+        let got: Vec<u8> = self.received.drain(..end).collect();
+        let proof = b"\r\nsec-websocket-accept: ZYud57x53lMRng1FXzD2lkbc7o0=\r\n";
+        let has_proof = got.windows(proof.len()).any(|part| part == proof);
+        if got.starts_with(b"HTTP/1.1 101 ") && has_proof {
+            return Ok(());
+        }
+        same("received", ACCEPTED.as_bytes(), &got)
     }
 
     /// All that the server has sent by now.

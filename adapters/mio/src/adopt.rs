@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -24,6 +24,8 @@ pub struct Adopted {
     /// Who the client is, as whoever accepted it has found out: see
     /// [`Opening::secret`](entity_sync_core::Opening::secret).
     pub secret: Option<Arc<str>>,
+    /// Where the client is, if that isn't what the socket says, as behind a proxy: for `max_connections_per_address`.
+    pub peer: Option<IpAddr>,
 }
 
 impl Adopted {
@@ -34,6 +36,7 @@ impl Adopted {
             received: Vec::new(),
             is_upgraded: false,
             secret: None,
+            peer: None,
         }
     }
 

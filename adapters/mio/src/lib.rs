@@ -17,6 +17,7 @@
 mod adopt;
 mod clock;
 mod files;
+mod guest;
 mod listener;
 mod pool;
 mod reactor;
@@ -43,6 +44,8 @@ pub use entity_sync_core::{
 pub use adopt::{AdoptError, AdoptFailure, Adopted};
 use clock::Clock;
 pub use files::raise_file_limit;
+pub use guest::Guest;
+use guest::{GuestWaker, Place};
 use listener::listen;
 pub use pool::{Pool, PoolConfig, PoolCounters};
 use reactor::{Reactor, ReactorCounters};
@@ -57,6 +60,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Threads that serve connections.
     pub reactors: NonZeroUsize,
+    /// Shards without a reactor, for event loops of yours: see [`Handle::take_guest`].
+    pub guest_shards: usize,
     /// Files that connections leave to the rest of the process (a store, an API, logs): `core.max_connections` is
     /// lowered to what the limit on open files allows beyond them. See [`raise_file_limit`].
     pub reserved_files: usize,
@@ -72,6 +77,7 @@ impl Config {
         Self {
             listen: listen.into_iter().collect(),
             reactors: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            guest_shards: 1,
             reserved_files: 64,
             core,
         }
@@ -83,7 +89,6 @@ impl Config {
 pub struct Server {
     addresses: Vec<SocketAddr>,
     handle: Handle,
-    stop: Arc<Stop>,
     reactors: Vec<ReactorThread>,
 }
 
@@ -94,6 +99,8 @@ pub struct Handle {
     clock: Clock,
     doors: Arc<[Door]>,
     next_door: Arc<AtomicUsize>,
+    places: Arc<[Arc<Place>]>,
+    stop: Arc<Stop>,
 }
 
 /// What other threads know of a reactor.
@@ -185,11 +192,16 @@ impl Server {
         }
         config.core.max_connections = config.core.max_connections.min(files);
         let clock = Clock::start();
-        let (node, shards) = Node::new(
+        let guest_wakers: Vec<Arc<GuestWaker>> = (0..config.guest_shards).map(|_| Arc::default()).collect();
+        let of_reactors = wakers.iter().cloned().map(Waker::from);
+        let of_guests = guest_wakers.iter().cloned().map(Waker::from);
+        let (node, mut shards) = Node::new(
             config.core,
             Arc::new(Clocked { resolver, clock }),
-            wakers.iter().cloned().map(Waker::from).collect(),
+            of_reactors.chain(of_guests).collect(),
         );
+        let guest_shards = shards.split_off(count).into_iter().zip(guest_wakers);
+        let stop: Arc<Stop> = Arc::default();
         let doors = wakers.iter().map(|waker| Door {
             inbox: Arc::default(),
             waker: waker.clone(),
@@ -203,15 +215,18 @@ impl Server {
                 clock,
                 doors: doors.clone(),
                 next_door: Arc::default(),
+                places: guest_shards
+                    .map(|(shard, waker)| Arc::new(Place::new(shard, waker)))
+                    .collect(),
+                stop: stop.clone(),
             },
-            stop: Arc::default(),
             reactors: Vec::new(),
         };
         let parts = shards.into_iter().zip(polls).zip(listeners).zip(wakers);
         for (index, (((shard, poll), listeners), waker)) in parts.enumerate() {
             let door = &doors[index];
             let (inbox, counters) = (door.inbox.clone(), door.counters.clone());
-            let reactor = Reactor::new(shard, poll, listeners, inbox, counters, clock, server.stop.clone())
+            let reactor = Reactor::new(shard, poll, listeners, inbox, counters, clock, stop.clone())
                 .map_err(StartError::Reactor)?;
             let thread = std::thread::Builder::new()
                 .name(format!("reactor-{index}"))
@@ -242,7 +257,7 @@ impl Server {
         // What can't be told as a moment is for ever.
         let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(1 << 32));
         // Set once, as this takes the server.
-        let _ = self.stop.drain.set((options, deadline));
+        let _ = self.handle.stop.drain.set((options, deadline));
         drop(self);
     }
 
@@ -257,15 +272,24 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.requested.store(true, Ordering::SeqCst);
+        let stop = &self.handle.stop;
+        stop.requested.store(true, Ordering::SeqCst);
         for reactor in &self.reactors {
             reactor.waker.wake_by_ref();
+        }
+        for place in &*self.handle.places {
+            place.wake();
         }
         for reactor in &mut self.reactors {
             if let Some(thread) = reactor.thread.take() {
                 // A reactor that panicked has said so on standard error.
                 let _ = thread.join();
             }
+        }
+        // Guests that are not driven any more can't be waited for, but for as long as was said.
+        let deadline = self.handle.stop.deadline();
+        for place in &*self.handle.places {
+            place.wait(deadline);
         }
     }
 }
@@ -343,6 +367,18 @@ impl Handle {
         Ok(())
     }
 
+    /// A shard for an event loop of yours, for connections that can't be [adopted](Self::adopt) because they are more than
+    /// a socket. `None` if all [`guest_shards`](Config::guest_shards) are taken, or the server is being shut down.
+    pub fn take_guest(&self) -> Option<Guest> {
+        self.places.iter().find_map(|it| it.take(self.clock, &self.stop))
+    }
+
+    /// Whether another connection would be served, as of now: there are fewer than `max_connections`, and the server is
+    /// not being shut down.
+    pub fn has_room(&self) -> bool {
+        !self.stop.is_requested() && self.node.has_room()
+    }
+
     /// How many audiences of entities have subscribers or a running read.
     pub fn flights(&self) -> usize {
         self.node.flights()
@@ -384,9 +420,11 @@ impl Stop {
     }
 
     pub(crate) fn time_left(&self) -> Duration {
-        self.drain.get().map_or(Duration::ZERO, |(_, deadline)| {
-            deadline.saturating_duration_since(Instant::now())
-        })
+        self.deadline().saturating_duration_since(Instant::now())
+    }
+
+    fn deadline(&self) -> Instant {
+        self.drain.get().map_or_else(Instant::now, |&(_, deadline)| deadline)
     }
 }
 

@@ -244,13 +244,14 @@ impl Reactor {
                 mut received,
                 is_upgraded,
                 secret,
+                peer,
             }) = self.inbox.pop()
             else {
                 return true;
             };
             count(&self.counters.adopted);
             let mut opening = Opening::default();
-            opening.peer = stream.peer_addr().ok().map(|peer| peer.ip());
+            opening.peer = peer.or_else(|| Some(stream.peer_addr().ok()?.ip()));
             opening.is_upgraded = is_upgraded;
             opening.secret = secret;
             let conn = self.take_in(now, mio::net::TcpStream::from_std(stream), &opening);

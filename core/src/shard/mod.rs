@@ -246,6 +246,15 @@ impl Shard {
         self.drain_on();
     }
 
+    /// All sockets are gone, as when the event loop that had them ends: as [`Input::Closed`] for each.
+    pub fn abandon(&mut self, now: Timestamp) {
+        self.advance(now);
+        let all: Vec<ConnId> = self.conns.iter().map(|(id, _)| ConnId(id)).collect();
+        for conn in all {
+            self.end(conn);
+        }
+    }
+
     /// How many connections are open.
     pub fn connections(&self) -> usize {
         self.conns.len()

@@ -59,13 +59,31 @@ pub(crate) enum Upgrade {
 
 /// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+#[non_exhaustive]
+pub enum Refusal {
     /// Not good HTTP/1.1, or not a good upgrade.
     BadRequest,
+    /// A web page of this origin may not connect.
     Forbidden,
+    /// There is nothing at this path.
     NotFound,
+    /// Only GET is upgraded.
     MethodNotAllowed,
+    /// The header block is longer than `max_request_bytes`, or has too many fields.
     HeadersTooLong,
+}
+
+/// The header fields of a request that an HTTP stack has parsed.
+pub trait HeaderFields {
+    /// The values of all fields of this name, whatever its ASCII case, without white space around them.
+    fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]>;
+}
+
+impl HeaderFields for [Header<'_>] {
+    fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let of_name = self.iter().filter(move |it| it.name.eq_ignore_ascii_case(name));
+        of_name.map(|it| it.value.trim_ascii())
+    }
 }
 
 /// The clock of day, for the `Date` field of refusals.
@@ -94,17 +112,16 @@ pub(crate) fn upgrade(rules: &UpgradeRules, date: Date<'_>, received: &[u8]) -> 
         }
         _ => return hang_up(Refusal::BadRequest, date, head.len()),
     }
-    // A body is not read, so nothing can follow it.
-    let has_body = has_body(&request);
     match judge(rules, &request) {
-        Ok(key) if !has_body => Upgrade::Accept {
-            response: switching_protocols(key),
+        Ok(accept) => Upgrade::Accept {
+            response: switching_protocols(&accept),
             consumed: head.len(),
         },
-        judged => {
-            let reason = judged.err().unwrap_or(Refusal::BadRequest);
+        Err(reason) => {
+            let headers = &*request.headers;
+            // A body is not read, so nothing can follow it.
             let keep_alive =
-                !has_body && request.version == Some(1) && !has_token(request.headers, "Connection", "close");
+                !has_body(headers) && request.version == Some(1) && !has_token(headers, "Connection", "close");
             Upgrade::Refuse {
                 response: refusal(reason, date, keep_alive, request.method == Some("HEAD")),
                 consumed: head.len(),
@@ -115,41 +132,100 @@ pub(crate) fn upgrade(rules: &UpgradeRules, date: Date<'_>, received: &[u8]) -> 
     }
 }
 
-/// Checks a request in the order in which the original did, and gives its key.
-fn judge<'a>(rules: &UpgradeRules, request: &Request<'_, 'a>) -> Result<&'a [u8], Refusal> {
-    let headers = &*request.headers;
+fn judge(rules: &UpgradeRules, request: &Request<'_, '_>) -> Result<String, Refusal> {
     let path = request.path.and_then(|target| target.split('?').next());
     if !rules.paths.iter().any(|known| path == Some(known)) {
         return Err(Refusal::NotFound);
     }
-    if request.version != Some(1)
-        || !has_token(headers, "Connection", "upgrade")
-        || !has_token(headers, "Upgrade", "websocket")
-    {
-        return Err(Refusal::BadRequest);
+    let method = request.method.unwrap_or_default();
+    rules.judge(request.version == Some(1), method, &*request.headers)
+}
+
+impl UpgradeRules {
+    /// Judges a request that an HTTP stack has parsed and routed, so that neither its path nor its length is looked at.
+    /// Gives the value of the response's `Sec-WebSocket-Accept`.
+    ///
+    /// # Errors
+    /// [`Refusal`], by the first check that fails, in the order in which the original checked.
+    pub fn judge(
+        &self,
+        is_http_1_1: bool,
+        method: &str,
+        headers: &(impl HeaderFields + ?Sized),
+    ) -> Result<String, Refusal> {
+        if !is_http_1_1 || !has_token(headers, "Connection", "upgrade") || !has_token(headers, "Upgrade", "websocket") {
+            return Err(Refusal::BadRequest);
+        }
+        if method != "GET" {
+            return Err(Refusal::MethodNotAllowed);
+        }
+        self.judge_fields(headers)?;
+        let key = headers.values("Sec-WebSocket-Key").next();
+        match key.filter(|key| is_key(key) && !has_body(headers)) {
+            Some(key) => Ok(accept(key)),
+            None => Err(Refusal::BadRequest),
+        }
     }
-    if request.method != Some("GET") {
-        return Err(Refusal::MethodNotAllowed);
+
+    /// Judges a `CONNECT` of HTTP/2 or later whose `:protocol` is `websocket` (RFC 8441). Its `:authority` is taken for
+    /// the field `Host`.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn judge_connect(&self, headers: &(impl HeaderFields + ?Sized)) -> Result<(), Refusal> {
+        self.judge_fields(headers)
     }
-    if !has_token(headers, "Sec-WebSocket-Version", "13") {
-        return Err(Refusal::BadRequest);
+
+    /// What every version of HTTP has in common.
+    fn judge_fields(&self, headers: &(impl HeaderFields + ?Sized)) -> Result<(), Refusal> {
+        if !has_token(headers, "Sec-WebSocket-Version", "13") {
+            return Err(Refusal::BadRequest);
+        }
+        if !self.origins.allow(headers) {
+            return Err(Refusal::Forbidden);
+        }
+        Ok(())
     }
-    if !rules.origins.allow(headers) {
-        return Err(Refusal::Forbidden);
+}
+
+impl Refusal {
+    /// The status of the response.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::Forbidden => 403,
+            Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::HeadersTooLong => 431,
+        }
     }
-    let key = values(headers, "Sec-WebSocket-Key").next();
-    key.filter(|key| is_key(key)).ok_or(Refusal::BadRequest)
+
+    /// The response's body, which is plain text.
+    pub fn body(self) -> &'static str {
+        match self {
+            Self::BadRequest => "Bad Request\n",
+            Self::Forbidden => "Forbidden\n",
+            Self::NotFound => "404 page not found\n",
+            Self::MethodNotAllowed => "Method Not Allowed\n",
+            Self::HeadersTooLong => "Request Header Fields Too Large\n",
+        }
+    }
+
+    /// Whether the response tells the version of WebSocket: it was about an upgrade.
+    pub fn tells_version(self) -> bool {
+        !matches!(self, Self::NotFound | Self::HeadersTooLong)
+    }
 }
 
 impl Origins {
-    fn allow(&self, headers: &[Header<'_>]) -> bool {
-        let Some(origin) = values(headers, "Origin").next() else {
+    fn allow(&self, headers: &(impl HeaderFields + ?Sized)) -> bool {
+        let Some(origin) = headers.values("Origin").next() else {
             return true;
         };
         match self {
             Self::Any => true,
             Self::Same => {
-                let host = values(headers, "Host").next();
+                let host = headers.values("Host").next();
                 host.zip(authority(origin))
                     .is_some_and(|(host, origin)| origin.eq_ignore_ascii_case(host))
             }
@@ -175,12 +251,16 @@ fn is_key(key: &[u8]) -> bool {
             .is_some_and(|digits| digits.iter().all(is_digit))
 }
 
-fn switching_protocols(key: &[u8]) -> Bytes {
+/// What proves that a key was understood.
+fn accept(key: &[u8]) -> String {
     let proof = Sha1::new()
         .chain_update(key)
         .chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11")
         .finalize();
-    let accept = BASE64.encode(&proof);
+    BASE64.encode(&proof)
+}
+
+fn switching_protocols(accept: &str) -> Bytes {
     format!(
         "HTTP/1.1 101 Switching Protocols\r\n\
          Upgrade: websocket\r\n\
@@ -202,26 +282,25 @@ fn hang_up(reason: Refusal, date: Date<'_>, consumed: usize) -> Upgrade {
 }
 
 fn refusal(reason: Refusal, date: Date<'_>, keep_alive: bool, is_head: bool) -> Bytes {
-    let (status, body) = match reason {
-        Refusal::BadRequest => ("400 Bad Request", "Bad Request\n"),
-        Refusal::Forbidden => ("403 Forbidden", "Forbidden\n"),
-        Refusal::NotFound => ("404 Not Found", "404 page not found\n"),
-        Refusal::MethodNotAllowed => ("405 Method Not Allowed", "Method Not Allowed\n"),
-        Refusal::HeadersTooLong => (
-            "431 Request Header Fields Too Large",
-            "Request Header Fields Too Large\n",
-        ),
+    let status = reason.status();
+    let phrase = match reason {
+        Refusal::BadRequest => "Bad Request",
+        Refusal::Forbidden => "Forbidden",
+        Refusal::NotFound => "Not Found",
+        Refusal::MethodNotAllowed => "Method Not Allowed",
+        Refusal::HeadersTooLong => "Request Header Fields Too Large",
     };
-    let version = match reason {
-        Refusal::BadRequest | Refusal::Forbidden | Refusal::MethodNotAllowed => "Sec-Websocket-Version: 13\r\n",
-        Refusal::NotFound | Refusal::HeadersTooLong => "",
+    let version = if reason.tells_version() {
+        "Sec-Websocket-Version: 13\r\n"
+    } else {
+        ""
     };
     let date = date.map(|date| format!("Date: {}\r\n", date())).unwrap_or_default();
     let connection = if keep_alive { "" } else { "Connection: close\r\n" };
-    let len = body.len();
-    let body = if is_head { "" } else { body };
+    let len = reason.body().len();
+    let body = if is_head { "" } else { reason.body() };
     format!(
-        "HTTP/1.1 {status}\r\n\
+        "HTTP/1.1 {status} {phrase}\r\n\
          Content-Type: text/plain; charset=utf-8\r\n\
          {version}\
          X-Content-Type-Options: nosniff\r\n\
@@ -248,29 +327,23 @@ fn head_of(bytes: &[u8]) -> Option<&[u8]> {
 
 /// HTTP/1.1 demands exactly one `Host`.
 fn has_one_host(request: &Request<'_, '_>) -> bool {
-    let count = values(request.headers, "Host").count();
+    let count = request.headers.values("Host").count();
     count == 1 || (count == 0 && request.version == Some(0))
 }
 
 /// Whether a body follows; a length that can't be read counts as one.
-fn has_body(request: &Request<'_, '_>) -> bool {
-    values(request.headers, "Transfer-Encoding").next().is_some()
-        || values(request.headers, "Content-Length").any(|length| length != b"0")
+fn has_body(headers: &(impl HeaderFields + ?Sized)) -> bool {
+    headers.values("Transfer-Encoding").next().is_some()
+        || headers.values("Content-Length").any(|length| length != b"0")
 }
 
 /// Whether a header that is a list, perhaps spread over several fields, has an element equal to `token`, whatever the
 /// ASCII case.
-fn has_token(headers: &[Header<'_>], name: &str, token: &str) -> bool {
-    values(headers, name)
+fn has_token(headers: &(impl HeaderFields + ?Sized), name: &str, token: &str) -> bool {
+    headers
+        .values(name)
         .flat_map(|value| value.split(|&byte| byte == b','))
         .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-}
-
-fn values<'a>(headers: &[Header<'a>], name: &str) -> impl Iterator<Item = &'a [u8]> {
-    headers
-        .iter()
-        .filter(move |header| header.name.eq_ignore_ascii_case(name))
-        .map(|header| header.value.trim_ascii())
 }
 
 #[cfg(test)]

@@ -1,0 +1,194 @@
+//! [`Driver`]: one task that drives a guest shard for all streams that are more than a socket.
+//!
+//! A turn is a reactor's: take in who came; read from those that have something; do what the shard says.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use entity_sync_core::{Input, Opening, Output};
+use entity_sync_mio::Guest;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::streams::{Io, Streams};
+
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Reads from one stream in one turn.
+const READS_PER_TURN: usize = 4;
+const NEWCOMERS_PER_TURN: usize = 64;
+/// A turn ends after so many writes, give or take one broadcast's worth: other tasks want to run.
+const WRITES_PER_TURN: usize = 1024;
+
+/// A stream whose upgrade was answered.
+pub(crate) struct Newcomer {
+    pub(crate) stream: Box<dyn Io>,
+    pub(crate) secret: Option<Arc<str>>,
+    pub(crate) peer: Option<IpAddr>,
+}
+
+/// Ends when the server is shut down, or all who could send a newcomer and all connections are gone.
+pub(crate) struct Driver {
+    guest: Guest,
+    newcomers: mpsc::Receiver<Newcomer>,
+    /// Nobody can come any more.
+    is_closed: bool,
+    streams: Streams,
+    buffer: Box<[u8]>,
+    /// May go off too early, never too late.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Driver {
+    pub(crate) fn new(guest: Guest, newcomers: mpsc::Receiver<Newcomer>) -> Self {
+        Self {
+            guest,
+            newcomers,
+            is_closed: false,
+            streams: Streams::default(),
+            buffer: vec![0; READ_BUFFER_BYTES].into(),
+            timer: None,
+        }
+    }
+
+    /// Says whether all who came were taken in.
+    fn admit(&mut self, cx: &mut Context<'_>) -> bool {
+        for _ in 0..NEWCOMERS_PER_TURN {
+            match self.newcomers.poll_recv(cx) {
+                Poll::Ready(Some(newcomer)) => self.take_in(newcomer),
+                Poll::Ready(None) => {
+                    self.is_closed = true;
+                    return true;
+                }
+                Poll::Pending => return true,
+            }
+        }
+        false
+    }
+
+    fn take_in(&mut self, newcomer: Newcomer) {
+        let mut opening = Opening::default();
+        opening.peer = newcomer.peer;
+        opening.is_upgraded = true;
+        opening.secret = newcomer.secret;
+        let now = self.guest.now();
+        match self.guest.shard().open_with(now, &opening) {
+            Ok(conn) => {
+                let client = self.guest.shard().client_id(conn);
+                tracing::debug!(%client, peer = ?opening.peer, "connected");
+                self.streams.insert(conn, newcomer.stream);
+            }
+            Err(refused) => tracing::debug!(peer = ?opening.peer, %refused, "connection refused"),
+        }
+    }
+
+    fn attend(&mut self) {
+        let now = self.guest.now();
+        for conn in self.streams.take_ready() {
+            if self.streams.take_blocked(conn) {
+                self.guest.shard().handle(now, Input::Writable { conn });
+            }
+            if self.streams.resume(conn).is_err() {
+                self.guest.shard().handle(now, Input::Closed { conn });
+                continue;
+            }
+            let mut reads = 0;
+            loop {
+                if reads == READS_PER_TURN {
+                    // The rest in the next turn, so that one loud client starves nobody.
+                    self.streams.list(conn);
+                    break;
+                }
+                reads += 1;
+                let input = match self.streams.read(conn, &mut self.buffer) {
+                    Ok(None) => break,
+                    Ok(Some(0)) => Input::Eof { conn },
+                    Ok(Some(bytes)) => Input::Received {
+                        conn,
+                        bytes: &mut self.buffer[..bytes],
+                    },
+                    Err(_) => Input::Closed { conn },
+                };
+                let is_over = !matches!(input, Input::Received { .. });
+                self.guest.shard().handle(now, input);
+                if is_over {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Does what the shard says. Says whether that was all.
+    fn act(&mut self) -> bool {
+        let now = self.guest.now();
+        let Self { guest, streams, .. } = self;
+        guest.shard().handle_timeout(now);
+        let mut writes = 0;
+        let mut is_done = false;
+        while writes < WRITES_PER_TURN && !is_done {
+            writes += 1;
+            match guest.shard().poll_output(now) {
+                None => is_done = true,
+                Some(Output::Broadcast(broadcast)) => broadcast.for_each(|conn, chunk| {
+                    writes += 1;
+                    streams.write(conn, &[chunk])
+                }),
+                Some(Output::Flush(flush)) => flush.write(|conn, chunks| streams.write(conn, chunks)),
+                Some(Output::Shutdown(conn)) => streams.shut_down(conn),
+                Some(Output::Close(conn)) => {
+                    streams.remove(conn);
+                    let client = guest.shard().client_id(conn);
+                    tracing::debug!(%client, "disconnected");
+                }
+            }
+        }
+        let mut has_failed = false;
+        streams.flush_all(|conn| {
+            has_failed = true;
+            guest.shard().handle(now, Input::Closed { conn });
+        });
+        is_done && !has_failed
+    }
+
+    /// Says whether it is time for another turn already.
+    fn is_due(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(after) = self.guest.timeout() else {
+            return false;
+        };
+        let at = Instant::now() + after;
+        let timer = match &mut self.timer {
+            Some(timer) => {
+                if timer.is_elapsed() || timer.deadline() > at {
+                    timer.as_mut().reset(at);
+                }
+                timer
+            }
+            none => none.insert(Box::pin(sleep_until(at))),
+        };
+        timer.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.guest.set_waker(cx.waker());
+        let has_admitted_all = this.admit(cx);
+        if this.guest.has_stopped() {
+            return Poll::Ready(());
+        }
+        this.attend();
+        let is_done = this.act() && has_admitted_all;
+        if this.is_closed && this.guest.shard().connections() == 0 && is_done {
+            return Poll::Ready(());
+        }
+        if this.streams.call(cx.waker()) || !is_done || this.is_due(cx) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
