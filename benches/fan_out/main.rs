@@ -5,7 +5,10 @@
 //! loop. Both see the same machine at the same time, so their ratio means something where neither number does.
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
+#[path = "../../adapters/axum/examples/login/app.rs"]
+mod app;
 mod clients;
+mod login;
 mod series;
 mod server;
 
@@ -16,7 +19,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
-use entity_sync_benches::connect::{connect, connect_upgraded, subscribe};
+use entity_sync_benches::connect::{connect, connect_upgraded, connect_with, subscribe};
 use entity_sync_benches::machine::raise_file_limit;
 use entity_sync_benches::process::Process;
 use entity_sync_benches::report::line;
@@ -66,6 +69,10 @@ struct Args {
     /// Notifies as fast as it goes and waits for nobody; checks that each client ends with the last state.
     #[arg(long)]
     burst: bool,
+
+    /// Opens as many clients through axum too, behind the login of its example, and compares them with the reactors' own.
+    #[arg(long, conflicts_with = "burst")]
+    axum: bool,
 
     /// Seconds that any step may take before the run has failed.
     #[arg(long, default_value_t = 20)]
@@ -147,10 +154,14 @@ fn measure(args: &Args) -> io::Result<bool> {
         );
     }
 
+    let by_axum = match server.axum {
+        Some(address) => Some(through_axum(args, address, patience)?),
+        None => None,
+    };
     let is_good = if args.burst {
         burst(args, &mut server, clients, patience)?
     } else {
-        rounds(args, &mut server, clients, patience)?
+        rounds(args, &mut server, clients, by_axum, patience)?
     };
     server.process.quit()?;
     Ok(is_good)
@@ -218,7 +229,23 @@ impl Side {
     }
 }
 
-fn rounds(args: &Args, server: &mut Server, clients: Clients, patience: Duration) -> io::Result<bool> {
+/// As many clients, each of which has logged in.
+fn through_axum(args: &Args, address: SocketAddr, patience: Duration) -> io::Result<Clients> {
+    let request = login::upgrade_request(address)?;
+    let mut connected = connect_with(&request, address, args.clients.get(), patience)?;
+    for id in 0..args.keys.get() {
+        subscribe(&mut connected, |_| (ENTITY.to_owned(), id.to_string()))?;
+    }
+    Clients::new(connected)
+}
+
+fn rounds(
+    args: &Args,
+    server: &mut Server,
+    clients: Clients,
+    by_axum: Option<Clients>,
+    patience: Duration,
+) -> io::Result<bool> {
     let count = args.clients.get();
     server.process.tell(&format!("accept {count}"))?;
     let plain = connect(server.floor, count, patience)?;
@@ -227,35 +254,56 @@ fn rounds(args: &Args, server: &mut Server, clients: Clients, patience: Duration
     let mut push = Side::new("notify", rows, clients);
     let mut floor = Side::new("floor", rows, Clients::new(plain)?);
 
-    let mut ratio = Series::default();
+    let mut axum = by_axum.map(|clients| Side::new("notify-axum", rows, clients));
+
+    let (mut ratio, mut axum_ratio) = (Series::default(), Series::default());
     for number in 1..=u64::from(args.warm_up) + u64::from(args.rounds.get()) {
-        // Each goes first in every other pair, so that neither always finds the other's traces in the caches.
-        let (push_us, floor_us) = if number % 2 == 0 {
-            let push_us = push.round(server, number, patience)?;
-            (push_us, floor.round(server, number, patience)?)
-        } else {
-            let floor_us = floor.round(server, number, patience)?;
-            (push.round(server, number, patience)?, floor_us)
-        };
+        // Each goes first in every other round, so that none always finds the others' traces in the caches.
+        let is_even = number % 2 == 0;
+        let (mut push_us, mut axum_us) = (0.0, 0.0);
+        if is_even {
+            push_us = push.round(server, number, patience)?;
+        }
+        if let Some(axum) = &mut axum {
+            axum_us = axum.round(server, number, patience)?;
+        }
+        if !is_even {
+            push_us = push.round(server, number, patience)?;
+        }
+        let floor_us = floor.round(server, number, patience)?;
         if number == u64::from(args.warm_up) {
-            push.forget();
-            floor.forget();
+            [Some(&mut push), Some(&mut floor), axum.as_mut()]
+                .into_iter()
+                .flatten()
+                .for_each(Side::forget);
         } else if number > u64::from(args.warm_up) {
             ratio.push(push_us / floor_us);
+            axum_ratio.push(axum_us / push_us);
         }
     }
     // What comes too often comes late.
-    push.clients.drain(Duration::from_millis(200))?;
-    floor.clients.drain(Duration::from_millis(200))?;
+    for side in [Some(&mut push), Some(&mut floor), axum.as_mut()].into_iter().flatten() {
+        side.clients.drain(Duration::from_millis(200))?;
+    }
 
     println!("{} rounds of each kind; median (lowest to highest)", args.rounds);
     push.print("push", "delivery");
+    if let Some(axum) = &axum {
+        axum.print("push by axum", "delivery");
+    }
     floor.print("floor", "send");
     line("push / floor", "ratio of CPU, by pairs", &ratio.spread(3));
+    let mut is_exact = true;
+    if let Some(axum) = &axum {
+        line("by axum / push", "ratio of CPU, by pairs", &axum_ratio.spread(3));
+        let tally = axum.clients.tally();
+        line("push by axum", "rows", &tally.to_string());
+        is_exact = tally.is_exact();
+    }
     let (push, floor) = (push.clients.tally(), floor.clients.tally());
     line("push", "rows", &push.to_string());
     line("floor", "rows", &floor.to_string());
-    Ok(push.is_exact() && floor.is_exact())
+    Ok(is_exact && push.is_exact() && floor.is_exact())
 }
 
 fn burst(args: &Args, server: &mut Server, mut clients: Clients, patience: Duration) -> io::Result<bool> {
@@ -286,6 +334,8 @@ struct Server {
     process: Process,
     address: SocketAddr,
     floor: SocketAddr,
+    /// Where axum listens, if it does.
+    axum: Option<SocketAddr>,
 }
 
 impl Server {
@@ -293,7 +343,7 @@ impl Server {
         let payload = args.payload.to_string();
         let reactors = args.reactors.to_string();
         let keys = args.keys.to_string();
-        let role = [
+        let mut role = vec![
             "server",
             "--payload",
             &payload,
@@ -302,10 +352,17 @@ impl Server {
             "--keys",
             &keys,
         ];
-        let mut process = Process::spawn(&role.map(str::to_owned), Stdio::inherit())?;
+        if args.axum {
+            role.push("--axum");
+        }
+        let role: Vec<_> = role.into_iter().map(str::to_owned).collect();
+        let mut process = Process::spawn(&role, Stdio::inherit())?;
+        let (address, floor) = (process.answer()?, process.answer()?);
+        let axum = if args.axum { Some(process.answer()?) } else { None };
         Ok(Self {
-            address: process.answer()?,
-            floor: process.answer()?,
+            address,
+            floor,
+            axum,
             process,
         })
     }

@@ -5,6 +5,7 @@
 //! | command | does | answers |
 //! | --- | --- | --- |
 //! | `notify N` | changes the entity and notifies, N times | when it began, in ns |
+//! | `notify-axum N` | the same for the clients that came by axum | when it began, in ns |
 //! | `floor N` | writes a row to each plain socket, N times | when it began, in ns |
 //! | `accept N` | accepts N plain sockets | N |
 //! | `cpu` | | CPU time of this process so far, in µs |
@@ -22,7 +23,7 @@ use entity_sync_benches::process::answer;
 use entity_sync_benches::wire;
 use entity_sync_mio::{Config, EntityKey, Reply, Request, Rows, Server};
 
-use crate::ENTITY;
+use crate::{ENTITY, login};
 
 /// What the measuring process wants.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -33,48 +34,45 @@ pub(crate) struct Options {
     reactors: NonZeroUsize,
     #[arg(long)]
     keys: NonZeroUsize,
+    #[arg(long)]
+    axum: bool,
 }
 
 /// Serves until it is told to quit.
 pub(crate) fn run(options: &Options) -> io::Result<()> {
     raise_file_limit()?;
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let payload = options.payload;
-    // The number of each key's newest row.
-    let states: Arc<[AtomicU64]> = (0..options.keys.get()).map(|_| AtomicU64::new(0)).collect();
-    let mut config = Config::new([anywhere]);
-    config.reactors = options.reactors;
-    let newest = states.clone();
-    let server = Server::start(config, move |request: Request, reply: Reply| {
-        let state = request.key.id().parse().ok().and_then(|id: usize| newest.get(id));
-        let number = state.map_or(0, |state| state.load(Ordering::SeqCst));
-        // The row is UTF-8; if it is too long, the clients that don't get it will tell.
-        let _ = reply.rows(Rows::one(wire::row(number, payload)));
-    })
-    .map_err(io::Error::other)?;
+    let pushing = Pushing::start(options, [anywhere])?;
     let floor = TcpListener::bind(anywhere)?;
+    answer(pushing.server.addresses()[0])?;
+    answer(floor.local_addr()?)?;
+    // Reactors of its own, so that what the two cost can be told apart.
+    let (mut by_axum, mut axum) = (None, None);
+    if options.axum {
+        let pushing = Pushing::start(options, [])?;
+        let served = login::serve(pushing.server.handle())?;
+        answer(served.address)?;
+        by_axum = Some(pushing);
+        axum = Some(served);
+    }
 
     let mut commands = Commands {
-        server: &server,
-        keys: (0..states.len())
-            .map(|id| EntityKey::new(ENTITY, &id.to_string()).map_err(io::Error::other))
-            .collect::<io::Result<_>>()?,
-        states,
-        notifies: 0,
+        pushing,
+        by_axum,
         floor: Vec::new(),
         floor_rounds: 0,
-        payload,
+        payload: options.payload,
     };
-    for address in server.addresses() {
-        answer(address)?;
-    }
-    answer(floor.local_addr()?)?;
     for line in io::stdin().lines() {
         let line = line?;
         let (command, number) = line.split_once(' ').unwrap_or((&line, "0"));
         let number: u64 = number.parse().map_err(io::Error::other)?;
         match command {
-            "notify" => answer(commands.notify(number))?,
+            "notify" => answer(commands.pushing.notify(number))?,
+            "notify-axum" => match &mut commands.by_axum {
+                Some(pushing) => answer(pushing.notify(number))?,
+                None => return Err(io::Error::other("axum was not asked for")),
+            },
             "floor" => answer(commands.floor(number)?)?,
             "accept" => {
                 commands.accept(&floor, number)?;
@@ -86,20 +84,43 @@ pub(crate) fn run(options: &Options) -> io::Result<()> {
             _ => return Err(io::Error::other(format!("unknown command {line:?}"))),
         }
     }
+    drop(axum);
     Ok(())
 }
 
-struct Commands<'a> {
-    server: &'a Server,
+/// Entity Sync, and the numbers that are its entities.
+struct Pushing {
+    server: Server,
     keys: Vec<EntityKey>,
+    /// The number of each key's newest row.
     states: Arc<[AtomicU64]>,
     notifies: u64,
-    floor: Vec<TcpStream>,
-    floor_rounds: u64,
-    payload: usize,
 }
 
-impl Commands<'_> {
+impl Pushing {
+    fn start(options: &Options, listen: impl IntoIterator<Item = SocketAddr>) -> io::Result<Self> {
+        let payload = options.payload;
+        let states: Arc<[AtomicU64]> = (0..options.keys.get()).map(|_| AtomicU64::new(0)).collect();
+        let mut config = Config::new(listen);
+        config.reactors = options.reactors;
+        let newest = states.clone();
+        let server = Server::start(config, move |request: Request, reply: Reply| {
+            let state = request.key.id().parse().ok().and_then(|id: usize| newest.get(id));
+            let number = state.map_or(0, |state| state.load(Ordering::SeqCst));
+            // The row is UTF-8; if it is too long, the clients that don't get it will tell.
+            let _ = reply.rows(Rows::one(wire::row(number, payload)));
+        })
+        .map_err(io::Error::other)?;
+        Ok(Self {
+            server,
+            keys: (0..states.len())
+                .map(|id| EntityKey::new(ENTITY, &id.to_string()).map_err(io::Error::other))
+                .collect::<io::Result<_>>()?,
+            states,
+            notifies: 0,
+        })
+    }
+
     /// The keys change in turn.
     fn notify(&mut self, count: u64) -> u64 {
         let began = now_ns();
@@ -112,7 +133,17 @@ impl Commands<'_> {
         }
         began
     }
+}
 
+struct Commands {
+    pushing: Pushing,
+    by_axum: Option<Pushing>,
+    floor: Vec<TcpStream>,
+    floor_rounds: u64,
+    payload: usize,
+}
+
+impl Commands {
     /// What no server can do without: one write per receiver.
     fn floor(&mut self, count: u64) -> io::Result<u64> {
         let began = now_ns();

@@ -29,10 +29,23 @@ pub fn connect(address: SocketAddr, count: usize, patience: Duration) -> io::Res
 /// # Errors
 /// The first connection's that can't be opened, fails or is refused.
 pub fn connect_upgraded(address: SocketAddr, count: usize, patience: Duration) -> io::Result<Vec<TcpStream>> {
+    connect_with(wire::UPGRADE, address, count, patience)
+}
+
+/// As [`connect_upgraded`], with an upgrade request of the caller's.
+///
+/// # Errors
+/// The first connection's that can't be opened, fails or is refused.
+pub fn connect_with(
+    request: &[u8],
+    address: SocketAddr,
+    count: usize,
+    patience: Duration,
+) -> io::Result<Vec<TcpStream>> {
     let mut all = Vec::with_capacity(count);
     while all.len() < count {
         let mut some = connect(address, 1000.min(count - all.len()), patience)?;
-        upgrade(&mut some)?;
+        upgrade(request, &mut some)?;
         all.append(&mut some);
     }
     Ok(all)
@@ -42,23 +55,32 @@ pub fn connect_upgraded(address: SocketAddr, count: usize, patience: Duration) -
 ///
 /// # Errors
 /// The first connection's that fails or is refused.
-fn upgrade(streams: &mut [TcpStream]) -> io::Result<()> {
+fn upgrade(request: &[u8], streams: &mut [TcpStream]) -> io::Result<()> {
     for stream in &mut *streams {
-        stream.write_all(wire::UPGRADE)?;
+        stream.write_all(request)?;
     }
     for stream in streams {
-        // A byte at a time, since nothing behind the response may be swallowed.
-        let mut response = Vec::new();
-        while !response.ends_with(b"\r\n\r\n") && response.len() < MAX_RESPONSE_BYTES {
-            let mut byte = [0];
-            stream.read_exact(&mut byte)?;
-            response.extend(byte);
-        }
+        let response = response_head(stream)?;
         if !response.starts_with(wire::UPGRADED) {
             return Err(io::Error::other("the server refused the upgrade"));
         }
     }
     Ok(())
+}
+
+/// The head of the next response.
+///
+/// # Errors
+/// The connection's, or one without end.
+pub fn response_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    // A byte at a time, since nothing behind the response may be swallowed.
+    let mut response = Vec::new();
+    while !response.ends_with(b"\r\n\r\n") && response.len() < MAX_RESPONSE_BYTES {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        response.extend(byte);
+    }
+    Ok(response)
 }
 
 /// Subscribes each to the key that `key_of` gives for its index. Protocol v1 acknowledges nothing, but a pong comes after
