@@ -96,7 +96,7 @@ fn api(arguments: &Arguments) -> Result<(Duration, Vec<Batch>), Box<dyn Error>> 
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
             let _ = tell.send(listener.local_addr()?);
-            axum::serve(listener, router(Parts::new(served, Arc::new(|_| {})))).await
+            axum::serve(listener, router(Parts::new(Some(served), Arc::new(|_| Ok(()))))).await
         })
     });
     let address: SocketAddr = address.recv()?;

@@ -31,7 +31,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use entity_sync_core::EntityKey;
+use entity_sync_core::{EntityKey, UnknownEntity};
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
@@ -50,13 +50,15 @@ pub const MAX_NOTIFY_KEYS: usize = 10_000;
 pub const MAX_NOTIFY_BYTES: usize = 4 << 20;
 
 /// What `POST /notify` calls.
-pub type Notify = Arc<dyn Fn(&[EntityKey]) + Send + Sync>;
+pub type Notify = Arc<dyn Fn(&[EntityKey]) -> Result<(), UnknownEntity> + Send + Sync>;
 
 /// What the API is made of.
 #[non_exhaustive]
 pub struct Parts {
-    /// Where entities are.
-    pub store: Arc<Store>,
+    /// Where entities are, if there is a store.
+    pub store: Option<Arc<Store>>,
+    /// Whether the entities of this name are in the store, and not somewhere else.
+    pub is_stored: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     /// What `POST /notify` calls.
     pub notify: Notify,
     /// What `GET /metrics` answers.
@@ -68,15 +70,22 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// The API of a store, without metrics and without a token.
-    pub fn new(store: Arc<Store>, notify: Notify) -> Self {
+    /// The API of a store that has all entities, or none; without metrics and without a token.
+    pub fn new(store: Option<Arc<Store>>, notify: Notify) -> Self {
         Self {
             store,
+            is_stored: Arc::new(|_| true),
             notify,
             metrics: Arc::new(String::new),
             token: None,
             is_stopping: Arc::default(),
         }
+    }
+
+    /// The store, if it has this.
+    fn store_of(&self, key: &EntityKey) -> Result<&Arc<Store>, ApiError> {
+        let store = self.store.as_ref().filter(|_| (self.is_stored)(key.entity()));
+        store.ok_or_else(|| ApiError::not_stored(key.entity()))
     }
 }
 
@@ -108,7 +117,7 @@ pub fn router(parts: Parts) -> Router {
 type Api = Arc<Parts>;
 
 async fn put_entity(State(api): State<Api>, Key(key): Key, Text(body): Text) -> Result<StatusCode, ApiError> {
-    let written = api.store.put(key, body).await?;
+    let written = api.store_of(&key)?.put(key, body).await?;
     Ok(if written.created {
         StatusCode::CREATED
     } else {
@@ -117,8 +126,9 @@ async fn put_entity(State(api): State<Api>, Key(key): Key, Text(body): Text) -> 
 }
 
 async fn get_entity(State(api): State<Api>, Key(key): Key) -> Result<Response, ApiError> {
+    let store = api.store_of(&key)?.clone();
     let read = move || {
-        let body = api.store.get(&key)?;
+        let body = store.get(&key)?;
         Ok(body.map(|body| (content_type(&body), body)))
     };
     let (content_type, body) = blocking(read).await?.ok_or_else(ApiError::not_found)?;
@@ -131,22 +141,24 @@ async fn get_entity(State(api): State<Api>, Key(key): Key) -> Result<Response, A
 }
 
 async fn delete_entity(State(api): State<Api>, Key(key): Key) -> Result<StatusCode, ApiError> {
-    if api.store.delete(key).await? {
+    if api.store_of(&key)?.delete(key).await? {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(ApiError::not_found())
     }
 }
 
-async fn post_notify(State(api): State<Api>, Keys(keys): Keys) -> Response {
+async fn post_notify(State(api): State<Api>, Keys(keys): Keys) -> Result<Response, ApiError> {
     if !keys.is_empty() {
-        (api.notify)(&keys);
+        (api.notify)(&keys)?;
     }
-    (StatusCode::ACCEPTED, Json(json!({ "accepted": keys.len() }))).into_response()
+    Ok((StatusCode::ACCEPTED, Json(json!({ "accepted": keys.len() }))).into_response())
 }
 
 async fn healthz(State(api): State<Api>) -> Result<Response, ApiError> {
-    blocking(move || api.store.ping()).await.map_err(ApiError::unhealthy)?;
+    if let Some(store) = api.store.clone() {
+        blocking(move || store.ping()).await.map_err(ApiError::unhealthy)?;
+    }
     Ok(Json(json!({ "status": "ok" })).into_response())
 }
 

@@ -4,9 +4,11 @@
 //! same checks: the file's values become arguments that are read after the others.
 
 mod file;
+mod limits;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
@@ -24,8 +26,11 @@ use entity_sync_mio::Delivery;
 use crate::api::Token;
 use crate::client::api::Call;
 use crate::client::watch::Watch;
+use crate::resolver::{Source, SourceError};
 use crate::store::Location;
 use crate::values::{ValueError, address, origin, origins, path};
+use file::{EntityTable, WhoShares};
+pub use limits::Limits;
 
 /// The most reactors that make sense on any machine.
 const MAX_REACTORS: usize = 1024;
@@ -60,14 +65,33 @@ pub struct Options {
     pub paths: Vec<String>,
     /// From which web pages a browser may connect.
     pub origins: Origins,
-    /// Whether a new subscription is answered with the present state.
-    pub snapshot: bool,
-    /// What a client is sent of many changes.
-    pub delivery: Delivery,
+    /// How entities are read and delivered that are not among those below. `None` if there are no others.
+    pub others: Option<EntityRules>,
+    /// The same by entity.
+    pub entities: BTreeMap<String, EntityRules>,
+    /// The channel on which databases notify of changes.
+    pub postgres_channel: String,
+    /// What gives the role of a client, in databases.
+    pub postgres_role: Option<String>,
+    /// How much is too much.
+    pub limits: Limits,
     /// What is logged.
     pub log: LogLevel,
     /// How it is written.
     pub log_format: LogFormat,
+}
+
+/// How an entity is read and delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntityRules {
+    /// Where its rows come from. That of a database has its query.
+    pub source: Source,
+    /// Whether one read serves everyone, and not only those with the same secret.
+    pub is_public: bool,
+    /// Whether a new subscription is answered with the present state.
+    pub snapshot: bool,
+    /// What a client is sent of many changes.
+    pub delivery: Delivery,
 }
 
 /// What is logged, on standard error: this and what is worse.
@@ -109,6 +133,7 @@ impl Task {
     {
         let mut args: Vec<OsString> = args.into_iter().map(Into::into).collect();
         let refused = |error: ArgsError| Cli::command().error(ErrorKind::ValueValidation, error);
+        let mut entities = BTreeMap::new();
         let mut matches = Cli::command().try_get_matches_from(&args)?;
         let of_serve = match matches.subcommand() {
             Some(("serve", of_serve)) => Some(of_serve),
@@ -118,8 +143,9 @@ impl Task {
         if let Some(of_serve) = of_serve
             && let Some(path) = of_serve.get_one::<PathBuf>("config").cloned()
         {
-            let from_file = file::arguments(&path, of_serve).map_err(refused)?;
-            args.extend(from_file.into_iter().map(OsString::from));
+            let contents = file::read(&path, of_serve).map_err(refused)?;
+            args.extend(contents.arguments.into_iter().map(OsString::from));
+            entities = contents.entities;
             // Only the file's values are new.
             matches = Cli::command()
                 .try_get_matches_from(&args)
@@ -127,7 +153,7 @@ impl Task {
         }
         let cli = Cli::from_arg_matches(&matches)?;
         match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
-            Command::Serve(serve) => Ok(Self::Serve(Box::new(serve.check().map_err(refused)?))),
+            Command::Serve(serve) => Ok(Self::Serve(Box::new(serve.check(entities).map_err(refused)?))),
             Command::Watch(watch) => Ok(Self::Watch(watch)),
             Command::Call(call) => Ok(Self::Call(call)),
             Command::Completions { shell } => Ok(Self::Completions(shell)),
@@ -188,6 +214,19 @@ pub enum ArgsError {
         /// Those that there are.
         known: String,
     },
+    /// Not where rows can come from. The value is not shown, as it may hold a password.
+    Source(SourceError),
+    /// What the configuration file says of an entity can't be.
+    BadEntity {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no query for anything.
+    NoQuery,
+    /// No client could say in time that it is there.
+    NoTimeForPings,
     /// A value in the configuration file is of a kind that no flag has.
     BadKind {
         /// The file.
@@ -234,8 +273,18 @@ impl fmt::Display for ArgsError {
                 reason.trim_end()
             ),
             Self::UnknownKey { path, key, known } => {
-                write!(f, "{}: there is no {key:?}; there are {known}", path.display())
+                write!(f, "{}: there is no {key:?}; there are {known} and [entities.NAME]", path.display())
             }
+            Self::Source(error) => write!(f, "--resolver: {error}"),
+            Self::BadEntity { name, reason } => write!(f, "[entities.{name}] {reason}"),
+            Self::NoQuery => f.write_str(
+                "there is a database and no query: write one after it, as in postgres=DSN,SELECT id, row_to_json(items) \
+                 FROM items WHERE id = ANY($1), or one for each entity in the file that --config names: [entities.items] \
+                 and below it query = \"SELECT …\"",
+            ),
+            Self::NoTimeForPings => f.write_str(
+                "--dead-after must be longer than --ping-interval: a client that says nothing can only answer pings",
+            ),
             Self::BadKind { path, key } => write!(
                 f,
                 "{}: {key:?} must be a text, a number, true or false, or a list of such",
@@ -281,7 +330,11 @@ now receives {\"name\":\"bicycle\"}.
 A configuration file has the flags' names as its keys:
   listen = [\"0.0.0.0:8080\"]
   data = \"/var/lib/entity-sync/data.db\"
-  snapshot = true";
+  snapshot = true
+and a table for each entity that differs from the others:
+  [entities.prices]
+  resolver = \"http=http://127.0.0.1:9000/prices/{id}\"
+  audience = \"public\"";
 
 #[derive(Subcommand)]
 enum Command {
@@ -331,6 +384,37 @@ struct Serve {
     #[arg(long, env = "ENTITY_SYNC_DATA", value_name = "FILE", default_value = "./entity-sync.db", value_parser = PathBufValueParser::new().try_map(location))]
     data: Location,
 
+    /// Where rows come from: the store, an HTTP server or PostgreSQL
+    ///
+    /// store: what the API writes.
+    /// http=URL-TEMPLATE: a GET for each read, with the client's secret as bearer token. Example:
+    /// --resolver http=http://127.0.0.1:9000/{entity}/{id}
+    /// postgres=DSN,QUERY: a query for many reads. Example:
+    /// --resolver 'postgres=postgres://sync@localhost/shop,SELECT id, row_to_json(items) FROM items WHERE id = ANY($1)'
+    /// A DSN with a password is better in the environment or the configuration file, as others can list processes.
+    #[arg(
+        long,
+        env = "ENTITY_SYNC_RESOLVER",
+        hide_env_values = true,
+        value_name = "SOURCE",
+        default_value = "store",
+        verbatim_doc_comment
+    )]
+    resolver: String,
+
+    /// The channel on which PostgreSQL notifies of changes; the payload is a key, such as items/100
+    ///
+    /// Example, in a trigger: PERFORM pg_notify('entity_sync', 'items/' || NEW.id);
+    #[arg(long, env = "ENTITY_SYNC_POSTGRES_CHANNEL", value_name = "CHANNEL", default_value = "entity_sync", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    postgres_channel: String,
+
+    /// A query that gives the role in PostgreSQL of the client whose secret is $1
+    ///
+    /// Without it, all reads are those of the DSN's user. Example:
+    /// --postgres-role 'SELECT role FROM sessions WHERE token = $1'
+    #[arg(long, env = "ENTITY_SYNC_POSTGRES_ROLE", value_name = "QUERY")]
+    postgres_role: Option<String>,
+
     /// How many threads serve clients [default: the number of CPUs]
     ///
     /// Example: --reactors 4
@@ -364,6 +448,9 @@ struct Serve {
     #[arg(long, env = "ENTITY_SYNC_DELIVERY", value_name = "WHICH", default_value = "latest")]
     delivery: Which,
 
+    #[command(flatten)]
+    limits: Limits,
+
     /// What is logged on standard error: this and what is worse
     ///
     /// Example: --log debug shows connections and reads.
@@ -381,7 +468,8 @@ struct Serve {
     config: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Which {
     Latest,
     Every,
@@ -389,7 +477,7 @@ enum Which {
 
 impl Serve {
     /// What can be told only from several values together, or from what they name.
-    fn check(self) -> Result<Options, ArgsError> {
+    fn check(self, tables: BTreeMap<String, EntityTable>) -> Result<Options, ArgsError> {
         let api = self.api;
         for &listen in &self.listen {
             // Port 0 is whichever is free.
@@ -403,6 +491,10 @@ impl Serve {
         if api_token.is_none() && !api.ip().to_canonical().is_loopback() {
             return Err(ArgsError::ApiWithoutToken { api });
         }
+        if !self.limits.leave_time_for_pings() {
+            return Err(ArgsError::NoTimeForPings);
+        }
+        let (others, entities) = self.rules(tables)?;
         let reactors = self
             .reactors
             .or_else(|| thread::available_parallelism().ok())
@@ -415,14 +507,74 @@ impl Serve {
             reactors,
             paths: self.path,
             origins: origins(self.origin),
-            snapshot: self.snapshot,
-            delivery: match self.delivery {
-                Which::Latest => Delivery::Latest,
-                Which::Every => Delivery::Every,
-            },
+            others,
+            entities,
+            postgres_channel: self.postgres_channel,
+            postgres_role: self.postgres_role,
+            limits: self.limits,
             log: self.log,
             log_format: self.log_format,
         })
+    }
+}
+
+type Rules = (Option<EntityRules>, BTreeMap<String, EntityRules>);
+
+impl Serve {
+    /// How entities are read and delivered: all others, and each that has a table.
+    fn rules(&self, tables: BTreeMap<String, EntityTable>) -> Result<Rules, ArgsError> {
+        let default: Source = self.resolver.parse().map_err(ArgsError::Source)?;
+        let mut entities = BTreeMap::new();
+        for (name, table) in tables {
+            let bad = |reason: &str| ArgsError::BadEntity {
+                name: name.clone(),
+                reason: reason.to_owned(),
+            };
+            let mut source = match &table.resolver {
+                Some(given) => given.parse().map_err(|error: SourceError| bad(&error.to_string()))?,
+                None => default.clone(),
+            };
+            match (&mut source, table.query.clone()) {
+                (Source::Postgres { query, .. }, Some(given)) => *query = Some(given),
+                (Source::Postgres { query: None, .. }, None) => {
+                    return Err(bad("has no query: write query = \"SELECT …\""));
+                }
+                (_, Some(_)) => {
+                    return Err(bad(
+                        "has a query, but no database: write resolver = \"postgres=DSN\" too",
+                    ));
+                }
+                (_, None) => {}
+            }
+            let who = table.audience.map(|it| it == WhoShares::Public);
+            entities.insert(name, self.rules_of(source, who, table.snapshot, table.delivery));
+        }
+        let others = match default {
+            Source::Postgres { query: None, .. } if entities.is_empty() => return Err(ArgsError::NoQuery),
+            // It was only meant for the tables.
+            Source::Postgres { query: None, .. } => None,
+            source => Some(self.rules_of(source, None, None, None)),
+        };
+        Ok((others, entities))
+    }
+
+    fn rules_of(
+        &self,
+        source: Source,
+        is_public: Option<bool>,
+        snapshot: Option<bool>,
+        delivery: Option<Which>,
+    ) -> EntityRules {
+        EntityRules {
+            // The store shows everyone the same.
+            is_public: is_public.unwrap_or(source == Source::Store),
+            source,
+            snapshot: snapshot.unwrap_or(self.snapshot),
+            delivery: match delivery.unwrap_or(self.delivery) {
+                Which::Latest => Delivery::Latest,
+                Which::Every => Delivery::Every,
+            },
+        }
     }
 }
 

@@ -32,7 +32,7 @@ use entity_sync_mio::{
 
 use crate::values::{self, ValueError};
 pub use entity::Entity;
-use entity::Routes;
+pub(crate) use entity::Routes;
 
 /// A running server. Dropping it stops it at once; [`shutdown`](Self::shutdown) is kinder.
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 //! - [`store`] keeps entities in a SQLite file and says which keys changed, after the change is safe on disk.
 //! - [`api`] is HTTP around it: write, read and delete entities, and notify of changes made elsewhere.
 //! - [`client`] are the commands that talk to a server which runs.
+//! - [`resolver`] reads entities that are kept elsewhere: over HTTP, or from PostgreSQL.
 //! - [`args`] is the command line, and [`serve`] runs what it asks for.
 
 pub mod api;
@@ -14,6 +15,8 @@ pub mod args;
 pub mod builder;
 pub mod client;
 pub mod metrics;
+mod readers;
+pub mod resolver;
 pub mod serve;
 pub mod store;
 pub mod values;

@@ -13,7 +13,14 @@ use prometheus_client::registry::Registry;
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The numbers of one server.
-pub struct Metrics(Registry);
+pub struct Metrics {
+    handle: Handle,
+    pool: Pool,
+    more: More,
+}
+
+/// Numbers from elsewhere: name, help and value.
+type More = std::sync::Arc<dyn Fn() -> Vec<(&'static str, &'static str, u64)> + Send + Sync>;
 
 /// How the counters of core are named here, where that differs. The others have their own names.
 const NAMES: &[(&str, &str)] = &[("deliveries", "pushes"), ("delivered_bytes", "pushed_bytes")];
@@ -43,21 +50,38 @@ const DROPPED: &[(&str, &str)] = &[
 ];
 
 /// Numbers that fall, too.
-const GAUGES: &[&str] = &["connections", "subscriptions", "flights", "hung_threads"];
+const GAUGES: &[&str] = &[
+    "connections",
+    "subscriptions",
+    "flights",
+    "hung_threads",
+    "postgres_listening",
+];
 
 impl Metrics {
     /// The numbers of the server behind `handle`, and of the threads that read for it.
     pub fn new(handle: Handle, pool: Pool) -> Self {
-        let mut registry = Registry::with_prefix("entity_sync");
-        registry.register_collector(Box::new(Numbers { handle, pool }));
-        Self(registry)
+        let more = std::sync::Arc::new(Vec::new);
+        Self { handle, pool, more }
+    }
+
+    /// And these.
+    pub fn with(self, more: impl Fn() -> Vec<(&'static str, &'static str, u64)> + Send + Sync + 'static) -> Self {
+        let more = std::sync::Arc::new(more);
+        Self { more, ..self }
     }
 
     /// All of them as they are now, in OpenMetrics' text format.
     pub fn text(&self) -> String {
+        let mut registry = Registry::with_prefix("entity_sync");
+        registry.register_collector(Box::new(Numbers {
+            handle: self.handle.clone(),
+            pool: self.pool.clone(),
+            more: self.more.clone(),
+        }));
         let mut text = String::new();
         // A string takes all that is written to it.
-        let _ = encode(&mut text, &self.0);
+        let _ = encode(&mut text, &registry);
         text
     }
 }
@@ -65,6 +89,7 @@ impl Metrics {
 struct Numbers {
     handle: Handle,
     pool: Pool,
+    more: More,
 }
 
 impl std::fmt::Debug for Numbers {
@@ -106,7 +131,12 @@ impl Collector for Numbers {
                 reactors.out_of_files,
             ),
         ];
-        let all: Vec<_> = node.iter().chain(shards.iter()).chain(others).collect();
+        let all: Vec<_> = node
+            .iter()
+            .chain(shards.iter())
+            .chain(others)
+            .chain((self.more)())
+            .collect();
         for &(name, help, value) in &all {
             let is_of = |kinds: &[(&str, &str)]| kinds.iter().any(|(counter, _)| *counter == name);
             if is_of(ERRORS) || is_of(DROPPED) {

@@ -7,10 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use entity_sync_mio::{
-    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, Pool, PoolConfig, ReadError, Request, Rows,
-    Server, StartError,
-};
+use entity_sync_mio::{Config, EntityKey, Handle, Pool, Server, StartError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -18,6 +15,8 @@ use tracing::level_filters::LevelFilter;
 use crate::api;
 use crate::args::{LogFormat, LogLevel, Options};
 use crate::metrics::Metrics;
+use crate::readers::{self, Readers};
+use crate::resolver::postgres::{Postgres, PostgresError};
 use crate::store::{Location, Store, StoreError};
 
 /// How long clients and running requests have to finish when the process is asked to stop.
@@ -35,18 +34,37 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let handle = Arc::new(OnceLock::<Handle>::new());
     let told = handle.clone();
     let on_commit = move |keys: &[EntityKey]| notify_all(&told, keys);
-    let store = Arc::new(Store::open(&options.data, on_commit).map_err(ServeError::Store)?);
+    let store = if readers::need_store(options) {
+        Some(Arc::new(
+            Store::open(&options.data, on_commit).map_err(ServeError::Store)?,
+        ))
+    } else {
+        None
+    };
 
-    // So that no event loop waits for a disk.
-    let pool = Pool::new(PoolConfig::default()).map_err(ServeError::System)?;
-    let resolver = pool.resolver(reader(store.clone()));
-    let server = Server::start(config(options), resolver).map_err(ServeError::Clients)?;
+    // So that no event loop waits for a disk or another server.
+    let pool_config = readers::pool(options);
+    let threads = pool_config.threads;
+    let pool = Pool::new(pool_config).map_err(ServeError::System)?;
+    let mut config = config(options);
+    let Readers {
+        routes,
+        entities,
+        databases,
+    } = Readers::start(options, &config, threads, &pool, store.as_ref(), &handle)?;
+    config.core.entities = entities;
+    let databases = Arc::new(databases);
+    let server = Server::start(config, routes).map_err(ServeError::Clients)?;
     let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
-    let metrics = Metrics::new(server_handle.clone(), pool.clone());
-    let notify: api::Notify = Arc::new(move |keys| notify_keys(&server_handle, keys));
+    let counted = databases.clone();
+    let metrics = Metrics::new(server_handle.clone(), pool.clone())
+        .with(move || counted.iter().flat_map(Postgres::counts).collect());
+    let notify: api::Notify = Arc::new(move |keys| server_handle.notify_many(keys));
     let mut parts = api::Parts::new(store.clone(), notify);
     parts.token = options.api_token.clone();
     parts.metrics = Arc::new(move || metrics.text());
+    let of_api = options.clone();
+    parts.is_stored = Arc::new(move |entity| readers::is_stored(&of_api, entity));
     let is_stopping = parts.is_stopping.clone();
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -57,7 +75,8 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
 
     server.shutdown(GRACE);
     pool.shutdown(GRACE);
-    let closed = store.close().map_err(ServeError::Store);
+    drop(databases);
+    let closed = store.map_or(Ok(()), |store| store.close().map_err(ServeError::Store));
     served.and(closed)
 }
 
@@ -125,36 +144,17 @@ fn config(options: &Options) -> Config {
     config.core.on_incident = Some(Arc::new(
         |incident| tracing::warn!(client = %incident.client, "{incident}"),
     ));
-    let mut entity = EntityOptions::default();
-    // The store shows everyone the same, so one read serves all, whatever their secrets.
-    entity.audience = AudienceRule::Public;
-    entity.snapshot = options.snapshot;
-    entity.delivery = options.delivery;
-    // So that entities whose reads are slow leave a thread to the others.
-    entity.max_running_reads = PoolConfig::default().threads.saturating_sub(1);
-    config.core.entities = Entities::any(entity);
+    options.limits.apply(&mut config.core);
     config
-}
-
-fn reader(store: Arc<Store>) -> impl Fn(&Request) -> Result<Rows, ReadError> {
-    // The API lets in nothing that can't be sent, and what another program put there is tried again later.
-    move |request| match store.get(&request.key) {
-        Ok(row) => Ok(row.into_iter().collect()),
-        Err(_) => Err(ReadError::Failed),
-    }
 }
 
 fn notify_all(handle: &OnceLock<Handle>, keys: &[EntityKey]) {
     // Before there is a server, nobody is subscribed.
     if let Some(handle) = handle.get() {
-        notify_keys(handle, keys);
-    }
-}
-
-fn notify_keys(handle: &Handle, keys: &[EntityKey]) {
-    for key in keys {
-        // Every name is an entity here.
-        let _ = handle.notify(key);
+        for key in keys {
+            // The API writes what is an entity.
+            let _ = handle.notify(key);
+        }
     }
 }
 
@@ -166,12 +166,17 @@ fn greet(options: &Options, clients: &[SocketAddr], api: SocketAddr) {
             text += &format!("  clients  ws://{client}{path}\n");
         }
     }
-    let data = match &options.data {
-        Location::File(path) => path.display().to_string(),
-        Location::Memory => "in memory, gone when this ends".to_owned(),
-    };
-    text += &format!("  API      http://{api}\n  data     {data}\n");
-    text += &format!("Try: curl -X PUT http://{api}/entities/items/100 -d '{{\"name\":\"bicycle\"}}'\n");
+    text += &format!("  API      http://{api}\n");
+    if readers::need_store(options) {
+        let data = match &options.data {
+            Location::File(path) => path.display().to_string(),
+            Location::Memory => "in memory, gone when this ends".to_owned(),
+        };
+        text += &format!("  data     {data}\n");
+        text += &format!("Try: curl -X PUT http://{api}/entities/items/100 -d '{{\"name\":\"bicycle\"}}'\n");
+    } else {
+        text += &format!("Try: curl -X POST http://{api}/notify -d '{{\"entity\":\"items\",\"id\":\"100\"}}'\n");
+    }
     // If nobody listens, it serves all the same.
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -183,6 +188,8 @@ fn greet(options: &Options, clients: &[SocketAddr], api: SocketAddr) {
 pub enum ServeError {
     /// The store can't be opened or closed.
     Store(StoreError),
+    /// A database can't be used as it was said.
+    Postgres(PostgresError),
     /// Clients can't be served.
     Clients(StartError),
     /// The API's address can't be listened to.
@@ -200,6 +207,7 @@ impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => error.fmt(f),
+            Self::Postgres(error) => error.fmt(f),
             Self::Clients(error) => write!(f, "{error} (--listen)"),
             Self::Api { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
                 f,
@@ -215,6 +223,7 @@ impl std::error::Error for ServeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Store(error) => Some(error),
+            Self::Postgres(error) => Some(error),
             Self::Clients(error) => Some(error),
             Self::Api { source, .. } | Self::System(source) => Some(source),
         }

@@ -7,7 +7,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use entity_sync_core::KeyTooLong;
+use entity_sync_core::{KeyTooLong, UnknownEntity};
 use serde_json::json;
 
 use crate::store::StoreError;
@@ -54,6 +54,15 @@ impl ApiError {
             "not_found",
             "nothing is stored under this entity and id",
             "PUT it first; both are case-sensitive",
+        )
+    }
+
+    pub(super) fn not_stored(entity: &str) -> Self {
+        Self::new(
+            StatusCode::CONFLICT,
+            "not_stored",
+            format!("this server does not keep {entity:?}: it reads it where --resolver or the configuration file say"),
+            "change it there, and tell of the change with POST /notify",
         )
     }
 
@@ -174,6 +183,20 @@ impl From<StoreError> for ApiError {
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "store_failed"),
         };
         Self::new(status, code, error.message(), error.hint())
+    }
+}
+
+impl From<UnknownEntity> for ApiError {
+    fn from(error: UnknownEntity) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "unknown_entity",
+            format!(
+                "{:?} is no entity of this server; nothing was notified",
+                error.key.entity()
+            ),
+            "add it to the configuration file as [entities.NAME], or correct the name",
+        )
     }
 }
 

@@ -31,9 +31,17 @@ impl Server {
             on_commit.lock().extend_from_slice(keys);
         });
         let store = Arc::new(store.expect("opens"));
-        let notify: Notify = Arc::new(move |keys| on_notify.lock().extend_from_slice(keys));
+        let notify: Notify = Arc::new(move |keys| {
+            if let Some(key) = keys.iter().find(|key| key.entity() == "unknown") {
+                return Err(UnknownEntity { key: key.clone() });
+            }
+            on_notify.lock().extend_from_slice(keys);
+            Ok(())
+        });
+        let mut parts = Parts::new(Some(Arc::clone(&store)), notify);
+        parts.is_stored = Arc::new(|entity| entity != "elsewhere");
         Self {
-            router: router(Parts::new(Arc::clone(&store), notify)),
+            router: router(parts),
             store,
             committed,
             notified,
@@ -391,8 +399,8 @@ async fn web_pages_are_refused() {
 #[tokio::test]
 async fn with_a_token_only_health_checks_go_without() {
     let mut server = Server::new();
-    let notify: Notify = Arc::new(|_| {});
-    let mut parts = Parts::new(Arc::clone(&server.store), notify);
+    let notify: Notify = Arc::new(|_| Ok(()));
+    let mut parts = Parts::new(Some(Arc::clone(&server.store)), notify);
     parts.token = Token::new("0123456789abcdef");
     parts.metrics = Arc::new(|| "numbers".to_owned());
     server.router = router(parts);
@@ -440,11 +448,32 @@ async fn with_a_token_only_health_checks_go_without() {
 #[tokio::test]
 async fn a_server_that_stops_is_not_ready_but_alive() {
     let mut server = Server::new();
-    let parts = Parts::new(Arc::clone(&server.store), Arc::new(|_| {}));
+    let parts = Parts::new(Some(Arc::clone(&server.store)), Arc::new(|_| Ok(())));
     let is_stopping = parts.is_stopping.clone();
     server.router = router(parts);
     server.get("/readyz").await.is(200, r#"{"status":"ok"}"#);
     is_stopping.store(true, Ordering::Relaxed);
     assert_eq!(server.get("/readyz").await.status, 503);
     server.get("/healthz").await.is(200, r#"{"status":"ok"}"#);
+}
+
+#[tokio::test]
+async fn what_is_kept_elsewhere_is_changed_there() {
+    let server = Server::new();
+    for (method, body) in [("PUT", "x"), ("GET", ""), ("DELETE", "")] {
+        let answer = server.send(method, "/entities/elsewhere/1", body).await;
+        let said =
+            "this server does not keep \"elsewhere\": it reads it where --resolver or the configuration file say";
+        answer.fails(409, "not_stored", said, "tell of the change with POST /notify");
+    }
+}
+
+#[tokio::test]
+async fn one_unknown_entity_is_too_many() {
+    let server = Server::new();
+    let body = r#"[{"entity":"items","id":"1"},{"entity":"unknown","id":"1"}]"#;
+    let hint = "add it to the configuration file as [entities.NAME], or correct the name";
+    let said = "\"unknown\" is no entity of this server; nothing was notified";
+    server.notify(body).await.fails(400, "unknown_entity", said, hint);
+    assert!(server.notified.lock().is_empty());
 }

@@ -1,25 +1,57 @@
-//! The configuration file: its values as arguments.
+//! The configuration file: its values as arguments, and the tables of its entities.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory};
+use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{ArgsError, Cli};
+use super::{ArgsError, Cli, Which};
 
-/// What the file at `path` says, as arguments for all that `given` doesn't have from flags or the environment.
-pub(super) fn arguments(path: &Path, given: &ArgMatches) -> Result<Vec<String>, ArgsError> {
+/// What a file says.
+#[derive(Default)]
+pub(super) struct Contents {
+    /// Arguments for all that there are no flags for.
+    pub(super) arguments: Vec<String>,
+    /// `[entities.NAME]`.
+    pub(super) entities: BTreeMap<String, EntityTable>,
+}
+
+/// How one entity is read and delivered, where that differs from the flags.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct EntityTable {
+    pub(super) resolver: Option<String>,
+    pub(super) query: Option<String>,
+    pub(super) audience: Option<WhoShares>,
+    pub(super) snapshot: Option<bool>,
+    pub(super) delivery: Option<Which>,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum WhoShares {
+    Secret,
+    Public,
+}
+
+/// Reads the file at `path`, for all that `given` doesn't have from flags or the environment.
+pub(super) fn read(path: &Path, given: &ArgMatches) -> Result<Contents, ArgsError> {
     let unusable = |reason: String| ArgsError::ConfigFile {
         path: path.to_owned(),
         reason,
     };
     let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
-    let table: Table = text
+    let mut table: Table = text
         .parse()
         .map_err(|error: toml::de::Error| unusable(error.to_string()))?;
+    let mut contents = Contents::default();
+    if let Some(entities) = table.remove("entities") {
+        contents.entities = entities_of(path, entities)?;
+    }
     let flags = flags();
-    let mut arguments = Vec::new();
     for (key, value) in &table {
         if !flags.contains(key) {
             return Err(ArgsError::UnknownKey {
@@ -39,10 +71,29 @@ pub(super) fn arguments(path: &Path, given: &ArgMatches) -> Result<Vec<String>, 
         let values = values.ok_or_else(bad_kind)?;
         let source = given.value_source(&key.replace('-', "_"));
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
-            arguments.extend(values.iter().map(|value| format!("--{key}={value}")));
+            let arguments = values.iter().map(|value| format!("--{key}={value}"));
+            contents.arguments.extend(arguments);
         }
     }
-    Ok(arguments)
+    Ok(contents)
+}
+
+fn entities_of(path: &Path, entities: Value) -> Result<BTreeMap<String, EntityTable>, ArgsError> {
+    let bad = |name: &str, reason: String| ArgsError::BadEntity {
+        name: name.to_owned(),
+        reason: format!("in {}: {}", path.display(), reason.trim_end()),
+    };
+    let Value::Table(entities) = entities else {
+        return Err(bad("…", "write [entities.NAME] and its settings below".to_owned()));
+    };
+    let mut tables = BTreeMap::new();
+    for (name, table) in entities {
+        let table = table
+            .try_into()
+            .map_err(|error: toml::de::Error| bad(&name, error.message().to_owned()))?;
+        tables.insert(name, table);
+    }
+    Ok(tables)
 }
 
 /// What clap says of an argument that came from the file, with the file's name.

@@ -12,6 +12,10 @@ fn ok(args: &[&str]) -> Options {
     parse(args).expect("valid")
 }
 
+fn others(options: &Options) -> &EntityRules {
+    options.others.as_ref().expect("there are others")
+}
+
 #[track_caller]
 fn refused(args: &[&str], text: &str) {
     let error = parse(args).expect_err("refused");
@@ -29,8 +33,16 @@ fn the_defaults() {
         reactors: thread::available_parallelism().expect("CPUs"),
         paths: vec!["/ws/entity-sync/".to_owned()],
         origins: Origins::Same,
-        snapshot: false,
-        delivery: Delivery::Latest,
+        others: Some(EntityRules {
+            source: Source::Store,
+            is_public: true,
+            snapshot: false,
+            delivery: Delivery::Latest,
+        }),
+        entities: BTreeMap::new(),
+        postgres_channel: "entity_sync".to_owned(),
+        postgres_role: None,
+        limits: Limits::default(),
         log: LogLevel::Info,
         log_format: LogFormat::Text,
     };
@@ -58,7 +70,8 @@ fn flags_work_with_and_without_serve() {
     let plain = ok(&flags);
     let listen = ["[::]:1", "127.0.0.1:7"].map(|it| it.parse().expect("address"));
     assert_eq!(plain.listen, listen);
-    assert_eq!((plain.snapshot, plain.delivery), (true, Delivery::Every));
+    let others = others(&plain);
+    assert_eq!((others.snapshot, others.delivery), (true, Delivery::Every));
     assert_eq!((plain.log, plain.log_format), (LogLevel::Debug, LogFormat::Json));
     assert_eq!(plain.api, "[::1]:2".parse().expect("address"));
     assert_eq!(plain.data, Location::Memory);
@@ -136,13 +149,13 @@ fn a_file_says_what_flags_leave_out() {
     let options = ok(&["--config", path]);
     let listen = ["127.0.0.1:1", "127.0.0.1:2"].map(|it| it.parse().expect("address"));
     assert_eq!(options.listen, listen);
-    assert_eq!((options.reactors.get(), options.snapshot), (3, true));
+    assert_eq!((options.reactors.get(), others(&options).snapshot), (3, true));
     assert_eq!((&options.data, &options.origins), (&Location::Memory, &Origins::Any));
-    assert_eq!(options.delivery, Delivery::Every);
+    assert_eq!(others(&options).delivery, Delivery::Every);
     assert_eq!(ok(&["serve", "--config", path]), options);
     let options = ok(&["--config", path, "--listen=127.0.0.1:9", "--snapshot=false"]);
     assert_eq!(options.listen, ["127.0.0.1:9".parse().expect("address")]);
-    assert!(!options.snapshot);
+    assert!(!others(&options).snapshot);
     assert_eq!(options.reactors.get(), 3);
 }
 
@@ -156,7 +169,7 @@ fn errors_in_a_file_name_it() {
         ("listen = ", "can't be used: TOML parse error at line 1, column 10"),
         (
             "lisen = 'x'",
-            ": there is no \"lisen\"; there are listen, api, api-token-file, data, reactors, path",
+            ": there is no \"lisen\"; there are listen, api, api-token-file, data, resolver, postgres-channel, postgres-role, reactors",
         ),
         ("config = 'x'", ": there is no \"config\"; there are listen"),
         (
@@ -320,4 +333,164 @@ fn each_flag_is_an_environment_variable_too() {
         .expect("runs");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn sources_say_what_can_be_written() {
+    for (source, said) in [
+        (
+            "nothing",
+            "--resolver: write store, or http= and a URL such as http://127.0.0.1:9000/{entity}/{id}, or postgres=",
+        ),
+        (
+            "http=ftp://a/{id}",
+            "--resolver: it begins with neither http:// nor https://; write a URL such as",
+        ),
+        ("http=http://a", "--resolver: there is no path; write a URL"),
+        (
+            "http=http://a/x",
+            "its path has no {id}, so that all entities would be the same",
+        ),
+        (
+            "http=http://{entity}/{id}",
+            "there is something else in braces than {entity} and {id}, or in the host",
+        ),
+        (
+            "http=http://a/{key}/{id}",
+            "there is something else in braces than {entity} and {id}, or in the host",
+        ),
+        ("http=http://a b/{id}", "it is no URL"),
+        (
+            "postgres=postgres://a:port/x",
+            "--resolver: that is no connection string; write where the database is, such as",
+        ),
+        (
+            "postgres=dbname=x",
+            "there is no host in it; write where the database is",
+        ),
+        ("postgres=host=x", "there is no user in it; write where the database is"),
+        (
+            "postgres=postgres://u@h/x",
+            "there is a database and no query: write one after it, as in postgres=DSN,SELECT id",
+        ),
+    ] {
+        refused(&["--resolver", source], said);
+    }
+    let with_password = parse(&["--resolver=postgres=postgres://u:hidden@h:port/x"]).expect_err("refused");
+    assert!(!with_password.contains("hidden"), "{with_password}");
+}
+
+#[test]
+fn entities_of_a_file_differ_from_the_others() {
+    let good = file(
+        "resolver = 'postgres=postgres://u:hidden@h/shop'\npostgres-role = 'SELECT 1'\nsnapshot = true\n\
+         [entities.items]\nquery = 'SELECT id, a FROM items'\n\
+         [entities.prices]\nresolver = 'http=http://h/{id}'\naudience = 'public'\nsnapshot = false\ndelivery = 'every'\n\
+         [entities.notes]\nresolver = 'store'\naudience = 'secret'\n",
+    );
+    let options = ok(&["--config", good.path().to_str().expect("text")]);
+    assert_eq!(options.others, None);
+    assert_eq!(options.postgres_role.as_deref(), Some("SELECT 1"));
+    let of = |name: &str| &options.entities[name];
+    assert!(matches!(&of("items").source, Source::Postgres { query: Some(query), .. } if query.contains("items")));
+    assert!(!of("items").is_public && of("items").snapshot);
+    assert!(matches!(of("prices").source, Source::Http(_)));
+    assert!(of("prices").is_public && !of("prices").snapshot);
+    assert_eq!(of("prices").delivery, Delivery::Every);
+    assert_eq!(of("notes").source, Source::Store);
+    assert!(!of("notes").is_public);
+    assert!(!format!("{options:?}").contains("hidden"));
+}
+
+#[test]
+fn tables_of_a_file_are_checked() {
+    for (text, said) in [
+        ("entities = 3", "write [entities.NAME] and its settings below"),
+        ("[entities]\nitems = 3", "[entities.items] in "),
+        (
+            "[entities.items]\nqury = 'x'",
+            "unknown field `qury`, expected one of `resolver`, `query`, `audience`",
+        ),
+        (
+            "[entities.items]\naudience = 'all'",
+            "unknown variant `all`, expected `secret` or `public`",
+        ),
+        (
+            "[entities.items]\nresolver = 'x'",
+            "[entities.items] write store, or http=",
+        ),
+        (
+            "[entities.items]\nquery = 'x'",
+            "[entities.items] has a query, but no database: write resolver = \"postgres=DSN\" too",
+        ),
+        (
+            "[entities.items]\nresolver = 'postgres=postgres://u@h/x'",
+            "[entities.items] has no query: write query = \"SELECT",
+        ),
+    ] {
+        let file = file(text);
+        refused(&["--config", file.path().to_str().expect("text")], said);
+    }
+}
+
+#[test]
+fn limits_are_numbers_that_make_sense() {
+    let options = ok(&[
+        "--max-connections=7",
+        "--max-connections-per-address=6",
+        "--max-accepts-per-second=5",
+        "--max-subscriptions=4",
+        "--max-outbox-bytes=3",
+        "--read-time-limit=2",
+        "--ping-interval=0.5",
+        "--dead-after=1",
+    ]);
+    let mut config = entity_sync_core::Config::new(entity_sync_core::Seed(0, 0));
+    options.limits.apply(&mut config);
+    assert_eq!((config.max_connections, config.max_connections_per_address), (7, 6));
+    assert_eq!(
+        (
+            config.max_accepts_per_second,
+            config.max_subscriptions,
+            config.max_outbox_bytes
+        ),
+        (5, 4, 3)
+    );
+    let ms = |ms| std::time::Duration::from_millis(ms);
+    assert_eq!(
+        (config.read_time_limit, config.ping_interval, config.dead_after),
+        (ms(2000), ms(500), ms(1000))
+    );
+    refused(&["--max-connections=0"], "write a whole number of at least 1");
+    refused(&["--max-subscriptions=many"], "write a whole number of at least 1");
+    for seconds in ["0", "-1", "NaN", "1e9", "soon"] {
+        refused(
+            &[&format!("--read-time-limit={seconds}")],
+            "write a number of seconds from 0.01 to 86400",
+        );
+    }
+    refused(
+        &["--dead-after=20"],
+        "--dead-after must be longer than --ping-interval: a client that says nothing",
+    );
+}
+
+/// What the help says of defaults is what core does.
+#[test]
+fn the_help_tells_the_defaults_of_limits() {
+    let help = parse(&["--help"]).expect_err("help");
+    let config = entity_sync_core::Config::new(entity_sync_core::Seed(0, 0));
+    let secs = |it: std::time::Duration| it.as_secs();
+    for text in [
+        format!(
+            "Subscriptions of one connection [default: {}]",
+            config.max_subscriptions
+        ),
+        format!("reads too slowly [default: {}]", config.max_outbox_bytes),
+        format!("tried again [default: {}]", secs(config.read_time_limit)),
+        format!("says nothing [default: {}]", secs(config.ping_interval)),
+        format!("taken for gone [default: {}]", secs(config.dead_after)),
+    ] {
+        assert!(help.contains(&text), "{text} is not in {help}");
+    }
 }

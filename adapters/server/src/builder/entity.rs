@@ -127,9 +127,9 @@ impl fmt::Debug for Entity {
 
 /// Gives each read to its entity's resolver.
 #[derive(Default)]
-pub(super) struct Routes {
-    pub(super) by_name: HashMap<String, Box<dyn Resolver>>,
-    pub(super) others: Option<Box<dyn Resolver>>,
+pub(crate) struct Routes {
+    pub(crate) by_name: HashMap<String, Box<dyn Resolver>>,
+    pub(crate) others: Option<Box<dyn Resolver>>,
 }
 
 impl Resolver for Routes {

@@ -38,7 +38,7 @@ fn serve(token: Option<&str>) -> String {
     let token = token.and_then(Token::new);
     std::thread::spawn(move || {
         let store = Arc::new(Store::open(&Location::Memory, |_| {}).expect("opens"));
-        let mut parts = Parts::new(store, Arc::new(|_| {}));
+        let mut parts = Parts::new(Some(store), Arc::new(|_| Ok(())));
         parts.token = token;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async move {

@@ -1,0 +1,96 @@
+//! [`Limits`]: the flags that say how much is too much.
+
+use std::time::Duration;
+
+use clap::Args;
+use entity_sync_core::Config;
+
+/// How much is too much. Defaults are core's.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at the same time [default: as many as the limit on open files allows]
+    #[arg(long, env = "ENTITY_SYNC_MAX_CONNECTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_connections: Option<usize>,
+
+    /// Connections from one address at the same time [default: no limit]
+    ///
+    /// Behind a proxy, all clients have its address.
+    #[arg(long, env = "ENTITY_SYNC_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_connections_per_address: Option<usize>,
+
+    /// New connections in a second; the others wait [default: no limit]
+    #[arg(long, env = "ENTITY_SYNC_MAX_ACCEPTS_PER_SECOND", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_accepts_per_second: Option<usize>,
+
+    /// Subscriptions of one connection [default: 1000]
+    #[arg(long, env = "ENTITY_SYNC_MAX_SUBSCRIPTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_subscriptions: Option<usize>,
+
+    /// Bytes that wait for a client which reads too slowly [default: 1048576]
+    ///
+    /// Beyond that it is sent newer states instead, or with --delivery every it is disconnected.
+    #[arg(long, env = "ENTITY_SYNC_MAX_OUTBOX_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_outbox_bytes: Option<usize>,
+
+    /// Seconds that a read may take until it is tried again [default: 5]
+    #[arg(long, env = "ENTITY_SYNC_READ_TIME_LIMIT", value_name = "SECONDS", value_parser = seconds, help_heading = "Limits")]
+    read_time_limit: Option<Duration>,
+
+    /// Seconds between pings to a client that says nothing [default: 25]
+    #[arg(long, env = "ENTITY_SYNC_PING_INTERVAL", value_name = "SECONDS", value_parser = seconds, help_heading = "Limits")]
+    ping_interval: Option<Duration>,
+
+    /// Seconds of silence after which a client is taken for gone [default: 60]
+    #[arg(long, env = "ENTITY_SYNC_DEAD_AFTER", value_name = "SECONDS", value_parser = seconds, help_heading = "Limits")]
+    dead_after: Option<Duration>,
+}
+
+impl Limits {
+    /// Sets those that were given.
+    pub fn apply(&self, config: &mut Config) {
+        fn set<T>(to: &mut T, given: Option<T>) {
+            if let Some(given) = given {
+                *to = given;
+            }
+        }
+        set(&mut config.max_connections, self.max_connections);
+        set(
+            &mut config.max_connections_per_address,
+            self.max_connections_per_address,
+        );
+        let accepts = self
+            .max_accepts_per_second
+            .map(|it| u32::try_from(it).unwrap_or(u32::MAX));
+        set(&mut config.max_accepts_per_second, accepts);
+        set(&mut config.max_subscriptions, self.max_subscriptions);
+        set(&mut config.max_outbox_bytes, self.max_outbox_bytes);
+        set(&mut config.read_time_limit, self.read_time_limit);
+        set(&mut config.ping_interval, self.ping_interval);
+        set(&mut config.dead_after, self.dead_after);
+    }
+
+    /// Whether the silence that is allowed leaves time for a ping and its answer.
+    pub(super) fn leave_time_for_pings(&self) -> bool {
+        let mut config = Config::new(entity_sync_core::Seed(0, 0));
+        self.apply(&mut config);
+        config.ping_interval < config.dead_after
+    }
+}
+
+fn at_least_one(given: &str) -> Result<usize, &'static str> {
+    given
+        .parse()
+        .ok()
+        .filter(|&it| it > 0)
+        .ok_or("write a whole number of at least 1")
+}
+
+fn seconds(given: &str) -> Result<Duration, &'static str> {
+    let seconds: f64 = given.parse().map_err(|_| SECONDS)?;
+    if !(0.01..=86_400.0).contains(&seconds) {
+        return Err(SECONDS);
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+const SECONDS: &str = "write a number of seconds from 0.01 to 86400";

@@ -1,0 +1,191 @@
+//! [`Readers`]: what the options say of entities, made to run.
+
+use std::sync::{Arc, OnceLock};
+
+use entity_sync_mio::{AudienceRule, Config, Entities, EntityOptions, Handle, Pool, PoolConfig, ReadError, Rows};
+
+use crate::args::{EntityRules, Options};
+use crate::builder::Routes;
+use crate::resolver::Source;
+use crate::resolver::http::HttpReader;
+use crate::resolver::postgres::{Dsn, Listener, Plan, Postgres};
+use crate::serve::ServeError;
+use crate::store::Store;
+
+/// Threads that read, if any reads go over the network.
+const REMOTE_THREADS: usize = 16;
+/// Reads that may wait for a database, of one entity: they are read many at a time.
+const BATCHED_READS: usize = 4096;
+
+/// All that reads entities.
+pub(crate) struct Readers {
+    pub(crate) routes: Routes,
+    pub(crate) entities: Entities,
+    pub(crate) databases: Vec<Postgres>,
+}
+
+/// The threads for reads that block.
+pub(crate) fn pool(options: &Options) -> PoolConfig {
+    let mut pool = PoolConfig::default();
+    if sources(options).any(|it| matches!(it, Source::Http(_))) {
+        pool.threads = REMOTE_THREADS;
+    }
+    pool
+}
+
+/// Whether anything is read from the store.
+pub(crate) fn need_store(options: &Options) -> bool {
+    sources(options).any(|it| *it == Source::Store)
+}
+
+/// Whether the store has what the API is to write under this name.
+pub(crate) fn is_stored(options: &Options, entity: &str) -> bool {
+    let rules = options.entities.get(entity).or(options.others.as_ref());
+    rules.is_some_and(|it| it.source == Source::Store)
+}
+
+fn sources(options: &Options) -> impl Iterator<Item = &Source> {
+    options
+        .others
+        .iter()
+        .chain(options.entities.values())
+        .map(|it| &it.source)
+}
+
+impl Readers {
+    /// Connects to what the options name.
+    pub(crate) fn start(
+        options: &Options,
+        config: &Config,
+        threads: usize,
+        pool: &Pool,
+        store: Option<&Arc<Store>>,
+        handle: &Arc<OnceLock<Handle>>,
+    ) -> Result<Self, ServeError> {
+        let mut databases = Databases::default();
+        let named = options.entities.iter().map(|(name, rules)| (Some(name), rules));
+        let all: Vec<_> = named.chain(options.others.iter().map(|rules| (None, rules))).collect();
+        for (_, rules) in &all {
+            databases.plan(&rules.source, options, config);
+        }
+        databases.start(options, handle)?;
+        let mut routes = Routes::default();
+        let mut entities = Entities::none();
+        if let Some(rules) = &options.others {
+            entities = Entities::any(options_of(rules, threads));
+        }
+        for (name, rules) in all {
+            let resolver: Box<dyn entity_sync_mio::Resolver> = match &rules.source {
+                Source::Store => {
+                    let store = store.cloned();
+                    Box::new(
+                        pool.resolver(move |request| match store.as_ref().map(|it| it.get(&request.key)) {
+                            Some(Ok(row)) => row.map(Rows::one).ok_or(ReadError::NotFound),
+                            // The API lets in nothing that can't be sent, and what another program put there is tried
+                            // again later.
+                            _ => Err(ReadError::Failed),
+                        }),
+                    )
+                }
+                Source::Http(template) => {
+                    let (limit, bytes) = (config.core.read_time_limit, config.core.max_read_bytes);
+                    let reader = HttpReader::new(template.clone(), limit, bytes, threads);
+                    Box::new(pool.resolver(move |request| reader.read(request)))
+                }
+                Source::Postgres { dsn, query } => Box::new(databases.resolver(dsn, query.as_deref())),
+            };
+            match name {
+                Some(name) => {
+                    entities = entities.with(name, options_of(rules, threads));
+                    routes.by_name.insert(name.clone(), resolver);
+                }
+                None => routes.others = Some(resolver),
+            }
+        }
+        Ok(Self {
+            routes,
+            entities,
+            databases: databases.running,
+        })
+    }
+}
+
+fn options_of(rules: &EntityRules, threads: usize) -> EntityOptions {
+    let mut entity = EntityOptions::default();
+    if rules.is_public {
+        entity.audience = AudienceRule::Public;
+    }
+    entity.snapshot = rules.snapshot;
+    entity.delivery = rules.delivery;
+    entity.max_running_reads = match rules.source {
+        Source::Postgres { .. } => BATCHED_READS,
+        // So that entities whose reads are slow leave a thread to the others.
+        Source::Store | Source::Http(_) => threads.saturating_sub(1).max(1),
+    };
+    entity
+}
+
+/// One for each DSN, with all queries that go there.
+#[derive(Default)]
+struct Databases {
+    plans: Vec<Plan>,
+    running: Vec<Postgres>,
+}
+
+impl Databases {
+    fn plan(&mut self, source: &Source, options: &Options, config: &Config) {
+        let Source::Postgres {
+            dsn,
+            query: Some(query),
+        } = source
+        else {
+            return;
+        };
+        let at = self.plans.iter().position(|it| it.dsn == *dsn);
+        let at = at.unwrap_or_else(|| {
+            self.plans.push(Plan {
+                dsn: dsn.clone(),
+                queries: Vec::new(),
+                role: options.postgres_role.clone(),
+                limit: config.core.read_time_limit,
+            });
+            self.plans.len() - 1
+        });
+        if !self.plans[at].queries.contains(query) {
+            self.plans[at].queries.push(query.clone());
+        }
+    }
+
+    fn start(&mut self, options: &Options, handle: &Arc<OnceLock<Handle>>) -> Result<(), ServeError> {
+        for plan in &self.plans {
+            let (notified, missed) = (handle.clone(), handle.clone());
+            let listener = Listener {
+                channel: options.postgres_channel.clone(),
+                // Before there is a server, nobody is subscribed.
+                notify: Arc::new(move |key| notified.get().is_none_or(|it| it.notify(key).is_ok())),
+                reread_all: Box::new(move || {
+                    if let Some(handle) = missed.get() {
+                        handle.reread_all();
+                    }
+                }),
+            };
+            let running = Postgres::start(plan.clone(), Some(listener)).map_err(ServeError::Postgres)?;
+            self.running.push(running);
+        }
+        Ok(())
+    }
+
+    fn resolver(&self, dsn: &Dsn, query: Option<&str>) -> impl entity_sync_mio::Resolver + use<> {
+        let at = self.plans.iter().position(|it| it.dsn == *dsn);
+        let of_query = at.and_then(|at| {
+            let queries = &self.plans[at].queries;
+            let number = queries.iter().position(|it| Some(it.as_str()) == query)?;
+            Some(self.running.get(at)?.resolver(number))
+        });
+        move |request, reply: entity_sync_mio::Reply| match &of_query {
+            Some(resolver) => entity_sync_mio::Resolver::resolve(resolver, request, reply),
+            // All queries were planned.
+            None => reply.fail(ReadError::NotFound),
+        }
+    }
+}
