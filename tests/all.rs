@@ -17,4 +17,5 @@ mod engine;
 mod milestone;
 mod mio_server;
 mod mock_drivers;
+mod postgres;
 mod simulation;

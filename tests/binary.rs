@@ -1,15 +1,16 @@
 //! The `entity-sync` binary as its users meet it: a process, real clients, and HTTP.
 
+use std::future::IntoFuture;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use entity_sync_tests::{Client, talk};
 
 /// Builds the binary once and says where it is.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY
         .get_or_init(|| {
@@ -44,9 +45,9 @@ fn binary() -> PathBuf {
 }
 
 /// A running process. It is killed at the end of the test, if it hasn't ended by then.
-struct Process {
+pub(crate) struct Process {
     child: Child,
-    clients: SocketAddr,
+    pub(crate) clients: SocketAddr,
     api: SocketAddr,
 }
 
@@ -55,7 +56,7 @@ impl Process {
         Self::start_with(data, &[])
     }
 
-    fn start_with(data: &str, flags: &[&str]) -> Self {
+    pub(crate) fn start_with(data: &str, flags: &[&str]) -> Self {
         Self::start_from(&mut Command::new(binary()), data, flags)
     }
 
@@ -83,11 +84,11 @@ impl Process {
         };
         let (clients, api) = (after("ws://"), after("http://"));
         // The line to try comes last.
-        assert!(greeting.any(|line| line.starts_with("Try: curl -X PUT http://")));
+        assert!(greeting.any(|line| line.starts_with("Try: curl -X P")));
         Self { child, clients, api }
     }
 
-    fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    pub(crate) fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let request = ureq::http::Request::builder()
             .method(method)
@@ -119,7 +120,11 @@ impl Drop for Process {
 
 /// Runs the binary to its end, and gives its exit code and what it said.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(binary()).args(arguments).output().unwrap();
+    run_with(&binary(), arguments)
+}
+
+pub(crate) fn run_with(binary: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(binary).args(arguments).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(said).unwrap())
 }
@@ -367,4 +372,53 @@ fn clients_leave_files_to_the_api() {
         process.put("1", "x");
     }
     assert!(client.is_some(), "not one client was served");
+}
+
+/// An application that keeps its rows to itself, and gives them to those who may see them.
+#[test]
+fn rows_over_http() {
+    use axum::http::{HeaderMap, StatusCode};
+    let runtime = crate::door::runtime();
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    let read = axum::routing::get(
+        async |axum::extract::Path((entity, id)): axum::extract::Path<(String, String)>, headers: HeaderMap| {
+            match headers.get("authorization").and_then(|it| it.to_str().ok()) {
+                Some("Bearer good") => Ok(format!("{entity} {id}")),
+                _ => Err(StatusCode::FORBIDDEN),
+            }
+        },
+    );
+    let app = axum::Router::new().route("/rows/{entity}/{id}", read);
+    runtime.spawn(axum::serve(listener, app).into_future());
+
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("none.db");
+    let resolver = format!("http=http://{address}/rows/{{entity}}/{{id}}");
+    let process = Process::start_with(data.to_str().unwrap(), &["--resolver", &resolver, "--snapshot"]);
+    let mut good = Client::connect(process.clients);
+    good.secret("good");
+    good.subscribe("items", "a/b");
+    assert_eq!(good.row(), "items a/b");
+    let mut bad = Client::connect(process.clients);
+    bad.secret("bad");
+    bad.subscribe("items", "a/b");
+    bad.sync();
+    assert_eq!(
+        process.call("POST", "/notify", r#"{"entity":"items","id":"a/b"}"#).0,
+        202
+    );
+    assert_eq!(good.row(), "items a/b");
+    let denied = || {
+        process
+            .call("GET", "/metrics", "")
+            .1
+            .contains("entity_sync_denied_reads_total 2")
+    };
+    entity_sync_tests::wait_for("both reads to be denied", denied);
+    assert_eq!(bad.sync(), [""; 0]);
+    let (status, error) = process.call("PUT", "/entities/items/1", "x");
+    assert_eq!(status, 409);
+    assert!(error.contains("\"code\":\"not_stored\""), "{error}");
+    assert!(!data.exists(), "there is no store");
 }

@@ -1,6 +1,8 @@
 //! What the tests share: a WebSocket client that waits no longer than it should, and the messages of protocol v1.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a failure here is a failed test")]
 
+pub mod postgres;
+
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -74,10 +76,12 @@ impl Client {
 
     /// The next row.
     pub fn row(&mut self) -> String {
+        let start = Instant::now();
         loop {
             match self.socket.read().unwrap() {
                 Message::Text(row) => return row.to_string(),
-                Message::Ping(_) | Message::Pong(_) => {}
+                // The server's pings keep the socket from timing out.
+                Message::Ping(_) | Message::Pong(_) => assert!(start.elapsed() < PATIENCE, "waited too long for a row"),
                 other => panic!("{other:?}"),
             }
         }
