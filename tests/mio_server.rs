@@ -280,3 +280,43 @@ fn a_ping_behind_many_bad_requests_costs_nobody_the_upgrade() {
     );
     assert!(answer.ends_with(b"\r\n\r\n\x8a\x00"));
 }
+
+/// Each push that answers a notify is in the histogram once, whichever way it was written; a snapshot is not.
+#[test]
+fn latencies_of_pushes_are_counted() {
+    let mut config = Config::new(["127.0.0.1:0".parse().unwrap()]);
+    config.reactors = std::num::NonZeroUsize::MIN;
+    let mut options = entity_sync_mio::EntityOptions::default();
+    options.snapshot = true;
+    config.core.entities = entity_sync_mio::Entities::any(options);
+    let server = Server::start(config, |request: Request, reply: Reply| {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        reply.rows(Rows::one(request.key.id().to_owned())).unwrap();
+    })
+    .unwrap();
+    let mut clients: Vec<_> = (0..10).map(|_| Client::connect(server.addresses()[0])).collect();
+    for client in &mut clients {
+        client.subscribe("items", "1");
+        client.subscribe("items", "2");
+        client.rows_until("2");
+        client.sync();
+    }
+    assert_eq!(server.handle().latency().count(), 0);
+    let keys = ["1", "2"].map(|id| EntityKey::new("items", id).unwrap());
+    // Alone they are broadcast, together they are queued and flushed.
+    server.handle().notify(&keys[0]).unwrap();
+    for client in &mut clients {
+        assert_eq!(client.row(), "1");
+        client.sync();
+    }
+    let alone = server.handle().latency();
+    assert_eq!(alone.count(), 10);
+    assert_eq!(alone.buckets[..3], [0; 3], "a read takes 1 ms: {alone:?}");
+    assert!(alone.sum >= std::time::Duration::from_millis(10));
+    server.handle().notify_many(&keys).unwrap();
+    for client in &mut clients {
+        client.rows_until("2");
+        client.sync();
+    }
+    assert_eq!(server.handle().latency().count(), 30);
+}

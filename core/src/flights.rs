@@ -13,6 +13,8 @@
 //!
 //! When as many reads of the entity run as may, a flight that is due is Queued first, until its turn.
 
+mod owed;
+
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -24,6 +26,7 @@ use crate::resolve::Audience;
 use crate::slots::SlotId;
 use crate::subscriptions::TopicId;
 use crate::time::Timestamp;
+use owed::Owed;
 
 /// The order in which reads of one node began. A subscriber receives only reads with a later ticket than the one that was
 /// current when it joined.
@@ -52,15 +55,13 @@ pub(crate) struct Flight {
     pub(crate) key: EntityKey,
     pub(crate) audience: Audience,
     pub(crate) entity: EntityIndex,
-    /// Every notify is answered by a read and a delivery of its own.
-    every: bool,
     /// A read that only looks whether the store has settled is owed.
     owed_silently: bool,
     running_silently: bool,
-    /// The running read serves everyone.
-    running_for_all: bool,
-    /// Reads owed to everyone, for notifies. One at most, unless `every`.
-    owed_to_all: u32,
+    /// The running read serves everyone, and this is when they were first told that it is due.
+    running_for_all: Option<Timestamp>,
+    /// Reads owed to everyone, for notifies.
+    owed_to_all: Owed,
     /// Failed reads in a row.
     failures: u32,
     state: State,
@@ -147,11 +148,13 @@ impl Flight {
             key,
             audience,
             entity,
-            every: options.delivery == crate::entity::Delivery::Every,
             owed_silently: false,
             running_silently: false,
-            running_for_all: false,
-            owed_to_all: 0,
+            running_for_all: None,
+            owed_to_all: match options.delivery {
+                crate::entity::Delivery::Latest => Owed::Latest(None),
+                crate::entity::Delivery::Every => Owed::Every(Box::default()),
+            },
             failures: 0,
             state: State::Idle,
             interests: SmallVec::new(),
@@ -174,7 +177,7 @@ impl Flight {
     pub(crate) fn leave(&mut self, shard: u32) {
         self.interests.retain(|interest| interest.shard != shard);
         if self.interests.is_empty() {
-            self.owed_to_all = 0;
+            self.owed_to_all.clear();
             self.owed_silently = false;
         }
         self.forget_taken();
@@ -187,13 +190,9 @@ impl Flight {
     }
 
     /// There was a notify. Without subscribers it owes nothing.
-    pub(crate) fn owe_to_all(&mut self) {
+    pub(crate) fn owe_to_all(&mut self, now: Timestamp) {
         if !self.interests.is_empty() {
-            self.owed_to_all = if self.every {
-                self.owed_to_all.saturating_add(1)
-            } else {
-                1
-            };
+            self.owed_to_all.add(now);
         }
     }
 
@@ -201,7 +200,7 @@ impl Flight {
     pub(crate) fn owe_to_wanting(&mut self, shard: u32, joined: Ticket) {
         // A running read that they will receive anyway is enough.
         let served = matches!(self.state, State::Running(ticket) if ticket > joined);
-        if served && self.running_for_all {
+        if served && self.running_for_all.is_some() {
             return;
         }
         if let Some(interest) = self.interest_mut(shard) {
@@ -221,7 +220,7 @@ impl Flight {
     /// Whether a read can begin now: one is owed and the flight is idle. Where nothing may be skipped, every shard must
     /// have taken the rows before, so that they need no queue.
     pub(crate) fn is_due(&self) -> bool {
-        self.state == State::Idle && self.is_owed() && !(self.every && self.newest.is_some())
+        self.state == State::Idle && self.is_owed() && !(self.owed_to_all.is_every() && self.newest.is_some())
     }
 
     /// It has to wait for its turn.
@@ -249,12 +248,7 @@ impl Flight {
     pub(crate) fn start(&mut self, ticket: Ticket) {
         debug_assert!(self.is_due());
         self.state = State::Running(ticket);
-        self.running_for_all = self.owed_to_all > 0;
-        self.owed_to_all = if self.every {
-            self.owed_to_all.saturating_sub(1)
-        } else {
-            0
-        };
+        self.running_for_all = self.owed_to_all.take();
         self.running_silently = std::mem::take(&mut self.owed_silently);
         for interest in &mut self.interests {
             interest.running = std::mem::take(&mut interest.owed);
@@ -263,7 +257,7 @@ impl Flight {
 
     /// The running read looks whether the store has settled, and nothing else.
     pub(crate) fn runs_silently(&self) -> bool {
-        self.running_silently && !self.running_for_all && !self.interests.iter().any(|it| it.running)
+        self.running_silently && self.running_for_all.is_none() && !self.interests.iter().any(|it| it.running)
     }
 
     pub(crate) fn runs(&self) -> bool {
@@ -285,7 +279,8 @@ impl Flight {
         debug_assert!(self.is_running(ticket));
         self.state = State::Idle;
         self.failures = 0;
-        let for_all = std::mem::take(&mut self.running_for_all);
+        let since = std::mem::take(&mut self.running_for_all);
+        let for_all = since.is_some();
         let silently = std::mem::take(&mut self.running_silently);
         let (mut is_unchanged, mut for_wanting) = (false, false);
         let for_everyone = match (for_all, silently) {
@@ -322,7 +317,7 @@ impl Flight {
                 }
             });
         }
-        self.newest = Some((ticket, group));
+        self.newest = Some((ticket, group.answering(since)));
         self.forget_taken();
         Finished {
             is_silent: !for_all && !for_wanting,
@@ -334,8 +329,10 @@ impl Flight {
     pub(crate) fn fail(&mut self) -> u32 {
         self.state = State::Waiting;
         self.failures = self.failures.saturating_add(1);
-        if std::mem::take(&mut self.running_for_all) {
-            self.owe_to_all();
+        if let Some(since) = std::mem::take(&mut self.running_for_all)
+            && !self.interests.is_empty()
+        {
+            self.owed_to_all.give_back(since);
         }
         if std::mem::take(&mut self.running_silently) {
             self.owe_silently();
@@ -378,7 +375,7 @@ impl Flight {
     /// Gives a marked shard the newest rows.
     pub(crate) fn take(&mut self, shard: u32) -> Option<Delivery> {
         let (ticket, group) = self.newest.clone()?;
-        let every = self.every;
+        let every = self.owed_to_all.is_every();
         let interest = self.interest_mut(shard)?;
         let scope = interest.mark.take()?;
         let topic = interest.topic;
@@ -411,7 +408,7 @@ impl Flight {
     }
 
     fn is_owed(&self) -> bool {
-        self.owed_to_all > 0 || self.owed_silently || self.interests.iter().any(|interest| interest.owed)
+        !self.owed_to_all.is_empty() || self.owed_silently || self.interests.iter().any(|interest| interest.owed)
     }
 
     fn forget_taken(&mut self) {

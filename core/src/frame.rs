@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
+use crate::time::Timestamp;
+
 use crate::ws::{OpCode, encode_header};
 
 /// The rows of one read: 0 to n payloads, each sent as one text message, in this order.
@@ -94,9 +96,24 @@ struct GroupData {
     bytes: Bytes,
     /// Where each frame ends in `bytes`, ascending.
     frame_ends: SmallVec<[u32; 4]>,
+    /// When the first notify came that these rows answer, if they answer one.
+    since: Option<Timestamp>,
 }
 
 impl Group {
+    /// The same rows, as those that answer a notify.
+    pub(crate) fn answering(mut self, since: Option<Timestamp>) -> Self {
+        // Nobody else has it yet.
+        if let Some(data) = Arc::get_mut(&mut self.0) {
+            data.since = since;
+        }
+        self
+    }
+
+    pub(crate) fn since(&self) -> Option<Timestamp> {
+        self.0.since
+    }
+
     pub(crate) fn build(rows: &Rows, limits: RowLimits) -> Result<Self, RowError> {
         let rows = &rows.0;
         if rows.len() > limits.rows {
@@ -125,6 +142,7 @@ impl Group {
             frame_ends.push(buffer.len() as u32);
         }
         Ok(Self(Arc::new(GroupData {
+            since: None,
             bytes: buffer.freeze(),
             frame_ends,
         })))
@@ -133,6 +151,7 @@ impl Group {
     /// Nothing to send.
     pub(crate) fn empty() -> Self {
         Self(Arc::new(GroupData {
+            since: None,
             bytes: Bytes::new(),
             frame_ends: SmallVec::new(),
         }))

@@ -60,6 +60,7 @@ mod frame;
 mod hash;
 mod incident;
 mod key;
+mod latency;
 #[cfg(all(test, loom))]
 mod models;
 mod node;
@@ -84,6 +85,7 @@ pub use frame::{RowError, Rows};
 pub use hash::Seed;
 pub use incident::{Incident, Misdeed, OnIncident};
 pub use key::{EntityKey, KeyTooLong, MAX_KEY_BYTES};
+pub use latency::{LATENCY_BOUNDS, LatencyCounts};
 pub use node::{Node, UnknownEntity};
 pub use outbox::Chunk;
 pub use resolve::{Audience, ReadError, Reply, Request, Resolve};

@@ -22,6 +22,7 @@ use crate::entity::{EntityOptions, Registry};
 use crate::flights::{Delivery, Flight, FlightId, Ticket};
 use crate::hash::Seed;
 use crate::key::EntityKey;
+use crate::latency::{Histogram, LatencyCounts};
 use crate::resolve::{Audience, ReadId, Request, Resolve};
 use crate::shard::Shard;
 use crate::subscriptions::TopicId;
@@ -63,6 +64,7 @@ struct Inner {
     ports: Box<[Port]>,
     counters: NodeCounters,
     shard_counters: Box<[Arc<ShardCounters>]>,
+    latencies: Box<[Arc<Histogram>]>,
 }
 
 /// A read that has begun in the books and is handed to the resolver once the lock is released.
@@ -100,6 +102,7 @@ impl Node {
             ports: wakers.into_iter().map(Port::new).collect(),
             counters: NodeCounters::default(),
             shard_counters: (0..shards).map(|_| Arc::default()).collect(),
+            latencies: (0..shards).map(|_| Arc::default()).collect(),
         }));
         let shards = (0..shards).map(|index| Shard::new(node.clone(), index, seed)).collect();
         (node, shards)
@@ -151,7 +154,7 @@ impl Node {
                 let mut guard = self.lock(number);
                 let stripe = &mut *guard;
                 for (slot, flight) in stripe.flights.iter_mut() {
-                    flight.owe_to_all();
+                    flight.owe_to_all(now);
                     let id = FlightId { stripe: number, slot };
                     self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
                 }
@@ -198,6 +201,13 @@ impl Node {
     /// What happened on each shard so far, to be read on any thread.
     pub fn shard_counters(&self) -> impl Iterator<Item = &ShardCounters> {
         self.0.shard_counters.iter().map(|it| &**it)
+    }
+
+    /// How long pushes have taken, on all shards together.
+    pub fn latency(&self) -> LatencyCounts {
+        let mut sum = LatencyCounts::default();
+        self.0.latencies.iter().for_each(|it| sum += it.snapshot());
+        sum
     }
 
     /// The limits and policies of this node.
@@ -335,6 +345,11 @@ impl Node {
         &self.0.admission
     }
 
+    pub(crate) fn latency_of(&self, shard: u32) -> Arc<Histogram> {
+        let of_shard = self.0.latencies.get(shard as usize);
+        of_shard.cloned().unwrap_or_default()
+    }
+
     pub(crate) fn counters_of(&self, shard: u32) -> Arc<ShardCounters> {
         let of_shard = self.0.shard_counters.get(shard as usize);
         of_shard.cloned().unwrap_or_default()
@@ -379,7 +394,7 @@ impl Node {
             };
             for &index in &audiences.flights {
                 if let Some((slot, flight)) = stripe.flights.at_mut(index) {
-                    flight.owe_to_all();
+                    flight.owe_to_all(now);
                     let id = FlightId { stripe: number, slot };
                     self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
                 }

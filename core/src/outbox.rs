@@ -302,7 +302,7 @@ impl Outbox {
     }
 
     /// `bytes` left for the kernel; whatever was lent is back. More than was queued is cut to that.
-    pub(crate) fn consume(&mut self, mut bytes: usize) {
+    pub(crate) fn consume(&mut self, mut bytes: usize, mut written: impl FnMut(&Group)) {
         let mut returned = self.fixed;
         while bytes > 0 {
             let Some(first) = self.items.front() else {
@@ -320,7 +320,9 @@ impl Outbox {
                 self.sent += step;
             } else {
                 self.sent = 0;
-                self.items.pop_front();
+                if let Some(Item::Group { group, .. }) = self.items.pop_front() {
+                    written(&group);
+                }
                 returned = returned.saturating_sub(1);
             }
         }

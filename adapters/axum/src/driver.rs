@@ -129,6 +129,7 @@ impl Driver {
         let mut is_done = false;
         while writes < WRITES_PER_TURN && !is_done {
             writes += 1;
+            let now = guest.now();
             match guest.shard().poll_output(now) {
                 None => is_done = true,
                 Some(Output::Broadcast(broadcast)) => broadcast.for_each(|conn, chunk| {

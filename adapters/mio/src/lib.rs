@@ -37,8 +37,8 @@ use std::time::{Duration, Instant, SystemTime};
 use entity_sync_core::Node;
 pub use entity_sync_core::{
     Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Incident,
-    Incoming, InvalidCloseCode, Misdeed, NodeCounters, NodeCounts, Origins, PassThrough, Payload, ReadError, Request,
-    RowError, Rows, Seed, Selector, SendError, ShardCounts, UnknownEntity,
+    Incoming, InvalidCloseCode, LATENCY_BOUNDS, LatencyCounts, Misdeed, NodeCounters, NodeCounts, Origins, PassThrough,
+    Payload, ReadError, Request, RowError, Rows, Seed, Selector, SendError, ShardCounts, UnknownEntity,
 };
 
 pub use adopt::{AdoptError, AdoptFailure, Adopted};
@@ -394,6 +394,11 @@ impl Handle {
         let mut sum = ShardCounts::default();
         self.node.shard_counters().for_each(|it| sum += it.snapshot());
         sum
+    }
+
+    /// How long pushes have taken, from notify to written.
+    pub fn latency(&self) -> LatencyCounts {
+        self.node.latency()
     }
 
     /// What the reactors have counted, all together.

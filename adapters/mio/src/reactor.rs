@@ -140,9 +140,8 @@ impl Reactor {
             if self.stop.is_requested() && self.has_stopped() {
                 return;
             }
-            let now = self.clock.now();
-            self.shard.handle_timeout(now);
-            is_done = self.act(now) && has_adopted_all;
+            self.shard.handle_timeout(self.clock.now());
+            is_done = self.act() && has_adopted_all;
         }
     }
 
@@ -320,12 +319,14 @@ impl Reactor {
     }
 
     /// Does what the shard says. Says whether that was all.
-    fn act(&mut self, now: Timestamp) -> bool {
-        let Self { shard, sockets, .. } = self;
+    fn act(&mut self) -> bool {
+        let Self {
+            shard, sockets, clock, ..
+        } = self;
         let mut writes = 0;
         while writes < WRITES_PER_TURN {
             writes += 1;
-            match shard.poll_output(now) {
+            match shard.poll_output(clock.now()) {
                 None => return true,
                 Some(Output::Broadcast(broadcast)) => broadcast.for_each(|conn, chunk| {
                     writes += 1;

@@ -1,13 +1,15 @@
 //! What is counted, as Prometheus reads it.
 
-use entity_sync_mio::{Handle, Pool};
+use std::time::Duration;
+
+use entity_sync_mio::{Handle, LATENCY_BOUNDS, Pool};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 /// The media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -162,7 +164,13 @@ impl Collector for Numbers {
                 ConstCounter::new(value).encode(family.encode_family(&[("kind", *kind)])?)?;
             }
         }
-        Ok(())
+        let latency = self.handle.latency();
+        let bounds = LATENCY_BOUNDS.iter().map(Duration::as_secs_f64).chain([f64::MAX]);
+        let buckets: Vec<_> = bounds.zip(latency.buckets).collect();
+        let help = "From the first notify that a push answers until it is written";
+        encoder
+            .encode_descriptor("push_latency", help, Some(&Unit::Seconds), MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(latency.sum.as_secs_f64(), latency.count(), &buckets, None)
     }
 }
 
@@ -192,6 +200,11 @@ mod tests {
             "entity_sync_conflated_total 0",
             "entity_sync_dropped_total{kind=\"late_read\"} 0",
             "entity_sync_errors_total{kind=\"violation\"} 0",
+            "# TYPE entity_sync_push_latency_seconds histogram",
+            "entity_sync_push_latency_seconds_bucket{le=\"0.00025\"} 0",
+            "entity_sync_push_latency_seconds_bucket{le=\"10.0\"} 0",
+            "entity_sync_push_latency_seconds_bucket{le=\"+Inf\"} 0",
+            "entity_sync_push_latency_seconds_count 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|it| it == line), "{line:?} is not in {text}");

@@ -190,7 +190,7 @@ impl Story {
                 self.flight.leave(shard);
             }
             Op::Notify => {
-                self.flight.owe_to_all();
+                self.flight.owe_to_all(Timestamp::START);
                 self.notify();
                 for side in self.sides.values_mut() {
                     side.all = Some(self.ticket);
@@ -436,7 +436,7 @@ impl Story {
         assert_eq!(self.flight.is_running(self.ticket), self.running == Some(self.ticket));
         assert_eq!(self.flight.runs(), self.running.is_some());
         assert_eq!(self.flight.turn(), self.turn);
-        assert_eq!(self.flight.owed_to_all, self.notified);
+        assert_eq!(self.flight.owed_to_all.len(), self.notified);
         let is_any_marked = self.sides.values().any(|side| !side.told.is_empty());
         let is_idle = self.running.is_none() && !self.is_waiting && self.turn.is_none();
         let may_begin = is_idle && !(self.kind.every && is_any_marked);

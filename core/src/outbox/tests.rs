@@ -415,7 +415,7 @@ impl Story {
             }
         };
         self.wire.truncate(old + sent);
-        self.outbox.consume(sent);
+        self.outbox.consume(sent, |_| {});
         for end in &mut self.ends {
             end.at = end.at.or(Some(self.wire.len()));
         }
@@ -531,7 +531,7 @@ fn what_is_beyond_one_write_is_neither_shown_nor_lent() {
     assert_eq!(waiting, [None, Some(0)]);
     // One message was written, and half of the next one, which must be finished.
     let lens: Vec<usize> = story.lent.iter().flatten().map(Bytes::len).collect();
-    story.outbox.consume(lens[0] + lens[1] / 2);
+    story.outbox.consume(lens[0] + lens[1] / 2, |_| {});
     assert_eq!(story.outbox.items.len(), 3);
     let chunks = story.outbox.chunks();
     let shown: Vec<usize> = chunks.iter().map(|chunk| chunk.as_slice().len()).collect();

@@ -82,9 +82,9 @@ impl<'a> Flush<'a> {
         let sent = write(conn, &chunks);
         drop(chunks);
         match sent {
-            Sent::All => outbox.consume(len),
+            Sent::All => outbox.consume(len, |group| shard.latency.written(group.since())),
             Sent::Partial(bytes) => {
-                outbox.consume(bytes);
+                outbox.consume(bytes, |group| shard.latency.written(group.since()));
                 state.blocked = bytes < len;
             }
             Sent::Busy => state.blocked = true,
@@ -164,7 +164,7 @@ impl Shard {
                     sent => sent,
                 };
                 match sent {
-                    Sent::All => {}
+                    Sent::All => self.latency.written(group.since()),
                     Sent::Partial(bytes) => {
                         state.extra().outbox.push_begun(topic, group, every, bytes, false);
                         state.blocked = true;
@@ -209,7 +209,9 @@ impl Shard {
             return;
         };
         match &mut state.extra {
-            Some(extra) if extra.outbox.is_lent() => extra.outbox.consume(bytes),
+            Some(extra) if extra.outbox.is_lent() => {
+                extra.outbox.consume(bytes, |group| self.latency.written(group.since()));
+            }
             _ => {
                 self.counters.stale_inputs.add_alone(1);
                 return;

@@ -31,6 +31,7 @@ use crate::counters::ShardCounters;
 use crate::flights::Delivery;
 use crate::hash::Seed;
 use crate::incident::{Incident, Limiter, Misdeed};
+use crate::latency::Latency;
 use crate::node::{Inbox, Node};
 use crate::slots::Slots;
 use crate::subscriptions::{Left, Standing, Subscriptions};
@@ -74,6 +75,7 @@ pub struct Shard {
     /// The secret of those that sent none.
     no_secret: Arc<str>,
     counters: Arc<ShardCounters>,
+    latency: Latency,
     incidents: Limiter,
 }
 
@@ -86,6 +88,7 @@ impl Shard {
     pub(crate) fn new(node: Node, index: u32, seed: Seed) -> Self {
         let timers = Timers::new(node.config());
         let counters = node.counters_of(index);
+        let latency = Latency::new(node.latency_of(index));
         Self {
             node,
             index,
@@ -101,6 +104,7 @@ impl Shard {
             peers: Vec::new(),
             no_secret: Arc::from(""),
             counters,
+            latency,
             incidents: Limiter::default(),
         }
     }
@@ -198,6 +202,8 @@ impl Shard {
     }
 
     /// The next thing to do, or `None` until another call tells something new or the shard's waker is called.
+    ///
+    /// What the last output wrote counts as written `now`, in [`Node::latency`].
     ///
     /// A [`Broadcast`] or [`Flush`] that is dropped unused is given again.
     pub fn poll_output(&mut self, now: Timestamp) -> Option<Output<'_>> {
@@ -318,6 +324,7 @@ impl Shard {
 
     fn advance(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
+        self.latency.advance(self.now);
     }
 
     /// The first shard also looks after the time limits of reads.
