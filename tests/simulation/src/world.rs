@@ -74,7 +74,7 @@ pub struct Stats {
     /// Reads that had to wait for others of their entity.
     pub queued_reads: u64,
     /// Looks whether a store has settled that found nothing new.
-    pub settled_unchanged: u64,
+    pub silent_unchanged: u64,
     /// Messages that the application sent.
     pub sent_messages: u64,
     /// Messages that clients sent the application.
@@ -132,7 +132,7 @@ impl World {
             conflated: counters.conflated,
             dirty_marks: counters.dirty_marks,
             queued_reads: self.machine.node().counters().queued_reads.get(),
-            settled_unchanged: self.machine.node().counters().settled_unchanged.get(),
+            silent_unchanged: self.machine.node().counters().silent_unchanged.get(),
             sent_messages: counters.sent_messages,
             passed_messages: counters.passed_messages,
             fallen_behind: counters.fallen_behind,
@@ -368,7 +368,7 @@ impl std::ops::AddAssign for Stats {
         self.dirty_marks += other.dirty_marks;
         self.converged += other.converged;
         self.queued_reads += other.queued_reads;
-        self.settled_unchanged += other.settled_unchanged;
+        self.silent_unchanged += other.silent_unchanged;
         self.sent_messages += other.sent_messages;
         self.passed_messages += other.passed_messages;
         self.fallen_behind += other.fallen_behind;
