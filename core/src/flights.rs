@@ -71,6 +71,8 @@ pub(crate) struct Flight {
     repair_is_due: bool,
     /// It stands in a queue of repairs.
     repair_is_queued: bool,
+    /// Its store may lag behind, so that a silent look proves nothing about what has changed shortly before.
+    settles: bool,
     /// One for each shard with subscribers.
     interests: SmallVec<[Interest; 1]>,
     /// The newest rows, until every marked shard has taken them.
@@ -175,6 +177,7 @@ impl Flight {
             began_for_all: Ticket(0),
             repair_is_due: false,
             repair_is_queued: false,
+            settles: options.settle.is_some(),
             interests: SmallVec::new(),
             newest: None,
             settling: looks.then(Box::default),
@@ -240,8 +243,8 @@ impl Flight {
     /// A change may have been missed by everyone who was not given a read that began after `since`. Says whether that is
     /// to be put into the queue of repairs.
     pub(crate) fn repair_since(&mut self, since: Ticket) -> bool {
-        if self.interests.is_empty() || self.began_for_all > since || !self.owed_to_all.is_empty() || self.owed_silently
-        {
+        let is_owed = !self.owed_to_all.is_empty() || (self.owed_silently && !self.settles);
+        if self.interests.is_empty() || self.began_for_all > since || is_owed {
             return false;
         }
         self.repair_is_due = true;
@@ -303,7 +306,7 @@ impl Flight {
         self.state = State::Running(ticket);
         self.running_for_all = self.owed_to_all.take();
         self.running_silently = std::mem::take(&mut self.owed_silently);
-        if self.running_for_all.is_some() || self.running_silently {
+        if self.running_for_all.is_some() || (self.running_silently && !self.settles) {
             self.began_for_all = ticket;
             self.repair_is_due = false;
         }

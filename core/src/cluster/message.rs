@@ -5,12 +5,12 @@
 //! changes  = section…                                       one or more, to the end
 //! section  = bucket (2)  number (8)  count (2)  key…        count 0: anything in the bucket may have changed
 //! key      = length of entity (2)  length of entity and id (2)  entity and id, UTF-8
-//! digest   = number (8)  flags (1: 1 it leaves, 2 interest by bucket)  log2 of the buckets (1)  heartbeat in ms (4)
+//! digest   = number (8)  flags (1: 1 it leaves, 2 interest by bucket, 4 continued)  log2 of the buckets (1)  heartbeat in ms (4)
 //!            length of name (1)  name, UTF-8  entry…        entries to the end
 //! entry    = bucket (2)  number of its last message (8)
 //! ```
 //!
-//! All numbers are little-endian. Each part of a long digest is a digest of its own.
+//! All numbers are little-endian. Each part of a long digest is a digest of its own; all but the first are marked.
 
 use std::fmt;
 use std::time::Duration;
@@ -28,6 +28,7 @@ const HEADER_BYTES: usize = 2 + 8 + 16;
 const SECTION_BYTES: usize = 2 + 8 + 2;
 const LEAVES: u8 = 1;
 const BY_INTEREST: u8 = 2;
+const CONTINUED: u8 = 4;
 
 /// Keys of one section. More than that are told of as a whole bucket.
 pub(super) const MAX_KEYS: usize = 256;
@@ -61,6 +62,8 @@ pub(super) struct Digest<'a> {
     pub(super) number: u64,
     pub(super) is_leaving: bool,
     pub(super) by_interest: bool,
+    /// It goes on where the one before has ended.
+    pub(super) is_continued: bool,
     pub(super) buckets: u32,
     pub(super) heartbeat: Duration,
     pub(super) name: &'a str,
@@ -132,6 +135,7 @@ fn read<'a>(reader: &mut Reader<'a>) -> Option<(Sender, Body<'a>)> {
                 number,
                 is_leaving: flags & LEAVES != 0,
                 by_interest: flags & BY_INTEREST != 0,
+                is_continued: flags & CONTINUED != 0,
                 buckets,
                 heartbeat,
                 name,
@@ -261,7 +265,9 @@ impl Writer {
         self.0.extend(digest.number.to_le_bytes());
         let leaves = if digest.is_leaving { LEAVES } else { 0 };
         let by_interest = if digest.by_interest { BY_INTEREST } else { 0 };
-        self.0.extend([leaves | by_interest, digest.buckets.ilog2() as u8]);
+        let continued = if digest.is_continued { CONTINUED } else { 0 };
+        self.0
+            .extend([leaves | by_interest | continued, digest.buckets.ilog2() as u8]);
         let heartbeat_ms = u32::try_from(digest.heartbeat.as_millis()).unwrap_or(u32::MAX);
         self.0.extend(heartbeat_ms.to_le_bytes());
         self.0.push(digest.name.len() as u8);
@@ -293,6 +299,7 @@ impl<'a> Digest<'a> {
             number,
             is_leaving: false,
             by_interest: false,
+            is_continued: false,
             buckets,
             heartbeat,
             name,

@@ -9,8 +9,7 @@
 //! | --- | --- | --- |
 //! | a message lost, in the middle or the last one; a partition; a subscription of the bus that did not arrive | numbers that are missing one heartbeat after the next message or digest | keys of its bucket |
 //! | a peer is silent for too long | no digest for `lost_after_heartbeats` | all keys: it may have died with messages that nobody can count |
-//! | a peer comes back under a new epoch | its digest | all keys |
-//! | a peer that was never seen | its digest | keys of the buckets that it has published to |
+//! | a peer, or a run of it, that was never heard | its digest | all keys: a run before it may have died so |
 //!
 //! What is read again is delivered only if it differs from what was delivered last, at a pace that the store bears, and not
 //! at all if a notify leads to a read before.
@@ -352,40 +351,46 @@ impl Cluster {
             return self.counters.mismatched.add(1);
         }
         let is_full = self.peers.len() >= self.config.max_peers;
+        let mut is_new_run = false;
         let peer = match self.peers.entry(sender.node) {
             Entry::Vacant(_) if is_full => return self.counters.too_many_peers.add(1),
             Entry::Vacant(entry) => {
+                is_new_run = true;
                 self.counters.new_peers.add(1);
-                // Tell it early where this node is.
-                self.next_heartbeat = now.min(self.next_heartbeat);
                 entry.insert(Peer::new(now, sender.epoch, self.config.buckets))
             }
-            Entry::Occupied(entry) => entry.into_mut(),
-        };
-        if sender.epoch < peer.epoch && peer.state == State::Alive {
-            return self.counters.old_epochs.add(1);
-        }
-        if sender.epoch != peer.epoch {
-            // Newer; or the clock of its machine was set back, and the run before is over.
-            let has_left = peer.state == State::Left;
-            *peer = Peer::new(now, sender.epoch, self.config.buckets);
-            self.counters.restarted_peers.add(1);
-            self.next_heartbeat = now.min(self.next_heartbeat);
-            if !has_left {
-                // It may have died with messages that nobody can count.
-                self.repairs.add_all(now, self.node.current_ticket());
+            Entry::Occupied(entry) => {
+                let peer = entry.into_mut();
+                if sender.epoch < peer.epoch && peer.state == State::Alive {
+                    return self.counters.old_epochs.add(1);
+                }
+                if !peer.is_new_digest(sender.epoch, digest.number) {
+                    return self.counters.old_digests.add(1);
+                }
+                if sender.epoch != peer.epoch {
+                    // Newer; or the clock of its machine was set back, and the run before is over.
+                    is_new_run = true;
+                    self.counters.restarted_peers.add(1);
+                    peer.begin_run(now, sender.epoch, self.config.buckets);
+                }
+                peer
             }
-        }
-        if !peer.is_new_digest(digest.number) {
-            return self.counters.old_digests.add(1);
+        };
+        if is_new_run {
+            // A run before this one may have ended with messages that nobody can count, even one that was never heard.
+            self.repairs.add_all(now, self.node.current_ticket());
+            // Tell it early where this node is.
+            self.next_heartbeat = now.min(self.next_heartbeat);
         }
         self.counters.digests.add(1);
+        // Of a goodbye in parts, all are needed.
+        let is_whole = !digest.is_continued || peer.is_next_digest(digest.number);
         peer.hear(now, digest.number, digest.heartbeat, digest.name);
         for (bucket, number) in digest.entries() {
             let is_heard = self.topics.hears(bucket);
             peer.announce(now, bucket, number, is_heard, self.config.heartbeat);
         }
-        if digest.is_leaving {
+        if digest.is_leaving && is_whole {
             peer.state = State::Left;
         }
     }
@@ -480,6 +485,7 @@ impl Cluster {
         // Only the last part is a goodbye.
         let room = message::FULL_BYTES / 10;
         digest.is_leaving = self.is_leaving && used.clone().count() <= room;
+        digest.is_continued = from > 0;
         self.writer.begin_digest(
             Sender {
                 node: self.config.node,

@@ -7,6 +7,9 @@ use super::track::{Arrival, Track};
 use super::{ClusterConfig, Epoch};
 use crate::time::Timestamp;
 
+/// Runs of a node that are over and remembered.
+const MAX_EARLIER_RUNS: usize = 8;
+
 pub(super) struct Peer {
     pub(super) epoch: Epoch,
     pub(super) name: String,
@@ -17,6 +20,8 @@ pub(super) struct Peer {
     digest: u64,
     /// How often it says that it sends them.
     heartbeat: Duration,
+    /// Runs of it that are over, and the last digest of each, so that a replay doesn't bring one back.
+    earlier_runs: VecDeque<(Epoch, u64)>,
     /// By bucket.
     tracks: Box<[Track]>,
     /// What is missing, the oldest first: all are given the same time.
@@ -52,6 +57,7 @@ impl Peer {
             heard: now,
             digest: 0,
             heartbeat: Duration::ZERO,
+            earlier_runs: VecDeque::new(),
             tracks: vec![Track::new(); buckets as usize].into(),
             suspicions: VecDeque::new(),
             messages: 0,
@@ -59,9 +65,34 @@ impl Peer {
         }
     }
 
-    /// Whether a digest is newer than all before.
-    pub(super) fn is_new_digest(&self, number: u64) -> bool {
-        number > self.digest
+    /// Whether a digest is newer than all of its run that have come before: if not, it is late, repeated or replayed.
+    pub(super) fn is_new_digest(&self, epoch: Epoch, number: u64) -> bool {
+        let earlier = self.earlier_runs.iter().find(|(run, _)| *run == epoch);
+        let last = match earlier {
+            _ if epoch == self.epoch => self.digest,
+            Some((_, last)) => *last,
+            None => 0,
+        };
+        number > last
+    }
+
+    /// The node has been started again.
+    pub(super) fn begin_run(&mut self, now: Timestamp, epoch: Epoch, buckets: u32) {
+        let mut earlier_runs = std::mem::take(&mut self.earlier_runs);
+        earlier_runs.retain(|(run, _)| *run != epoch);
+        if earlier_runs.len() >= MAX_EARLIER_RUNS {
+            earlier_runs.pop_front();
+        }
+        earlier_runs.push_back((self.epoch, self.digest));
+        *self = Self {
+            earlier_runs,
+            ..Self::new(now, epoch, buckets)
+        };
+    }
+
+    /// Whether no digest is missing between the newest one and this.
+    pub(super) fn is_next_digest(&self, number: u64) -> bool {
+        number == self.digest + 1
     }
 
     /// A digest has come: it is alive.

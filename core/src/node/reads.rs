@@ -253,7 +253,7 @@ impl Node {
         self.set_alarm(until, slot, Alarm::Retry, alarms);
     }
 
-    fn set_alarm(
+    pub(super) fn set_alarm(
         &self,
         at: Timestamp,
         slot: SlotId,

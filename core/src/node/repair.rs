@@ -1,6 +1,7 @@
 //! What a cluster asks of a [`Node`]: notifies that come from other nodes, and repairs.
 
 use super::outgoing::Outgoing;
+use super::stripe::Alarm;
 use super::{Node, STRIPES, Starts};
 use crate::cluster::{BucketSet, HasBus};
 use crate::flights::{FlightId, Ticket};
@@ -41,7 +42,18 @@ impl Node {
     /// Begins a read for those who may have missed a change; it is silent if there was none. Says whether it was still
     /// necessary.
     pub(crate) fn repair(&self, now: Timestamp, id: FlightId) -> bool {
-        let is_due = self.change(now, id, |it| it.repair());
+        let mut settle = None;
+        let is_due = self.change(now, id, |it| {
+            let is_due = it.repair();
+            let wait = self.0.entities.options(it.entity).settle.filter(|_| is_due);
+            settle = wait.map(|wait| now + wait).filter(|&at| it.settle_at(at));
+            is_due
+        });
+        if let Some(at) = settle {
+            // The store may show this read an old state, as it may any other.
+            let alarms = &mut self.lock(id.stripe).alarms;
+            self.set_alarm(at, id.slot, Alarm::Settle, alarms);
+        }
         is_due.unwrap_or_default()
     }
 
