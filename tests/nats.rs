@@ -1,0 +1,645 @@
+//! The NATS bus on a real server: what reaches whom, and what goes wrong with servers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use data_encoding::BASE64URL_NOPAD;
+use entity_sync_bus::{Bus, NotSent, Probe, Told};
+use entity_sync_nats::{ClientCertificate, Nats, NatsAuth, NatsConfig, NatsStatus};
+use entity_sync_tests::nats::Nats as Server;
+use entity_sync_tests::{PATIENCE, wait_for};
+use nkeys::KeyPair;
+
+/// A bus, and what it tells.
+struct Node {
+    bus: Nats,
+    status: NatsStatus,
+    probe: Probe,
+}
+
+impl Node {
+    /// Not yet connected, perhaps.
+    fn start(config: &NatsConfig, topics: &[&str]) -> Self {
+        let mut bus = Nats::new(config).unwrap();
+        let status = bus.status();
+        let probe = Probe::new();
+        bus.start(probe.inbox());
+        for topic in topics {
+            bus.subscribe(topic);
+        }
+        Self { bus, status, probe }
+    }
+
+    /// Connected, and it hears of these topics.
+    fn connect(config: &NatsConfig, topics: &[&str]) -> Self {
+        let mut node = Self::start(config, topics);
+        assert_eq!(node.told(), Told::Connected);
+        node.settle();
+        node
+    }
+
+    fn told(&self) -> Told {
+        let mut told = None;
+        wait_for("the bus to tell something", || {
+            told = self.probe.next();
+            told.is_some()
+        });
+        told.unwrap()
+    }
+
+    fn message(&self) -> String {
+        match self.told() {
+            Told::Message(message) => String::from_utf8(message.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn publish(&mut self, topic: &str, message: &str) -> Result<(), NotSent> {
+        self.bus.publish(topic, message.as_bytes())
+    }
+
+    /// Waits until the server knows of all subscriptions: it has, when something published after them has come back.
+    fn settle(&mut self) {
+        self.bus.subscribe("settle");
+        self.publish("settle", "settled").unwrap();
+        assert_eq!(self.message(), "settled");
+        self.bus.unsubscribe("settle");
+    }
+
+    /// Waits until the connection was found to be lost, if `after`, or the first one was made.
+    fn waits_for(&self, expected: &Told) {
+        wait_for("the connection to come or go", || {
+            loop {
+                match self.probe.next() {
+                    Some(told) if told == *expected => return true,
+                    Some(_) => {}
+                    None => return false,
+                }
+            }
+        });
+    }
+
+    /// It doesn't come in, and says why.
+    fn fails_with(&self, reason: &str) {
+        let said = || self.status.last_error().unwrap_or_default();
+        wait_for("an error", || said().contains(reason));
+        let errors = self.status.counts().errors;
+        wait_for("another attempt", || self.status.counts().errors > errors + 1);
+        assert!(!self.status.is_connected() && !self.status.was_connected());
+        assert_eq!(self.probe.next(), None);
+    }
+}
+
+fn to(server: &Server) -> NatsConfig {
+    NatsConfig::new([server.url()])
+}
+
+fn with_auth(server: &Server, auth: NatsAuth) -> NatsConfig {
+    let mut config = to(server);
+    config.auth = auth;
+    config
+}
+
+/// Whether a message of one reaches the other. It is tried again, as the other may not have come back yet.
+fn reaches(from: &mut Node, to: &Node, topic: &str) {
+    wait_for("a message to arrive", || {
+        let _ = from.publish(topic, "again");
+        thread::sleep(Duration::from_millis(5));
+        std::iter::from_fn(|| to.probe.next()).any(|it| it == Told::Message("again".into()))
+    });
+}
+
+#[test]
+fn messages_reach_those_who_subscribe_in_order() {
+    let Some(server) = Server::start() else { return };
+    let mut a = Node::connect(&to(&server), &["shop.all", "shop.0033"]);
+    let b = Node::connect(&to(&server), &["shop.all"]);
+    let c = Node::connect(&to(&server), &["shop", "shop.0034", "shop.all.more", "other.all"]);
+    for i in 0..1000 {
+        a.publish("shop.0033", &format!("bucket {i}")).unwrap();
+        a.publish("shop.all", &format!("all {i}")).unwrap();
+    }
+    a.publish("other.all", "last").unwrap();
+    let mut heard = [Vec::new(), Vec::new()];
+    for _ in 0..2000 {
+        let message = a.message();
+        heard[usize::from(message.starts_with("all"))].push(message);
+    }
+    // Of one topic in order; of several, as they come.
+    for (i, (bucket, all)) in heard[0].iter().zip(&heard[1]).enumerate() {
+        assert_eq!(*bucket, format!("bucket {i}"));
+        assert_eq!(*all, format!("all {i}"));
+        assert_eq!(b.message(), format!("all {i}"));
+    }
+    assert_eq!((heard[0].len(), heard[1].len()), (1000, 1000));
+    assert_eq!(c.message(), "last");
+    assert_eq!((a.probe.next(), b.probe.next(), c.probe.next()), (None, None, None));
+    let counts = a.status.counts();
+    assert_eq!((counts.published, counts.received), (2002, 2001), "with what settled");
+    assert_eq!((counts.not_sent, counts.errors, counts.slow), (0, 0, 0));
+    assert_eq!((b.status.counts().received, c.status.counts().received), (1001, 2));
+}
+
+#[test]
+fn bytes_are_as_they_were() {
+    let Some(server) = Server::start() else { return };
+    let mut node = Node::connect(&to(&server), &["a"]);
+    let large: Vec<u8> = (0..64 * 1024).map(|i| (i % 251) as u8).collect();
+    for message in [&b""[..], b"\r\n", b"\0\xff", &large] {
+        node.bus.publish("a", message).unwrap();
+        assert_eq!(node.told(), Told::Message(message.to_vec().into()));
+    }
+}
+
+#[test]
+fn unsubscribed_and_subscribed_again() {
+    let Some(server) = Server::start() else { return };
+    let mut a = Node::connect(&to(&server), &["a", "b"]);
+    let mut b = Node::connect(&to(&server), &[]);
+    b.publish("a", "1").unwrap();
+    assert_eq!(a.message(), "1");
+    a.bus.unsubscribe("a");
+    a.bus.unsubscribe("never subscribed");
+    wait_for("a to be heard no more", || {
+        b.publish("a", "2").unwrap();
+        b.publish("b", "then").unwrap();
+        let first = a.message();
+        first == "then" || a.message() != "then"
+    });
+    let received = a.status.counts().received;
+    b.publish("a", "3").unwrap();
+    b.publish("b", "4").unwrap();
+    assert_eq!(a.message(), "4");
+    assert_eq!(a.status.counts().received, received + 1, "the server sends it no more");
+    a.bus.subscribe("a");
+    a.settle();
+    b.publish("a", "5").unwrap();
+    assert_eq!(a.message(), "5");
+}
+
+#[test]
+fn a_server_may_come_later() {
+    let Some(mut server) = Server::prepare() else { return };
+    // More topics than async-nats keeps before it is connected, most of them of no interest by then.
+    let topics: Vec<_> = (0..2000).map(|i| format!("a.{i}")).collect();
+    let topics: Vec<_> = topics.iter().map(String::as_str).collect();
+    let mut node = Node::start(&to(&server), &topics);
+    for topic in &topics[..1999] {
+        node.bus.unsubscribe(topic);
+    }
+    node.fails_with("refused");
+    assert_eq!(node.publish("a.1999", "too early"), Err(NotSent));
+    server.resume();
+    assert_eq!(node.told(), Told::Connected);
+    assert!(node.status.is_connected() && node.status.was_connected());
+    assert_eq!(node.status.last_error(), None);
+    node.settle();
+    node.publish("a.0", "nobody hears this").unwrap();
+    node.publish("a.1999", "now").unwrap();
+    assert_eq!(node.message(), "now");
+    assert_eq!(node.status.counts().reconnects, 0);
+}
+
+#[test]
+fn a_server_is_killed_and_comes_back() {
+    let Some(mut server) = Server::start() else { return };
+    let mut a = Node::connect(&to(&server), &["a", "b"]);
+    let mut b = Node::connect(&to(&server), &["a", "b"]);
+    for round in 1..=3 {
+        server.kill();
+        a.waits_for(&Told::Disconnected);
+        b.waits_for(&Told::Disconnected);
+        assert!(!a.status.is_connected() && a.status.was_connected());
+        let before = a.status.counts();
+        let large = "x".repeat(64 * 1024);
+        for _ in 0..1000 {
+            assert_eq!(a.publish("a", &large), Err(NotSent));
+        }
+        assert_eq!(a.status.counts().not_sent, before.not_sent + 1000);
+        // What becomes of interest while there is no server.
+        a.bus.unsubscribe("b");
+        a.bus.subscribe(&format!("c.{round}"));
+        wait_for("the reason", || {
+            a.status.last_error().is_some_and(|it| it.contains("refused"))
+        });
+        server.resume();
+        assert_eq!(a.told(), Told::Connected);
+        assert_eq!(b.told(), Told::Connected);
+        reaches(&mut b, &a, "a");
+        reaches(&mut a, &b, "a");
+        reaches(&mut b, &a, &format!("c.{round}"));
+        assert_eq!(a.status.counts().reconnects, round);
+        a.bus.subscribe("b");
+        reaches(&mut b, &a, "b");
+    }
+}
+
+#[test]
+fn what_was_published_to_a_lost_connection_does_not_pile_up() {
+    let Some(mut server) = Server::start() else { return };
+    let mut a = Node::connect(&to(&server), &["a"]);
+    // It takes nothing any more, and says nothing.
+    server.signal("STOP");
+    let message = "x".repeat(64 * 1024);
+    let (mut accepted, mut refused, mut refused_in_a_row) = (0, 0, 0);
+    while refused_in_a_row < 50 && accepted < 10_000 {
+        if a.publish("a", &message).is_ok() {
+            (accepted, refused_in_a_row) = (accepted + 1, 0);
+        } else {
+            (refused, refused_in_a_row) = (refused + 1, refused_in_a_row + 1);
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    assert!(accepted < 10_000, "{accepted} messages of 64 KiB");
+    // It is found to be dead, although no connection was closed.
+    a.waits_for(&Told::Disconnected);
+    // What waited is dropped; the rest is with the system, or async-nats.
+    wait_for("what waited to be dropped", || {
+        let counts = a.status.counts();
+        // With what settled.
+        counts.not_sent > refused + 100 && counts.published + counts.not_sent == 1 + accepted + refused
+    });
+    server.kill();
+    server.resume();
+    assert_eq!(a.told(), Told::Connected);
+    a.publish("a", "new").unwrap();
+    let mut stale = 0;
+    while a.message() != "new" {
+        stale += 1;
+    }
+    assert!(stale <= 300, "{stale} of {accepted}");
+}
+
+#[test]
+fn too_large_messages() {
+    let Some(server) = Server::start_with("max_payload: 1000") else {
+        return;
+    };
+    let mut node = Node::connect(&to(&server), &["a"]);
+    assert_eq!(node.publish("a", &"x".repeat(1001)), Err(NotSent));
+    assert_eq!(node.publish("a", &"x".repeat(100_000)), Err(NotSent));
+    node.publish("a", &"x".repeat(1000)).unwrap();
+    assert_eq!(node.message().len(), 1000);
+    let counts = node.status.counts();
+    assert_eq!((counts.not_sent, counts.errors, counts.reconnects), (2, 0, 0));
+}
+
+#[test]
+fn what_is_no_subject_goes_nowhere() {
+    let Some(server) = Server::start() else { return };
+    let mut node = Node::connect(&to(&server), &["*", ">", "a b", "a\r\nPING"]);
+    for topic in ["*", ">", "a b", "a\r\nPING", "", "a..b"] {
+        assert_eq!(node.publish(topic, "1"), Err(NotSent));
+    }
+    node.publish("a", "nobody hears this").unwrap();
+    node.settle();
+    assert_eq!(node.status.counts().errors, 0);
+}
+
+#[test]
+fn tokens_and_passwords() {
+    let Some(mut server) = Server::prepare() else { return };
+    let at_user = |user: &str| NatsConfig::new([server.url().replace("//", &format!("//{user}@"))]);
+    let token = with_auth(&server, NatsAuth::Token("s3cret".to_owned()));
+    let in_url = at_user("s3cret");
+    let password = |password: &str| NatsAuth::UserPassword {
+        user: "ann".to_owned(),
+        password: password.to_owned(),
+    };
+    let ann = with_auth(&server, password("h@sh"));
+    let not_ann = with_auth(&server, password("guess"));
+    let ann_in_url = at_user("ann:h%40sh");
+
+    server.configure("authorization { token: s3cret }");
+    server.resume();
+    Node::connect(&token, &["a"]);
+    Node::connect(&in_url, &["a"]);
+    Node::start(&to(&server), &["a"]).fails_with("authorization violation");
+    let waits = Node::start(&ann, &["a"]);
+    waits.fails_with("(look at the user, password, token or credentials)");
+
+    server.kill();
+    server.configure(r#"authorization { user: ann, password: "h@sh" }"#);
+    server.resume();
+    Node::connect(&ann_in_url, &["a"]);
+    Node::start(&not_ann, &["a"]).fails_with("authorization violation");
+    // The one that was refused before has gone on trying.
+    assert_eq!(waits.told(), Told::Connected);
+}
+
+#[test]
+fn nkeys_and_credentials_files() {
+    let Some(mut server) = Server::prepare() else { return };
+    let user = KeyPair::new_user();
+    let config = format!("authorization {{ users: [ {{ nkey: {} }} ] }}", user.public_key());
+    server.configure(&config);
+    server.resume();
+    let seed = |user: &KeyPair| NatsAuth::NkeySeed(user.seed().unwrap());
+    Node::connect(&with_auth(&server, seed(&user)), &["a"]);
+    Node::start(&with_auth(&server, seed(&KeyPair::new_user())), &["a"]).fails_with("authorization violation");
+
+    // As nsc does: an operator vouches for an account, and that for a user.
+    let (operator, account) = (KeyPair::new_operator(), KeyPair::new_account());
+    let of_operator = jwt(&operator, &operator, r#""type":"operator","version":2"#);
+    let limits =
+        r#""limits":{"subs":-1,"data":-1,"payload":-1,"imports":-1,"exports":-1,"wildcards":true,"conn":-1,"leaf":-1}"#;
+    let of_account = jwt(
+        &operator,
+        &account,
+        &format!(r#"{limits},"type":"account","version":2"#),
+    );
+    let limits = r#""subs":-1,"data":-1,"payload":-1"#;
+    let of_user = jwt(&account, &user, &format!(r#"{limits},"type":"user","version":2"#));
+    server.kill();
+    server.configure(&format!(
+        "operator: {of_operator}\nresolver: MEMORY\nresolver_preload: {{ {}: {of_account} }}",
+        account.public_key()
+    ));
+    server.resume();
+    let file = |name: &str, seed: &str| {
+        let path = server.folder().join(name);
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\n{of_user}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        NatsAuth::CredentialsFile(path)
+    };
+    let right = file("right.creds", &user.seed().unwrap());
+    let wrong = file("wrong.creds", &KeyPair::new_user().seed().unwrap());
+    let mut node = Node::connect(&with_auth(&server, right), &["a"]);
+    node.publish("a", "1").unwrap();
+    assert_eq!(node.message(), "1");
+    Node::start(&with_auth(&server, wrong), &["a"]).fails_with("authorization violation");
+}
+
+/// What one says of another, signed.
+fn jwt(by: &KeyPair, of: &KeyPair, claims: &str) -> String {
+    let encoded = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
+    let header = encoded(br#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
+    let (issuer, subject) = (by.public_key(), of.public_key());
+    let body = format!(
+        r#"{{"jti":"1","iat":1700000000,"iss":"{issuer}","name":"test","sub":"{subject}","nats":{{{claims}}}}}"#
+    );
+    let signed = format!("{header}.{}", encoded(body.as_bytes()));
+    let signature = encoded(&by.sign(signed.as_bytes()).unwrap());
+    format!("{signed}.{signature}")
+}
+
+/// Someone who vouches for others.
+struct Authority {
+    certificate: rcgen::Certificate,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        let issuer = rcgen::Issuer::new(params, key);
+        Self { certificate, issuer }
+    }
+
+    /// Writes its own certificate.
+    fn write(&self, server: &Server, name: &str) -> PathBuf {
+        let path = server.folder().join(name);
+        std::fs::write(&path, self.certificate.pem()).unwrap();
+        path
+    }
+
+    /// Writes a certificate for someone, and its key.
+    fn vouch(&self, server: &Server, name: &str) -> ClientCertificate {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let path = |kind: &str| server.folder().join(format!("{name}.{kind}.pem"));
+        std::fs::write(path("certificate"), certificate.pem()).unwrap();
+        std::fs::write(path("key"), key.serialize_pem()).unwrap();
+        ClientCertificate {
+            certificate_file: path("certificate"),
+            key_file: path("key"),
+        }
+    }
+}
+
+#[test]
+fn tls() {
+    let Some(mut server) = Server::prepare() else { return };
+    let (authority, stranger) = (Authority::new("ours"), Authority::new("another"));
+    let roots = authority.write(&server, "roots.pem");
+    let own = authority.vouch(&server, "server");
+    let client = authority.vouch(&server, "client");
+    let strange_client = stranger.vouch(&server, "stranger");
+    let strange_roots = stranger.write(&server, "strange.pem");
+    let config = |change: &dyn Fn(&mut NatsConfig)| {
+        let mut config = to(&server);
+        config.tls.roots_file = Some(roots.clone());
+        change(&mut config);
+        config
+    };
+    let plain = config(&|_| {});
+    let required = config(&|it| it.tls.required = true);
+    let by_url = config(&|it| it.servers[0] = it.servers[0].replace("nats://127.0.0.1", "tls://localhost"));
+    let other_roots = config(&|it| it.tls.roots_file = Some(strange_roots.clone()));
+    let no_roots = config(&|it| it.tls.roots_file = None);
+    let with_client = config(&|it| it.tls.client = Some(client.clone()));
+    let strange = config(&|it| it.tls.client = Some(strange_client.clone()));
+
+    // A server without it.
+    server.resume();
+    Node::connect(&plain, &["a"]);
+    Node::start(&required, &["a"]).fails_with("(perhaps the server has no TLS)");
+    let waits = Node::start(&by_url, &["a"]);
+    waits.fails_with("(perhaps the server has no TLS)");
+
+    // A server that demands it.
+    let files = |it: &ClientCertificate| {
+        let (certificate, key) = (it.certificate_file.display(), it.key_file.display());
+        format!("cert_file: {certificate:?}, key_file: {key:?}")
+            .replace("\"\\\"", "\"")
+            .replace("\\\"\"", "\"")
+    };
+    server.kill();
+    server.configure(&format!("tls {{ {} }}", files(&own)));
+    server.resume();
+    assert_eq!(waits.told(), Told::Connected);
+    let mut node = Node::connect(&plain, &["a"]);
+    let large = "x".repeat(64 * 1024);
+    for _ in 0..100 {
+        node.publish("a", &large).unwrap();
+    }
+    for _ in 0..100 {
+        assert_eq!(node.message(), large);
+    }
+    Node::connect(&required, &["a"]);
+    Node::start(&other_roots, &["a"]).fails_with("(look at the file of root certificates)");
+    Node::start(&no_roots, &["a"]).fails_with("certificate");
+
+    // And wants to know who comes.
+    let roots = roots.display();
+    server.kill();
+    server.configure(&format!(
+        "tls {{ {}, ca_file: \"{roots}\", verify: true }}",
+        files(&own)
+    ));
+    server.resume();
+    Node::connect(&with_client, &["a"]);
+    Node::start(&plain, &["a"]).fails_with("ertificate");
+    Node::start(&strange, &["a"]).fails_with("");
+}
+
+#[test]
+fn stop_sends_what_was_published() {
+    let Some(server) = Server::start() else { return };
+    for _ in 0..5 {
+        let reader = Node::connect(&to(&server), &["a"]);
+        // It hears of it, too: what comes in meanwhile must not keep what goes out from arriving.
+        let mut writer = Node::connect(&to(&server), &["a"]);
+        let mut accepted = 0;
+        let text = "x".repeat(1000);
+        while accepted < 10_000 && writer.publish("a", &format!("{accepted} {text}")).is_ok() {
+            accepted += 1;
+        }
+        writer.bus.stop(PATIENCE);
+        assert_eq!(writer.publish("a", "late"), Err(NotSent));
+        assert!(!writer.status.is_connected());
+        assert_eq!(writer.status.counts().published, accepted + 1, "with what settled");
+        for i in 0..accepted {
+            assert_eq!(reader.message(), format!("{i} {text}"));
+        }
+    }
+}
+
+#[test]
+fn stop_takes_no_longer_than_it_may() {
+    let Some(mut server) = Server::start() else { return };
+    let mut node = Node::connect(&to(&server), &["a"]);
+    server.signal("STOP");
+    for _ in 0..1000 {
+        let _ = node.publish("a", &"x".repeat(64 * 1024));
+    }
+    let start = Instant::now();
+    node.bus.stop(Duration::from_millis(300));
+    assert!(start.elapsed() < PATIENCE / 2);
+    server.kill();
+    server.resume();
+
+    // Not connected: there is nothing to wait for.
+    let mut node = Node::connect(&to(&server), &["a"]);
+    server.kill();
+    node.waits_for(&Told::Disconnected);
+    let start = Instant::now();
+    node.bus.stop(PATIENCE * 10);
+    assert!(start.elapsed() < PATIENCE);
+}
+
+#[test]
+fn what_the_server_forbids_is_said_and_counted() {
+    let permissions = "permissions { publish: [\"a\", \"settle\"], subscribe: [\"a\", \"settle\"] }";
+    let config = format!("authorization {{ users: [ {{ user: ann, password: pw, {permissions} }} ] }}");
+    let Some(server) = Server::start_with(&config) else {
+        return;
+    };
+    let auth = NatsAuth::UserPassword {
+        user: "ann".to_owned(),
+        password: "pw".to_owned(),
+    };
+    let reader = Node::connect(&with_auth(&server, auth.clone()), &["a"]);
+    let mut node = Node::connect(&with_auth(&server, auth), &["a"]);
+    node.publish("b", "1").unwrap();
+    wait_for("an error", || node.status.counts().errors == 1);
+    let said = node.status.last_error().unwrap();
+    assert!(said.contains("Permissions Violation for Publish to \"b\""), "{said}");
+    node.bus.subscribe("c");
+    wait_for("another error", || node.status.counts().errors == 2);
+    // All else goes on.
+    node.publish("a", "2").unwrap();
+    assert_eq!(node.message(), "2");
+    // It can't say here-and-back with a subject of its own, and yet is soon gone, and all is there.
+    for i in 0..1000 {
+        node.publish("a", &i.to_string()).unwrap();
+    }
+    let start = Instant::now();
+    node.bus.stop(PATIENCE * 10);
+    assert!(start.elapsed() < PATIENCE);
+    assert_eq!(reader.message(), "2");
+    for i in 0..1000 {
+        assert_eq!(reader.message(), i.to_string());
+    }
+}
+
+#[test]
+fn a_server_that_is_about_to_close_is_left_for_another() {
+    // It would close connections only after minutes.
+    let lame = "lame_duck_duration: \"20m\"\nlame_duck_grace_period: \"10m\"";
+    let Some(first) = Server::start_with(lame) else { return };
+    let Some(mut second) = Server::prepare() else { return };
+    let mut config = NatsConfig::new([first.url(), second.url()]);
+    config.only_these_servers = true;
+    let mut node = Node::connect(&config, &["a"]);
+    second.resume();
+    let mut other = Node::connect(&to(&second), &["a"]);
+    first.signal("USR2");
+    assert_eq!(node.told(), Told::Disconnected);
+    assert_eq!(node.told(), Told::Connected);
+    reaches(&mut other, &node, "a");
+    reaches(&mut node, &other, "a");
+    assert_eq!(node.status.counts().reconnects, 1);
+
+    // If there is no other, it is stayed with.
+    let alone = Server::start_with(lame).unwrap();
+    let mut node = Node::connect(&to(&alone), &["a"]);
+    alone.signal("USR2");
+    thread::sleep(Duration::from_millis(1500));
+    node.publish("a", "1").unwrap();
+    assert_eq!(node.message(), "1");
+    assert_eq!(node.status.counts().reconnects, 0);
+}
+
+/// Figures, for people. `cargo test --release -p entity-sync-tests -- --ignored --nocapture nats::how_fast`
+#[test]
+#[ignore = "prints figures"]
+fn how_fast() {
+    const COUNT: u64 = 1_000_000;
+    let Some(server) = Server::start() else { return };
+    let mut writer = Node::connect(&to(&server), &[]);
+    let reader = Node::connect(&to(&server), &["shop.0033"]);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let taker = {
+        let is_over = is_over.clone();
+        thread::spawn(move || {
+            let mut count = 0;
+            while count < COUNT && !is_over.load(Ordering::Relaxed) {
+                match reader.probe.next() {
+                    Some(_) => count += 1,
+                    None => thread::sleep(Duration::from_micros(200)),
+                }
+            }
+            (count, reader.status.counts())
+        })
+    };
+    let message = [7; 64];
+    let start = Instant::now();
+    let mut refused = 0u64;
+    for _ in 0..COUNT {
+        while writer.bus.publish("shop.0033", &message).is_err() {
+            refused += 1;
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+    let handed_over = start.elapsed();
+    wait_for("all to arrive", || taker.is_finished());
+    let all = start.elapsed();
+    is_over.store(true, Ordering::Relaxed);
+    let (count, counts) = taker.join().unwrap();
+    println!(
+        "{COUNT} messages of 64 bytes: handed over in {handed_over:?} ({refused} times full), {count} there in {all:?}"
+    );
+    println!("{:.0} a second; {counts:?}", COUNT as f64 / all.as_secs_f64());
+}
