@@ -256,7 +256,10 @@ async fn subscribe(
     };
     match client.subscribe(Subject::from(&**entry.key())).await {
         Ok(subscriber) => {
-            let task = tokio::spawn(receive(link.clone(), subscriber, inbox.clone()));
+            // It takes all there is at its turn, not only the 128 that tokio would let it: the connection's
+            // task reads far more at its own.
+            let receive = receive(link.clone(), subscriber, inbox.clone());
+            let task = tokio::spawn(tokio::task::unconstrained(receive));
             entry.insert(task.abort_handle());
         }
         Err(error) => tracing::error!("NATS: nothing of {:?} will be heard: {error}", entry.key()),

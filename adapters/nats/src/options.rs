@@ -27,9 +27,9 @@ const CLIENT_CAPACITY: usize = 256;
 
 /// Messages of one topic that may wait within async-nats, which drops more.
 ///
-/// Only the connection's task and those that take its messages share the thread, and the latter never wait. So no more
-/// wait than the former reads before it lets others run: that is 128 reads of up to 64 KiB, and messages of the cluster's
-/// have more than 16 bytes with what the server puts before them. Nothing is allocated ahead.
+/// The connection's task shares its thread with those that take its messages, and each of these takes all there is at its
+/// turn. So no more wait than the connection reads in one of its own turns: 128 times up to 64 KiB, and messages of the
+/// cluster's have more than 16 bytes with what the server puts before them. Nothing is allocated ahead.
 const SUBSCRIPTION_CAPACITY: usize = 512 * 1024;
 
 /// Waits before attempts to connect: at first so long, then twice as long each time, up to the other.
