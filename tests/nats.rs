@@ -1,5 +1,7 @@
 //! The NATS bus on a real server: what reaches whom, and what goes wrong with servers.
 
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +10,7 @@ use data_encoding::BASE64URL_NOPAD;
 use entity_sync_bus::{Bus, NotSent, Probe, Told};
 use entity_sync_nats::{ClientCertificate, Nats, NatsAuth, NatsConfig, NatsStatus};
 use entity_sync_tests::nats::Nats as Server;
-use entity_sync_tests::{PATIENCE, wait_for};
+use entity_sync_tests::{PATIENCE, talk, wait_for};
 use nkeys::KeyPair;
 
 /// A bus, and what it tells.
@@ -598,6 +600,54 @@ fn a_server_that_is_about_to_close_is_left_for_another() {
     node.publish("a", "1").unwrap();
     assert_eq!(node.message(), "1");
     assert_eq!(node.status.counts().reconnects, 0);
+}
+
+/// Something that speaks the protocol until it doesn't.
+struct Scripted(TcpListener);
+
+impl Scripted {
+    /// The next connection, up to its first subscription.
+    fn accept(&self) -> TcpStream {
+        let (mut stream, _) = self.0.accept().unwrap();
+        stream.write_all(b"INFO {\"max_payload\":1000}\r\n").unwrap();
+        talk(&mut stream, b"PING\r\n");
+        stream.write_all(b"PONG\r\n").unwrap();
+        talk(&mut stream, b"SUB a 1\r\n");
+        stream
+    }
+}
+
+#[test]
+fn bad_answers_are_survived() {
+    let server = Scripted(TcpListener::bind("127.0.0.1:0").unwrap());
+    let url = format!("nats://{}", server.0.local_addr().unwrap());
+    let node = Node::start(&NatsConfig::new([url]), &["a"]);
+    // On the first two async-nats panics.
+    for bad in [
+        "-ERR\r\n",
+        "-ERR\r\n",
+        "MSG a\r\n",
+        "\0\r\n",
+        "INFO {\r\n",
+        "MSG a 1 x\r\n",
+    ] {
+        let mut stream = server.accept();
+        assert_eq!(node.told(), Told::Connected);
+        stream
+            .write_all(b"MSG a 1 4\r\ngood\r\nMSG other 7 4\r\nlost\r\n")
+            .unwrap();
+        assert_eq!(node.message(), "good");
+        stream.write_all(bad.as_bytes()).unwrap();
+        assert_eq!(node.told(), Told::Disconnected);
+    }
+    // Instead of a greeting.
+    for bad in ["-ERR\r\n", "HTTP/1.1 400 Bad Request\r\n\r\n", ""] {
+        let (mut stream, _) = server.0.accept().unwrap();
+        stream.write_all(bad.as_bytes()).unwrap();
+    }
+    let _stream = server.accept();
+    assert_eq!(node.told(), Told::Connected);
+    assert_eq!(node.status.counts().reconnects, 6);
 }
 
 /// Messages come faster for a while than they should ever be. `--nocapture` shows how fast that is.

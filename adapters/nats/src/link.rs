@@ -25,6 +25,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// A server that is about to close is left within this time, not by all nodes at once.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
+/// After async-nats has failed.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+
 /// What the bus's two sides share.
 #[derive(Default)]
 pub(crate) struct Link {
@@ -122,6 +125,17 @@ impl Link {
         self.status.set_last_error(Some(reasons));
     }
 
+    /// There is no connection any more, if there was one.
+    fn lost(&self, inbox: &Inbox) {
+        if self.status.counters().is_connected.swap(false, Ordering::Relaxed) {
+            self.drop_messages(self.outgoing.connection(None));
+            inbox.disconnected();
+            if let Some(before) = self.logs.disconnected.happened(Instant::now()) {
+                tracing::warn!(before, "NATS: the connection is lost");
+            }
+        }
+    }
+
     fn drop_messages(&self, dropped: usize) {
         count(&self.status.counters().not_sent, dropped as u64);
     }
@@ -154,11 +168,35 @@ pub(crate) async fn run(
     };
     let Ok(inbox) = inbox else { return };
 
+    while serve(&link, &plan, &inbox, &mut stopped).await == End::Failed {
+        tracing::error!("NATS: its client has failed, and another one is started");
+        count(&link.status.counters().errors, 1);
+        link.lost(&inbox);
+        let again = tokio::time::sleep(RESTART_DELAY);
+        tokio::select! {
+            () = again => {}
+            _ = stopped.wait_for(Option::is_some) => return,
+        }
+    }
+}
+
+#[derive(PartialEq)]
+enum End {
+    Stopped,
+    /// async-nats has panicked, as it does on some answers that no server gives.
+    Failed,
+}
+
+async fn serve(link: &Arc<Link>, plan: &Plan, inbox: &Inbox, stopped: &mut watch::Receiver<Option<Instant>>) -> End {
+    let alive = Alive::default();
+    let failed = alive.0.clone();
     let for_events = link.clone();
     let for_attempts = link.clone();
-    let options = plan
-        .options
+    let options = plan.options.clone();
+    let options = options
         .event_callback(move |event| {
+            // Dropped with this, which is when nothing can happen any more.
+            let _ = &alive;
             for_events.event(&event);
             std::future::ready(())
         })
@@ -168,20 +206,36 @@ pub(crate) async fn run(
             std::future::ready(None)
         });
     // It returns at once, as it is to retry the first time, too.
-    let client = match options.connect(plan.servers).await {
+    let client = match options.connect(plan.servers.as_slice()).await {
         Ok(client) => client,
-        Err(error) => return tracing::error!("NATS: it can't be started: {error}"),
+        Err(error) => {
+            tracing::error!("NATS: no client: {error}");
+            return End::Failed;
+        }
     };
+    link.outgoing.want_again();
 
     tokio::select! {
-        () = pump(&link, &client, &inbox) => {}
-        () = watch(&link, &client, &inbox) => {}
-        () = leave(&link, &client) => {}
-        () = time_is_over(&link, stopped.clone()) => {}
+        () = pump(link, &client, inbox) => {}
+        () = watch(link, &client, inbox) => {}
+        () = leave(link, &client) => {}
+        () = time_is_over(link, stopped.clone()) => {}
+        () = failed.notified() => return End::Failed,
     }
     let deadline = stopped.borrow().unwrap_or_else(Instant::now);
-    let _ = tokio::time::timeout_at(deadline.into(), farewell(&link, &client)).await;
+    let _ = tokio::time::timeout_at(deadline.into(), farewell(link, &client)).await;
     link.status.counters().is_connected.store(false, Ordering::Relaxed);
+    End::Stopped
+}
+
+/// Tells when it is dropped.
+#[derive(Default)]
+struct Alive(Arc<Notify>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 /// Once it was stopped: when the time is over, or at once if nothing can be sent.
@@ -282,19 +336,16 @@ async fn next(subscriber: &mut Subscriber) -> Option<async_nats::Message> {
 async fn watch(link: &Link, client: &Client, inbox: &Inbox) {
     let statistics = client.statistics();
     let counters = link.status.counters();
-    let mut connects = 0;
+    // Of other clients.
+    let before = counters.connects.load(Ordering::Relaxed);
+    let mut connects = before;
     let mut was_connected = false;
     loop {
         let is_connected = client.connection_state() == State::Connected;
-        let connects_now = statistics.connects.load(Ordering::Relaxed);
+        let connects_now = before + statistics.connects.load(Ordering::Relaxed);
         let is_another = connects_now != connects;
         if was_connected && (!is_connected || is_another) {
-            counters.is_connected.store(false, Ordering::Relaxed);
-            link.drop_messages(link.outgoing.connection(None));
-            inbox.disconnected();
-            if let Some(before) = link.logs.disconnected.happened(Instant::now()) {
-                tracing::warn!(before, "NATS: the connection is lost");
-            }
+            link.lost(inbox);
         }
         if is_connected && (!was_connected || is_another) {
             link.max_payload.store(client.max_payload(), Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! [`Outgoing`]: what waits to be handed to the connection. Whoever puts something in never waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem;
 
 use async_nats::Subject;
@@ -31,6 +31,8 @@ struct State {
     /// The connection that takes messages; none: nothing is let in.
     connection: Option<u64>,
     is_closed: bool,
+    /// All topics that are.
+    wanted: HashSet<Box<str>>,
     batch: Batch,
     bytes: usize,
     /// Given out in the last batch, and perhaps not sent yet. They count against the limits until the next one is asked for.
@@ -71,7 +73,21 @@ impl Outgoing {
     }
 
     pub(crate) fn want(&self, topic: &str, is_wanted: bool) {
-        self.state.lock().batch.topics.insert(topic.into(), is_wanted);
+        let mut state = self.state.lock();
+        if is_wanted {
+            state.wanted.insert(topic.into());
+        } else {
+            state.wanted.remove(topic);
+        }
+        state.batch.topics.insert(topic.into(), is_wanted);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// All topics are given out once more.
+    pub(crate) fn want_again(&self) {
+        let state = &mut *self.state.lock();
+        state.batch.topics = state.wanted.iter().map(|topic| (topic.clone(), true)).collect();
         self.changed.notify_one();
     }
 
@@ -203,6 +219,10 @@ mod tests {
         }
         let topics = run(outgoing.next()).map(|it| it.topics);
         assert_eq!(topics, Some([("a".into(), false), ("b".into(), true)].into()));
+        outgoing.want("c", true);
+        outgoing.want_again();
+        let topics = run(outgoing.next()).map(|it| it.topics);
+        assert_eq!(topics, Some([("b".into(), true), ("c".into(), true)].into()));
     }
 
     #[test]
