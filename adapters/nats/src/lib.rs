@@ -4,6 +4,9 @@
 //! published while there is no connection is dropped, not kept: it would only be old news later, and the cluster's
 //! protocol finds what is missing by itself.
 //!
+//! What happens is logged at a limited rate under the target `entity_sync_nats`. async-nats logs each event and each
+//! attempt that is refused besides, without a limit, under `async_nats`: better left out.
+//!
 //! ```no_run
 //! use entity_sync_nats::{Nats, NatsConfig};
 //!
