@@ -29,6 +29,7 @@ mod member;
 mod numbered;
 mod plain;
 mod plain_thread;
+mod probe;
 
 pub use bus::{Bus, Inbox, NotSent};
 pub use bytes::Bytes;
@@ -40,3 +41,4 @@ pub use member::{Clock, Join, Member, StartError, cluster_config};
 pub use numbered::{Numbered, numbered};
 pub use plain::{BadTopic, PlainBus, PlainInbox, Receipt};
 pub use plain_thread::{Plain, plain};
+pub use probe::{Probe, Told};
