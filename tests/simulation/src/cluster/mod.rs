@@ -511,7 +511,7 @@ impl ClusterWorld {
     }
 
     fn settle_round(&mut self) -> Result<(), String> {
-        for _ in 0..200 {
+        for _ in 0..2000 {
             let mut is_idle = true;
             for site in &mut self.sites {
                 is_idle &= site.world.settle_round()? && !site.world.wants_poll();
