@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use clients::Clients;
 use entity_sync::api::{Parts, router};
-use entity_sync::store::{Location, Store};
-use entity_sync::{Entity, EntityKey, EntitySync, Handle, ReadError};
+use entity_sync::store::{Location, Store, StoreResolver};
+use entity_sync::{Entity, EntityKey, EntitySync, Handle};
 use rustix::time::{ClockId, clock_gettime};
 
 /// What a PUT costs beside SQLite alone
@@ -121,11 +121,8 @@ fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
             }
         },
     )?);
-    let read = store.clone();
-    let entity = Entity::read(move |request| {
-        let row = read.get(&request.key).map_err(|_| ReadError::Failed)?;
-        Ok(row.into_iter().collect())
-    });
+    // As the binary has it.
+    let entity = Entity::resolver(StoreResolver::new(&store)?).max_running_reads(4096);
     let sync = EntitySync::builder()
         .listen("127.0.0.1:0")
         .others(entity.public())
