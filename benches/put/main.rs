@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use clients::Clients;
-use entity_sync::api::{Parts, router};
+use entity_sync::api::{Api, Parts};
 use entity_sync::store::{Location, Store, StoreResolver};
 use entity_sync::{Entity, EntityKey, EntitySync, Handle};
 use rustix::time::{ClockId, clock_gettime};
@@ -136,7 +136,9 @@ fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
             let _ = tell.send(listener.local_addr()?);
-            axum::serve(listener, router(Parts::new(Some(served), Arc::new(|_| Ok(()))))).await
+            let api = Api::new(Parts::new(Some(served), Arc::new(|_| Ok(()))));
+            api.listen(listener, std::future::pending()).await;
+            Ok(())
         })
     });
     let address: SocketAddr = address.recv()?;
