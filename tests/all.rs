@@ -19,3 +19,4 @@ mod mio_server;
 mod mock_drivers;
 mod postgres;
 mod simulation;
+mod zmq;
