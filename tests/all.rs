@@ -20,3 +20,4 @@ mod mock_drivers;
 mod nats;
 mod postgres;
 mod simulation;
+mod zmq;

@@ -39,7 +39,7 @@ pub(super) const MAX_NAME_BYTES: usize = 64;
 /// Sections and entries are added to a message until it has so many bytes: what a bus moves well.
 pub(super) const FULL_BYTES: usize = 8 * 1024;
 /// No message is longer: one section, which is not divided, may come on top.
-pub(super) const MAX_MESSAGE_BYTES: usize =
+pub const MAX_MESSAGE_BYTES: usize =
     FULL_BYTES + SECTION_BYTES + MAX_KEYS * (4 + MAX_KEY_BYTES) + MAC_BYTES + HEADER_BYTES;
 
 /// Who says something.

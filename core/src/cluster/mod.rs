@@ -42,6 +42,7 @@ use crate::time::Timestamp;
 
 pub(crate) use buckets::{BucketSet, MAX_BUCKETS};
 pub use config::{ClusterConfig, ClusterConfigError, Epoch, NodeId};
+pub use message::MAX_MESSAGE_BYTES;
 use message::{Body, Digest, Reject, Sections, Sender, Writer};
 use peers::{Peer, State};
 pub use plain::{PlainCluster, PlainConfig, PlainInput, PlainOutput};
@@ -99,6 +100,9 @@ pub enum ClusterInput<'a> {
     Connected,
     /// The bus has lost its connection.
     Disconnected,
+    /// Someone can hear this node who could not a moment ago. They are told early what they may have missed; unlike with
+    /// [`Connected`](Self::Connected), those who are silent stay under suspicion.
+    Reached,
 }
 
 /// What a [`Cluster`] wants done.
@@ -193,6 +197,7 @@ impl Cluster {
                 self.is_connected = false;
                 self.view.set_connected(false);
             }
+            ClusterInput::Reached => self.next_heartbeat = self.next_heartbeat.min(now),
         }
     }
 

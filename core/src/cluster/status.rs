@@ -203,6 +203,11 @@ impl ClusterView {
         self.counters.overflowed.add(messages);
     }
 
+    /// Messages came that could not even be handed to the cluster.
+    pub fn add_malformed(&self, messages: u64) {
+        self.counters.malformed.add(messages);
+    }
+
     pub(super) fn set_connected(&self, is_connected: bool) {
         self.is_connected.store(is_connected, Ordering::Relaxed);
         if is_connected {
