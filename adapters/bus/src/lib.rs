@@ -8,6 +8,8 @@
 mod bus;
 mod inbox;
 mod plain;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use bus::{Bus, Inbox, NotSent};
 pub use bytes::Bytes;

@@ -1,0 +1,89 @@
+//! [`Node`]: a bus, and what it tells.
+
+use std::time::Duration;
+
+use entity_sync_bus::testing::{Outlet, Told, plain_inbox};
+use entity_sync_bus::{Bytes, PlainBus};
+use entity_sync_nsq::{Config, Counts, Nsq, Status};
+use entity_sync_tests::nsqd::Nsqd;
+use entity_sync_tests::{PATIENCE, wait_for};
+
+pub(crate) const BODY: &str = r#"{"entity":"items","id":"100"}"#;
+
+pub(crate) struct Node {
+    pub(crate) bus: Nsq,
+    pub(crate) status: Status,
+    outlet: Outlet,
+}
+
+impl Node {
+    /// One that is connected to this nsqd and hears of `items`.
+    pub(crate) fn connected(nsqd: &Nsqd) -> Self {
+        let node = Self::start(config(&[nsqd]), &["items"]);
+        assert_eq!(node.next(), Told::Connected);
+        node
+    }
+
+    pub(crate) fn start(config: Config, topics: &[&str]) -> Self {
+        let mut bus = Nsq::new(config).unwrap();
+        let status = bus.status();
+        let (inbox, outlet) = plain_inbox();
+        let topics: Vec<_> = topics.iter().map(|it| (*it).to_owned()).collect();
+        bus.start(&topics, inbox);
+        Self { bus, status, outlet }
+    }
+
+    pub(crate) fn publish(&mut self, receipt: u64, topic: &str, body: &[u8]) {
+        let receipt = self.outlet.receipt(receipt);
+        self.bus.publish(topic, body, receipt);
+    }
+
+    /// What is told next.
+    pub(crate) fn next(&self) -> Told {
+        self.outlet.next(PATIENCE).expect("nothing was told")
+    }
+
+    /// The next so many things told, sorted by what they are: a confirmation and the message it is for race.
+    pub(crate) fn next_sorted(&self, count: usize) -> Vec<Told> {
+        let mut told: Vec<_> = (0..count).map(|_| self.next()).collect();
+        told.sort_by_key(|it| format!("{it:?}"));
+        told
+    }
+
+    /// What is told within a moment, if anything is.
+    pub(crate) fn soon(&self) -> Option<Told> {
+        self.outlet.next(Duration::from_millis(100))
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.status.counts()
+    }
+
+    pub(crate) fn last_failure(&self) -> String {
+        self.status.nsqds()[0].last_failure.clone().unwrap_or_default()
+    }
+
+    pub(crate) fn wait_for_failure(&self, what: &str) {
+        wait_for(what, || self.last_failure().contains(what));
+    }
+}
+
+/// As by default, but that nobody wants to wait for minutes.
+pub(crate) fn config(nsqds: &[&Nsqd]) -> Config {
+    at(nsqds.iter().map(|it| it.address().to_string()))
+}
+
+pub(crate) fn at(addresses: impl IntoIterator<Item = String>) -> Config {
+    let mut config = Config::new(addresses);
+    config.heartbeat = Duration::from_secs(1);
+    config.timeout = Duration::from_secs(2);
+    config.backoff = Duration::from_millis(5)..=Duration::from_millis(100);
+    config
+}
+
+pub(crate) fn message(topic: &str, body: impl AsRef<[u8]>) -> Told {
+    Told::Message {
+        topic: Some(topic.into()),
+        body: Bytes::copy_from_slice(body.as_ref()),
+    }
+}
