@@ -32,6 +32,8 @@ pub struct Misdeeds {
     pub ignored: Vec<&'static str>,
     /// Commands that fail with this error, after which the connection is closed.
     pub refused: Vec<(&'static str, &'static str)>,
+    /// The same, but only the first time.
+    pub refused_once: Vec<(&'static str, &'static str)>,
     /// What comes instead of the answer to these commands.
     pub answered: Vec<(&'static str, Vec<u8>)>,
     /// Bytes leave one by one.
@@ -135,9 +137,9 @@ impl Nsqd {
         self.lock().publish(topic, body.into());
     }
 
-    /// Sends these bytes to everyone who is subscribed to anything.
+    /// Sends these bytes on every connection.
     pub fn inject(&self, bytes: &[u8]) {
-        for client in self.lock().clients.iter_mut().filter(|it| it.subscription.is_some()) {
+        for client in self.lock().clients.iter_mut().filter(|it| it.is_open) {
             client.send(bytes, false);
         }
     }
@@ -365,7 +367,14 @@ impl State {
     /// Whether the connection stays.
     fn execute(&mut self, number: usize, command: Command) -> bool {
         let name = command.name().to_owned();
-        if let Some((_, error)) = self.misdeeds.refused.iter().find(|it| it.0 == name) {
+        let Misdeeds {
+            refused, refused_once, ..
+        } = &mut self.misdeeds;
+        let once = refused_once
+            .iter()
+            .position(|it| it.0 == name)
+            .map(|it| refused_once.remove(it));
+        if let Some((_, error)) = once.or_else(|| refused.iter().find(|it| it.0 == name).copied()) {
             let error = frame(1, error.as_bytes());
             self.send(number, &error);
             return false;

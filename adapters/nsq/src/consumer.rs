@@ -63,7 +63,8 @@ impl Consumer {
                 biased;
                 _ = self.stop.requested() => return,
                 () = sleep(backoff.wait(lived)) => {}
-                // Another connection was made here: no need to wait any longer.
+                // Another connection was made here: no need to wait any longer. One that was made and lost waits all the
+                // same, or two of them would keep each other going.
                 _ = reached.changed(), if lived.is_zero() => {}
             }
         }

@@ -66,7 +66,7 @@ impl Producer {
                 tokio::select! {
                     biased;
                     () = &mut over => break,
-                    () = shared.any_reached.notified(), if lived.is_zero() => break,
+                    () = shared.any_reached.notified() => break,
                     dropped = self.waiting.recv() => if dropped.is_none() {
                         return;
                     },

@@ -28,6 +28,39 @@ fn nsqd_may_come_later() {
     assert_eq!(nsqd.open_connections(), 3);
 }
 
+/// Each would wait for more than any test does.
+#[test]
+fn a_connection_that_was_made_ends_the_waiting_of_others() {
+    let wait = Duration::from_secs(120)..=Duration::from_secs(120);
+    let nsqd = Nsqd::start();
+    let later = ("SUB", "E_SUB_FAILED SUB failed to deleted topic/channel");
+    nsqd.misbehave(|it| it.refused_once = vec![later]);
+    let mut config_of_both = config(&[&nsqd]);
+    config_of_both.backoff = wait;
+    config_of_both.timeout = PATIENCE;
+    let node = Node::start(config_of_both.clone(), &["items", "people"]);
+    assert_eq!(node.next(), Told::Connected);
+    assert_eq!(node.counts().failures, 1);
+
+    // The producer's too: it fails while there is no answer to the consumer yet.
+    let nsqd = Nsqd::start();
+    nsqd.misbehave(|it| {
+        it.ignored = vec!["SUB", "RDY"];
+        it.refused_once = vec![("PUB", "E_PUB_FAILED PUB failed exiting")];
+    });
+    config_of_both.nsqd = vec![nsqd.address().to_string()];
+    let mut node = Node::start(config_of_both, &["items"]);
+    wait_for("the subscription to be asked for", || nsqd.count(b"RDY 1\n") == 1);
+    node.publish(1, "items", BODY.as_bytes());
+    assert_eq!(node.next(), Told::Dropped(1));
+    node.publish(2, "items", BODY.as_bytes());
+    assert_eq!(node.next(), Told::Dropped(2));
+    nsqd.inject(&frame(0, b"OK"));
+    assert_eq!(node.next(), Told::Connected);
+    node.publish(3, "items", BODY.as_bytes());
+    assert_eq!(node.next(), Told::Confirmed(3));
+}
+
 #[test]
 fn killed_and_restarted() {
     let mut nsqd = Nsqd::start();
@@ -93,6 +126,9 @@ fn a_stuck_nsqd_blocks_nobody_and_is_given_up() {
     let large = vec![b'x'; 100_000];
     (1..=3_000).for_each(|number| node.publish(number, "items", &large));
     assert!(start.elapsed() < PATIENCE, "publishing waits for nsqd");
+    // At most 1,024 wait to be sent, and as many to be answered.
+    let dropped = node.counts().dropped;
+    assert!(dropped >= 3_000 - 2 * 1_024, "only {dropped} were dropped at once");
     let mut told: Vec<_> = (0..3_001).map(|_| node.next()).collect();
     assert_eq!(told.iter().filter(|it| **it == Told::Disconnected).count(), 1);
     told.retain(|it| *it != Told::Disconnected);
@@ -130,11 +166,7 @@ fn silence_for_two_heartbeats_is_death() {
     nsqd.set_heartbeat(Duration::from_secs(3_600));
     let node = Node::connected(&nsqd);
     assert_eq!(node.next(), Told::Disconnected);
-    assert!(
-        node.last_failure().contains("two heartbeats"),
-        "{}",
-        node.last_failure()
-    );
+    node.wait_for_failure("two heartbeats");
     assert_eq!(node.next(), Told::Connected);
 }
 
@@ -154,11 +186,7 @@ fn a_frame_that_never_ends_is_no_sign_of_life() {
         nsqd.inject(b"0");
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert!(
-        node.last_failure().contains("two heartbeats"),
-        "{}",
-        node.last_failure()
-    );
+    node.wait_for_failure("two heartbeats");
 }
 
 #[test]

@@ -47,7 +47,9 @@ fn byte_for_byte() {
 
     nsqd.inject(&frame(0, b"_heartbeat_"));
     consumer.extend(b"NOP\n");
+    producer.extend(b"NOP\n");
     same(&nsqd, 0, &consumer);
+    same(&nsqd, 1, &producer);
 
     // Another message takes the same way.
     node.publish(2, "items", BODY.as_bytes());
@@ -167,6 +169,18 @@ fn in_order(max_in_flight: u16) {
         (MESSAGES, MESSAGES, MESSAGES)
     );
     assert_eq!((counts.failures, counts.errors), (0, 0));
+}
+
+#[test]
+fn no_more_in_flight_than_nsqd_allows() {
+    let nsqd = Nsqd::start();
+    let features = frame(0, br#"{"max_rdy_count":5}"#);
+    nsqd.misbehave(|it| it.answered = vec![("IDENTIFY", features)]);
+    let mut config = config(&[&nsqd]);
+    config.max_in_flight = 100.try_into().unwrap();
+    let node = Node::start(config, &["items"]);
+    assert_eq!(node.next(), Told::Connected);
+    wait_for("RDY", || nsqd.count(b"RDY 5\n") == 1);
 }
 
 /// What is in a message is none of the bus's business.
