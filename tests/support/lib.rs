@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a failure here is a failed test")]
 
 pub mod nats;
+pub mod nsqd;
 pub mod postgres;
 
 use std::io::{ErrorKind, Read};

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use crate::bus::Inbox;
 use crate::inbox::{Event, Shared};
+use crate::plain::{PlainInbox, Receipt};
 
-/// Stands in for a node in tests of a [`Bus`](crate::Bus): what the bus has put into its inbox comes out here, in order.
+/// Stands in for a node in tests of a [`Bus`](crate::Bus) or a [`PlainBus`](crate::PlainBus): what the bus has put into its inbox comes out here, in order.
 ///
 /// ```
 /// use entity_sync_bus::{Probe, Told};
@@ -33,6 +34,10 @@ pub enum Told {
     Disconnected,
     /// [`Inbox::message`].
     Message(Bytes),
+    /// The receipt of this number was [confirmed](Receipt::confirm).
+    Confirmed(u64),
+    /// The receipt of this number was dropped.
+    Dropped(u64),
 }
 
 impl Probe {
@@ -46,17 +51,26 @@ impl Probe {
         Inbox(self.0.clone())
     }
 
+    /// The inbox to start a plain bus with.
+    pub fn plain_inbox(&self) -> PlainInbox {
+        PlainInbox(self.0.clone())
+    }
+
+    /// A receipt for what is to be published.
+    pub fn receipt(&self, number: u64) -> Receipt {
+        Receipt::new(self.0.clone(), number)
+    }
+
     /// What was told next, if anything was.
     #[allow(clippy::should_implement_trait, reason = "None is not the end")]
     pub fn next(&self) -> Option<Told> {
-        loop {
-            match self.0.pop()? {
-                Event::Connected(true) => return Some(Told::Connected),
-                Event::Connected(false) => return Some(Told::Disconnected),
-                Event::Message(message) => return Some(Told::Message(message)),
-                Event::Receipt { .. } => {}
-            }
-        }
+        Some(match self.0.pop()? {
+            Event::Connected(true) => Told::Connected,
+            Event::Connected(false) => Told::Disconnected,
+            Event::Message(message) => Told::Message(message),
+            Event::Receipt { number, is_confirmed } if is_confirmed => Told::Confirmed(number),
+            Event::Receipt { number, .. } => Told::Dropped(number),
+        })
     }
 
     /// Messages that were dropped since this was last asked, because too many waited.

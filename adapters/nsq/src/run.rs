@@ -1,0 +1,81 @@
+//! The thread that all connections live on, and how it is told to [`Stop`].
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use entity_sync_bus::PlainInbox;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::consumer::Consumer;
+use crate::producer::{Producer, Publish};
+use crate::status::Shared;
+use crate::wire::Topic;
+
+/// What there is to be heard of.
+pub(crate) struct Start {
+    pub(crate) topics: Vec<String>,
+    pub(crate) inbox: PlainInbox,
+}
+
+/// Tells when to leave, and until when that is to be done.
+#[derive(Clone)]
+pub(crate) struct Stop(pub(crate) watch::Receiver<Option<Instant>>);
+
+/// Serves the bus until it is stopped or dropped.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    start: oneshot::Receiver<Start>,
+    waiting: mpsc::Receiver<Publish>,
+    stop: Stop,
+) {
+    let Ok(Start { topics, inbox }) = start.await else {
+        return;
+    };
+    let mut topics = topics;
+    let mut seen = HashSet::new();
+    topics.retain(|topic| seen.insert(topic.clone()));
+    shared.start(topics.len(), &inbox);
+    let mut tasks = JoinSet::new();
+    for topic in &topics {
+        let topic = match Topic::new(topic) {
+            Ok(topic) => topic,
+            Err(why) => {
+                tracing::error!(topic, "NSQ can't carry this entity: {why}");
+                continue;
+            }
+        };
+        for nsqd in 0..shared.nsqds.len() {
+            let consumer = Consumer {
+                shared: shared.clone(),
+                nsqd,
+                topic: topic.clone(),
+                inbox: inbox.clone(),
+                stop: stop.clone(),
+            };
+            tasks.spawn(consumer.run());
+        }
+    }
+    tasks.spawn(Producer { shared, waiting }.run());
+    tokio::select! {
+        () = stop.expired() => {}
+        () = async { while tasks.join_next().await.is_some() {} } => {}
+    }
+    // Whatever is not done by now is dropped, and with it the receipts.
+}
+
+impl Stop {
+    /// Waits until this node leaves; by when it is to have left.
+    pub(crate) async fn requested(&self) -> tokio::time::Instant {
+        // Nobody can ask any more: the bus was dropped.
+        let deadline = self.0.clone().wait_for(Option::is_some).await.ok().and_then(|it| *it);
+        deadline.unwrap_or_else(Instant::now).into()
+    }
+
+    /// Waits until the time for leaving is up.
+    async fn expired(&self) {
+        let deadline = self.requested().await;
+        tokio::time::sleep_until(deadline).await;
+    }
+}
