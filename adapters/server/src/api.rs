@@ -7,7 +7,8 @@
 //! | `DELETE /entities/{entity}/{id}` | 204 |
 //! | `POST /notify`, the body `{"entity":"items","id":"100"}` or an array of such | 202 `{"accepted":1}` |
 //! | `GET /healthz` | 200 `{"status":"ok"}` while the store answers, else 503 |
-//! | `GET /readyz` | the same, and 503 from the moment on that the server is being shut down |
+//! | `GET /readyz` | the same, and 503 until a bus was connected, and from the moment on that the server is being shut down |
+//! | `GET /cluster` | 200 with what this node knows of the others, 404 if it is alone |
 //! | `GET /metrics` | what is counted, for Prometheus |
 //!
 //! With a [`Token`], whoever doesn't send it as a bearer token is refused (401), but for the two health checks.
@@ -67,10 +68,21 @@ pub struct Parts {
     pub notify: Notify,
     /// What `GET /metrics` answers.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What there is to say of the cluster, if it is one of one.
+    pub cluster: Option<OfCluster>,
     /// What callers must know. Without it, serve the API on a loopback address only.
     pub token: Option<Token>,
     /// The server is being shut down.
     pub is_stopping: Arc<AtomicBool>,
+}
+
+/// What the API says of a cluster.
+#[derive(Clone)]
+pub struct OfCluster {
+    /// Whether the bus has ever been connected.
+    pub is_ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// What `GET /cluster` answers.
+    pub json: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 impl Parts {
@@ -81,6 +93,7 @@ impl Parts {
             is_stored: Arc::new(|_| true),
             notify,
             metrics: Arc::new(String::new),
+            cluster: None,
             token: None,
             is_stopping: Arc::default(),
         }
@@ -146,6 +159,7 @@ impl Api {
             Route::Entity { entity, id } if *method == Method::DELETE => self.delete(extract::key(entity, id)?).await,
             Route::Notify if *method == Method::POST => self.notify(body).await,
             Route::Metrics if reads => Ok(self.metrics()),
+            Route::Cluster if reads => self.cluster(),
             Route::Health if reads => self.health().await,
             Route::Ready if reads => self.ready().await,
             _ => Err(ApiError::method_not_allowed(method, route)),
@@ -206,6 +220,11 @@ impl Api {
         response(StatusCode::OK, headers, (self.0.metrics)())
     }
 
+    fn cluster(&self) -> Result<Answer, ApiError> {
+        let cluster = self.0.cluster.as_ref().ok_or_else(ApiError::no_cluster)?;
+        Ok(json(StatusCode::OK, (cluster.json)()))
+    }
+
     async fn health(&self) -> Result<Answer, ApiError> {
         if let Some(store) = self.0.store.clone() {
             blocking(move || store.ping()).await.map_err(ApiError::unhealthy)?;
@@ -216,6 +235,9 @@ impl Api {
     async fn ready(&self) -> Result<Answer, ApiError> {
         if self.0.is_stopping.load(Ordering::Relaxed) {
             return Err(ApiError::unhealthy(StoreError::Closed));
+        }
+        if self.0.cluster.as_ref().is_some_and(|it| !(it.is_ready)()) {
+            return Err(ApiError::not_connected());
         }
         self.health().await
     }

@@ -3,6 +3,7 @@
 //! What a flag says goes before what the environment says, and that before what the file says. All three go through the
 //! same checks: the file's values become arguments that are read after the others.
 
+mod cluster;
 mod file;
 mod limits;
 #[cfg(test)]
@@ -26,9 +27,12 @@ use entity_sync_mio::Delivery;
 use crate::api::Token;
 use crate::client::api::Call;
 use crate::client::watch::Watch;
+use crate::cluster::ClusterOptions;
 use crate::resolver::{Source, SourceError};
 use crate::store::Location;
 use crate::values::{ValueError, address, origin, origins, path};
+use cluster::ClusterArgs;
+use entity_sync_zmq::Endpoint;
 use file::{EntityTable, WhoShares};
 pub use limits::Limits;
 
@@ -44,6 +48,8 @@ pub enum Task {
     Watch(Watch),
     /// Ask the API of a server.
     Call(Call),
+    /// Forward what nodes of a cluster publish.
+    Broker(BrokerOptions),
     /// Print the completions of a shell.
     Completions(clap_complete::Shell),
 }
@@ -73,6 +79,8 @@ pub struct Options {
     pub postgres_channel: String,
     /// What gives the role of a client, in databases.
     pub postgres_role: Option<String>,
+    /// What makes it one of a cluster.
+    pub cluster: Option<ClusterOptions>,
     /// How much is too much.
     pub limits: Limits,
     /// What is logged.
@@ -156,6 +164,7 @@ impl Task {
             Command::Serve(serve) => Ok(Self::Serve(Box::new(serve.check(entities).map_err(refused)?))),
             Command::Watch(watch) => Ok(Self::Watch(watch)),
             Command::Call(call) => Ok(Self::Call(call)),
+            Command::Broker(broker) => Ok(Self::Broker(broker)),
             Command::Completions { shell } => Ok(Self::Completions(shell)),
         }
     }
@@ -225,6 +234,30 @@ pub enum ArgsError {
     },
     /// There is no query for anything.
     NoQuery,
+    /// A flag is for another bus than the one that is taken.
+    OtherBus {
+        /// Which.
+        flag: &'static str,
+        /// The bus that it is for.
+        bus: String,
+    },
+    /// A bus has not what it needs.
+    BusWithout {
+        /// What is missing.
+        flags: &'static str,
+    },
+    /// The file with the cluster's secret can't be read.
+    SecretFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A table of the configuration file is of an entity that is none.
+    NoSuchEntity {
+        /// Its name.
+        name: String,
+    },
     /// No client could say in time that it is there.
     NoTimeForPings,
     /// A value in the configuration file is of a kind that no flag has.
@@ -281,6 +314,19 @@ impl fmt::Display for ArgsError {
                 "there is a database and no query: write one after it, as in postgres=DSN,SELECT id, row_to_json(items) \
                  FROM items WHERE id = ANY($1), or one for each entity in the file that --config names: [entities.items] \
                  and below it query = \"SELECT …\"",
+            ),
+            Self::OtherBus { flag, bus } => write!(f, "{flag} is for --bus {bus}: add that, or leave {flag} out"),
+            Self::BusWithout { flags } => write!(f, "this --bus needs {flags}"),
+            Self::SecretFile { path, reason } => write!(
+                f,
+                "the file with the cluster's secret, {}, can't be read ({reason}); write one with: head -c 32 \
+                 /dev/urandom | base64 > {}, and give all nodes the same",
+                path.display(),
+                path.display()
+            ),
+            Self::NoSuchEntity { name } => write!(
+                f,
+                "[entities.{name}] is none of the entities that --entity names: add --entity {name}, or leave the table out"
             ),
             Self::NoTimeForPings => f.write_str(
                 "--dead-after must be longer than --ping-interval: a client that says nothing can only answer pings",
@@ -345,6 +391,11 @@ enum Command {
     Watch(Watch),
     #[command(flatten)]
     Call(Call),
+    /// Forward what the nodes of a cluster publish, so that each needs to know only this
+    ///
+    /// Nodes connect with --bus zmq --zmq-broker FRONTEND,BACKEND. Two brokers carry everything twice, which is harmless, so
+    /// that one may fail.
+    Broker(BrokerOptions),
     /// Print what makes a shell complete the flags
     ///
     /// Example: entity-sync completions bash > /etc/bash_completion.d/entity-sync
@@ -448,6 +499,15 @@ struct Serve {
     #[arg(long, env = "ENTITY_SYNC_DELIVERY", value_name = "WHICH", default_value = "latest")]
     delivery: Which,
 
+    /// An entity that there is, if not every name is one; may be given several times
+    ///
+    /// To notify of any other is an error, and who subscribes to one is never pushed anything.
+    #[arg(long, env = "ENTITY_SYNC_ENTITY", value_name = "NAME", value_delimiter = ',', value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    entity: Vec<String>,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
+
     #[command(flatten)]
     limits: Limits,
 
@@ -466,6 +526,17 @@ struct Serve {
     /// Example: --config /etc/entity-sync.toml
     #[arg(long, env = "ENTITY_SYNC_CONFIG", value_name = "FILE.toml")]
     config: Option<PathBuf>,
+}
+
+/// Where a broker is.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct BrokerOptions {
+    /// Where nodes publish: IP:PORT, tcp://HOST:PORT or ipc://PATH
+    #[arg(long, env = "ENTITY_SYNC_FRONTEND", value_name = "ADDR", default_value = "127.0.0.1:7100", value_parser = cluster::bind)]
+    pub frontend: Endpoint,
+    /// Where nodes hear
+    #[arg(long, env = "ENTITY_SYNC_BACKEND", value_name = "ADDR", default_value = "127.0.0.1:7101", value_parser = cluster::bind)]
+    pub backend: Endpoint,
 }
 
 #[derive(Clone, Copy, ValueEnum, serde::Deserialize)]
@@ -495,6 +566,7 @@ impl Serve {
             return Err(ArgsError::NoTimeForPings);
         }
         let (others, entities) = self.rules(tables)?;
+        let cluster = self.cluster.check(!self.entity.is_empty())?;
         let reactors = self
             .reactors
             .or_else(|| thread::available_parallelism().ok())
@@ -511,6 +583,7 @@ impl Serve {
             entities,
             postgres_channel: self.postgres_channel,
             postgres_role: self.postgres_role,
+            cluster,
             limits: self.limits,
             log: self.log,
             log_format: self.log_format,
@@ -524,6 +597,12 @@ impl Serve {
     /// How entities are read and delivered: all others, and each that has a table.
     fn rules(&self, tables: BTreeMap<String, EntityTable>) -> Result<Rules, ArgsError> {
         let default: Source = self.resolver.parse().map_err(ArgsError::Source)?;
+        if let Some(name) = tables
+            .keys()
+            .find(|name| !self.entity.is_empty() && !self.entity.contains(name))
+        {
+            return Err(ArgsError::NoSuchEntity { name: name.clone() });
+        }
         let mut entities = BTreeMap::new();
         for (name, table) in tables {
             let bad = |reason: &str| ArgsError::BadEntity {
@@ -550,6 +629,17 @@ impl Serve {
             entities.insert(name, self.rules_of(source, who, table.snapshot, table.delivery));
         }
         let others = match default {
+            // Of those without a table, each is as all others would be.
+            Source::Postgres { query: None, .. } if self.entity.iter().any(|it| !entities.contains_key(it)) => {
+                return Err(ArgsError::NoQuery);
+            }
+            source if !self.entity.is_empty() => {
+                for name in &self.entity {
+                    let rules = || self.rules_of(source.clone(), None, None, None);
+                    entities.entry(name.clone()).or_insert_with(rules);
+                }
+                None
+            }
             Source::Postgres { query: None, .. } if entities.is_empty() => return Err(ArgsError::NoQuery),
             // It was only meant for the tables.
             Source::Postgres { query: None, .. } => None,

@@ -25,6 +25,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use entity_sync_bus::{self as bus, ClusterView, Join, Member};
 use entity_sync_mio::{
     Config, DrainOptions, Entities, EntityKey, Handle, Incident, Incoming, Pool, PoolConfig, Server, StartError,
     UnknownEntity,
@@ -39,6 +40,7 @@ pub(crate) use entity::Routes;
 pub struct EntitySync {
     server: Server,
     pool: Pool,
+    member: Option<Box<dyn Member>>,
 }
 
 /// What an [`EntitySync`] is to be. Nothing is checked before [`start`](Self::start).
@@ -49,6 +51,7 @@ pub struct Builder {
     entities: BTreeMap<String, Entity>,
     others: Option<Entity>,
     pool: PoolConfig,
+    bus: Option<Box<dyn Join>>,
     config: Config,
 }
 
@@ -69,6 +72,8 @@ pub enum BuildError {
     Start(StartError),
     /// The system refuses a thread for reads.
     Threads(io::Error),
+    /// The cluster can't be joined.
+    Bus(bus::StartError),
 }
 
 impl EntitySync {
@@ -82,6 +87,7 @@ impl EntitySync {
             entities: BTreeMap::new(),
             others: None,
             pool: PoolConfig::default(),
+            bus: None,
             config: Config::new([]),
         }
     }
@@ -116,10 +122,16 @@ impl EntitySync {
         self.server.addresses()
     }
 
+    /// What happens in the cluster, if it is one of one.
+    pub fn cluster(&self) -> Option<&Arc<ClusterView>> {
+        self.member.as_ref().map(|member| member.view())
+    }
+
     /// Stops accepting, tells every client that it goes away (close code 1001) behind what it has queued, and waits for
-    /// them and for running reads, for about `timeout` at most.
+    /// them, says goodbye to the cluster, and waits for running reads, each for about `timeout` at most.
     pub fn shutdown(self, timeout: Duration) {
         self.server.shutdown(timeout);
+        leave(self.member, timeout);
         self.pool.shutdown(timeout);
     }
 
@@ -127,7 +139,14 @@ impl EntitySync {
     /// back at once.
     pub fn drain(self, options: DrainOptions, timeout: Duration) {
         self.server.drain(options, timeout);
+        leave(self.member, timeout);
         self.pool.shutdown(timeout);
+    }
+}
+
+fn leave(member: Option<Box<dyn Member>>, timeout: Duration) {
+    if let Some(mut member) = member {
+        member.leave(timeout);
     }
 }
 
@@ -189,6 +208,13 @@ impl Builder {
         self
     }
 
+    /// What makes it one of a cluster: what is notified here is pushed there, and the other way round. See
+    /// [`entity_sync_bus`] for a queue of yours; `entity-sync-zmq`, `entity-sync-nats` and `entity-sync-nsq` are others.
+    pub fn bus(mut self, bus: impl Join + 'static) -> Self {
+        self.bus = Some(Box::new(bus));
+        self
+    }
+
     /// Sets anything else: limits, time limits, intervals. What the other methods set takes precedence over what this one
     /// does to addresses, paths, origins and entities.
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
@@ -208,6 +234,7 @@ impl Builder {
             entities,
             others,
             pool,
+            bus,
             mut config,
         } = self;
         if entities.is_empty() && others.is_none() {
@@ -237,8 +264,17 @@ impl Builder {
         }
         config.core.entities = registered;
         let server = Server::start(config, routes).map_err(BuildError::Start)?;
-        Ok(EntitySync { server, pool })
+        let member = match bus {
+            Some(bus) => Some(join(bus, server.handle()).map_err(BuildError::Bus)?),
+            None => None,
+        };
+        Ok(EntitySync { server, pool, member })
     }
+}
+
+/// Makes a server's node one of a cluster.
+pub(crate) fn join(bus: Box<dyn Join>, handle: &Handle) -> Result<Box<dyn Member>, bus::StartError> {
+    bus.join(handle.node().clone(), Arc::new(handle.clock()))
 }
 
 fn check<T>(given: Vec<String>, check: fn(&str) -> Result<T, ValueError>) -> Result<Vec<T>, BuildError> {
@@ -266,6 +302,7 @@ impl fmt::Display for BuildError {
             ),
             Self::Start(error) => error.fmt(f),
             Self::Threads(error) => write!(f, "the system refused a thread for reads: {error}"),
+            Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
         }
     }
 }
@@ -277,6 +314,7 @@ impl std::error::Error for BuildError {
             Self::NoEntity => None,
             Self::Start(error) => Some(error),
             Self::Threads(error) => Some(error),
+            Self::Bus(error) => Some(error),
         }
     }
 }

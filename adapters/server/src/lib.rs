@@ -15,9 +15,13 @@
 pub mod api;
 #[cfg(feature = "binary")]
 pub mod args;
+#[cfg(feature = "binary")]
+pub mod broker;
 pub mod builder;
 #[cfg(feature = "binary")]
 pub mod client;
+#[cfg(feature = "binary")]
+pub mod cluster;
 #[cfg(feature = "binary")]
 pub mod metrics;
 #[cfg(feature = "binary")]

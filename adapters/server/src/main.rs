@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Ok(Task::Call(call)) => {
             client::api::call(&call, &mut stdin(), &mut stdout()).map_err(|error| error.to_string())
         }
+        Ok(Task::Broker(options)) => entity_sync::broker::broker(&options).map_err(|error| error.to_string()),
         Ok(Task::Completions(shell)) => {
             clap_complete::generate(shell, &mut Task::command(), "entity-sync", &mut stdout());
             Ok(())

@@ -58,6 +58,10 @@ const GAUGES: &[&str] = &[
     "flights",
     "hung_threads",
     "postgres_listening",
+    "cluster_connected",
+    "cluster_peers",
+    "cluster_missing_messages",
+    "cluster_waiting_repairs",
 ];
 
 impl Metrics {

@@ -14,6 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::api;
 use crate::args::{LogFormat, LogLevel, Options};
+use crate::cluster::{self, BusError};
 use crate::metrics::Metrics;
 use crate::readers::{self, Readers};
 use crate::resolver::postgres::{Postgres, PostgresError};
@@ -27,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`ServeError`]: what kept it from starting, or went wrong when the store was closed.
 pub fn serve(options: &Options) -> Result<(), ServeError> {
-    log(options);
+    log(options.log, options.log_format);
     // Most systems allow a process 1,024 files at first, and more if it asks. If this one doesn't, fewer clients fit.
     let _ = entity_sync_mio::raise_file_limit();
     // The store tells of changes to the server, which reads from the store.
@@ -56,15 +57,36 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let databases = Arc::new(databases);
     let server = Server::start(config, routes).map_err(ServeError::Clients)?;
     let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
+    // Before the API: nothing may be notified that the others don't hear of.
+    let mut member = match &options.cluster {
+        Some(cluster) => {
+            let bus = cluster.bus().map_err(ServeError::Bus)?;
+            let joined = crate::builder::join(bus, &server_handle);
+            Some(joined.map_err(|error| ServeError::Bus(BusError::new(error)))?)
+        }
+        None => None,
+    };
     let counted = databases.clone();
-    let metrics = Metrics::new(server_handle.clone(), pool.clone())
-        .with(move || counted.iter().flat_map(Postgres::counts).collect());
+    let view = member.as_ref().map(|member| member.view().clone());
+    let of_cluster = view.clone();
+    let metrics = Metrics::new(server_handle.clone(), pool.clone()).with(move || {
+        let mut all: Vec<_> = counted.iter().flat_map(Postgres::counts).collect();
+        all.extend(of_cluster.iter().flat_map(|view| cluster::numbers(view)));
+        all
+    });
     let notify: api::Notify = Arc::new(move |keys| server_handle.notify_many(keys));
     let mut parts = api::Parts::new(store.clone(), notify);
     parts.token = options.api_token.clone();
     parts.metrics = Arc::new(move || metrics.text());
     let of_api = options.clone();
     parts.is_stored = Arc::new(move |entity| readers::is_stored(&of_api, entity));
+    parts.cluster = view.map(|view| {
+        let has_been_connected = view.clone();
+        api::OfCluster {
+            is_ready: Arc::new(move || has_been_connected.has_been_connected()),
+            json: Arc::new(move || cluster::to_json(&view)),
+        }
+    });
     let is_stopping = parts.is_stopping.clone();
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -74,6 +96,9 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let served = runtime.block_on(serve_api(options, &server, api::Api::new(parts), &is_stopping));
 
     server.shutdown(GRACE);
+    if let Some(member) = &mut member {
+        member.leave(GRACE);
+    }
     pool.shutdown(GRACE);
     drop(databases);
     let closed = store.map_or(Ok(()), |store| store.close().map_err(ServeError::Store));
@@ -81,8 +106,8 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
 }
 
 /// What is logged goes to standard error from now on.
-fn log(options: &Options) {
-    let level = match options.log {
+pub(crate) fn log(level: LogLevel, format: LogFormat) {
+    let level = match level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -95,7 +120,7 @@ fn log(options: &Options) {
         .with_ansi(false)
         .with_writer(io::stderr);
     // A second one, as in tests that serve several times, changes nothing.
-    let _ = match options.log_format {
+    let _ = match format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),
     };
@@ -191,6 +216,8 @@ pub enum ServeError {
     Postgres(PostgresError),
     /// Clients can't be served.
     Clients(StartError),
+    /// The cluster can't be joined.
+    Bus(BusError),
     /// The API's address can't be listened to.
     Api {
         /// Which.
@@ -208,6 +235,7 @@ impl fmt::Display for ServeError {
             Self::Store(error) => error.fmt(f),
             Self::Postgres(error) => error.fmt(f),
             Self::Clients(error) => write!(f, "{error} (--listen)"),
+            Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
             Self::Api { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
                 f,
                 "can't listen to {address}: another program does already; stop it or choose another port (--api)"
@@ -224,6 +252,7 @@ impl std::error::Error for ServeError {
             Self::Store(error) => Some(error),
             Self::Postgres(error) => Some(error),
             Self::Clients(error) => Some(error),
+            Self::Bus(error) => Some(error),
             Self::Api { source, .. } | Self::System(source) => Some(source),
         }
     }

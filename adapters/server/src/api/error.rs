@@ -25,8 +25,7 @@ pub(super) struct ApiError {
     allow: Option<&'static str>,
 }
 
-const PATHS: &str =
-    "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /metrics, /healthz and /readyz";
+const PATHS: &str = "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /cluster, /metrics, /healthz and /readyz";
 
 const ENTITY_PATH: &str = "write /entities/{entity}/{id}, both of them non-empty and percent-encoded: the id \
      a/b is written a%2Fb";
@@ -56,6 +55,24 @@ impl ApiError {
             "not_found",
             "nothing is stored under this entity and id",
             "PUT it first; both are case-sensitive",
+        )
+    }
+
+    pub(super) fn no_cluster() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "no_cluster",
+            "this server is one of no cluster",
+            "start it with --bus: entity-sync --help says how",
+        )
+    }
+
+    pub(super) fn not_connected() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not_connected",
+            "the bus has not been connected yet: this node would not hear of changes on the others",
+            "start the bus, or correct its address; the server goes on trying",
         )
     }
 
@@ -99,7 +116,7 @@ impl ApiError {
         let (hint, allow) = match route {
             Route::Entity { .. } => ("use PUT, GET or DELETE", "PUT,GET,HEAD,DELETE"),
             Route::Notify => ("use POST", "POST"),
-            Route::Health | Route::Ready | Route::Metrics => ("use GET", "GET,HEAD"),
+            Route::Health | Route::Ready | Route::Metrics | Route::Cluster => ("use GET", "GET,HEAD"),
         };
         let error = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,

@@ -10,6 +10,7 @@ pub(super) enum Route<'a> {
     },
     Notify,
     Metrics,
+    Cluster,
     Health,
     Ready,
 }
@@ -23,6 +24,7 @@ impl<'a> Route<'a> {
         match path {
             "/notify" => Some(Self::Notify),
             "/metrics" => Some(Self::Metrics),
+            "/cluster" => Some(Self::Cluster),
             "/healthz" => Some(Self::Health),
             "/readyz" => Some(Self::Ready),
             _ => None,
