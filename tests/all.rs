@@ -17,5 +17,7 @@ mod engine;
 mod milestone;
 mod mio_server;
 mod mock_drivers;
+mod nats;
 mod postgres;
 mod simulation;
+mod zmq;

@@ -27,7 +27,7 @@ fn a_seed_replays_exactly() {
         for _ in 0..500 {
             world.apply(entity_sync_simulation::Op::random(&mut rng)).unwrap();
         }
-        world.trace().to_vec()
+        world.trace()
     };
     assert_eq!(trace(7), trace(7));
     assert_ne!(trace(7), trace(8));

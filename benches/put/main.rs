@@ -4,17 +4,20 @@
 //! `cargo run --release -p entity-sync-benches --bin put`
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
+mod clients;
+
 use std::error::Error;
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use entity_sync::api::{Parts, router};
-use entity_sync::store::{Location, Store};
-use entity_sync::{Entity, EntityKey, EntitySync, Handle, ReadError};
+use clients::Clients;
+use entity_sync::api::{Api, Parts};
+use entity_sync::store::{Location, Store, StoreResolver};
+use entity_sync::{Entity, EntityKey, EntitySync, Handle};
+use rustix::time::{ClockId, clock_gettime};
 
 /// What a PUT costs beside SQLite alone
 #[derive(Parser)]
@@ -44,13 +47,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..arguments.pairs {
         let (ours, batches) = api(&arguments)?;
         let bare = sqlite(&batches)?;
-        let writes = batches.iter().map(Vec::len).sum::<usize>();
-        let ratio = ours.as_secs_f64() / bare.as_secs_f64();
+        let writes = batches.iter().map(Vec::len).sum::<usize>() as f64;
+        let ratio = ours.wall.as_secs_f64() / bare.wall.as_secs_f64();
+        let micros = |spent: Duration| spent.as_secs_f64() * 1e6 / writes;
         println!(
-            "{writes} PUTs in {} batches: {:.0}/s, bare SQLite {:.0}/s, time {ratio:.2} of it; every watched key ended with its last row",
+            "{writes} PUTs in {} batches: {:.0}/s, bare SQLite {:.0}/s, time {ratio:.2} of it; CPU per PUT {:.1} µs and the \
+             clients' {:.1}, bare SQLite {:.1}; every watched key ended with its last row",
             batches.len(),
-            writes as f64 / ours.as_secs_f64(),
-            writes as f64 / bare.as_secs_f64(),
+            writes / ours.wall.as_secs_f64(),
+            writes / bare.wall.as_secs_f64(),
+            micros(ours.cpu),
+            micros(ours.clients),
+            micros(bare.cpu),
         );
         ratios.push(ratio);
     }
@@ -59,8 +67,43 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// How long the clients took, and what was committed together.
-fn api(arguments: &Arguments) -> Result<(Duration, Vec<Batch>), Box<dyn Error>> {
+/// What the writes took.
+struct Spent {
+    wall: Duration,
+    /// Of all threads but the clients'.
+    cpu: Duration,
+    clients: Duration,
+}
+
+impl Spent {
+    /// What `run` takes, on this thread and on others.
+    fn by<E>(run: impl FnOnce() -> Result<(), E>) -> Result<Self, E> {
+        let now = || {
+            (
+                Instant::now(),
+                cpu(ClockId::ProcessCPUTime),
+                cpu(ClockId::ThreadCPUTime),
+            )
+        };
+        let before = now();
+        run()?;
+        let after = now();
+        let clients = after.2 - before.2;
+        Ok(Self {
+            wall: after.0 - before.0,
+            cpu: (after.1 - before.1).saturating_sub(clients),
+            clients,
+        })
+    }
+}
+
+fn cpu(of: ClockId) -> Duration {
+    // It counts up from zero.
+    Duration::try_from(clock_gettime(of)).unwrap_or_default()
+}
+
+/// What it took, and what was committed together.
+fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let batches = Batches::default();
     let handle = Arc::new(OnceLock::<Handle>::new());
@@ -78,11 +121,8 @@ fn api(arguments: &Arguments) -> Result<(Duration, Vec<Batch>), Box<dyn Error>> 
             }
         },
     )?);
-    let read = store.clone();
-    let entity = Entity::read(move |request| {
-        let row = read.get(&request.key).map_err(|_| ReadError::Failed)?;
-        Ok(row.into_iter().collect())
-    });
+    // As the binary has it.
+    let entity = Entity::resolver(StoreResolver::new(&store)?).max_running_reads(4096);
     let sync = EntitySync::builder()
         .listen("127.0.0.1:0")
         .others(entity.public())
@@ -96,7 +136,9 @@ fn api(arguments: &Arguments) -> Result<(Duration, Vec<Batch>), Box<dyn Error>> 
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
             let _ = tell.send(listener.local_addr()?);
-            axum::serve(listener, router(Parts::new(Some(served), Arc::new(|_| Ok(()))))).await
+            let api = Api::new(Parts::new(Some(served), Arc::new(|_| Ok(()))));
+            api.listen(listener, std::future::pending()).await;
+            Ok(())
         })
     });
     let address: SocketAddr = address.recv()?;
@@ -109,15 +151,8 @@ fn api(arguments: &Arguments) -> Result<(Duration, Vec<Batch>), Box<dyn Error>> 
     while sync.handle().shard_counts().subscriptions < arguments.keys as u64 {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let began = Instant::now();
-    let clients = (0..arguments.clients).map(|client| {
-        let (writes, keys) = (arguments.writes, arguments.keys);
-        std::thread::spawn(move || write(address, client, writes, keys))
-    });
-    for client in clients.collect::<Vec<_>>() {
-        client.join().map_err(|_| "a client panicked")??;
-    }
-    let took = began.elapsed();
+    let mut clients = Clients::connect(address, arguments)?;
+    let spent = Spent::by(|| clients.run())?;
 
     // Every key that was written is pushed its last row, sooner or later.
     let batches = std::mem::take(&mut *batches.lock().unwrap_or_else(PoisonError::into_inner));
@@ -139,7 +174,7 @@ fn api(arguments: &Arguments) -> Result<(Duration, Vec<Batch>), Box<dyn Error>> 
         }
     }
     sync.shutdown(Duration::from_secs(1));
-    Ok((took, batches))
+    Ok((spent, batches))
 }
 
 /// A stream's own time limit, through tungstenite's wrapper.
@@ -156,38 +191,24 @@ impl ReadTimeout for tungstenite::stream::MaybeTlsStream<TcpStream> {
     }
 }
 
-/// One client that writes by hand, so that it costs little beside the server.
-fn write(address: SocketAddr, client: usize, writes: usize, keys: usize) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    let mut buffer = [0; 1024];
-    for number in 0..writes {
-        let id = (client * 7919 + number * 31) % keys;
-        let body = format!(r#"{{"id":"{id}","by":{client},"n":{number}}}"#);
-        let request = format!(
-            "PUT /entities/items/{id} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(request.as_bytes())?;
-        // Such an answer has no body, and comes in one piece.
-        let read = stream.read(&mut buffer)?;
-        if !buffer[..read].starts_with(b"HTTP/1.1 20") {
-            let said = String::from_utf8_lossy(&buffer[..read]).into_owned();
-            return Err(std::io::Error::other(said));
-        }
-    }
-    Ok(())
-}
-
-/// How long SQLite takes for rows of the same kind in the same batches, without anything around it.
-fn sqlite(batches: &[Batch]) -> Result<Duration, Box<dyn Error>> {
+/// What SQLite takes for rows of the same kind in the same batches, without anything around it.
+fn sqlite(batches: &[Batch]) -> Result<Spent, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let mut connection = rusqlite::Connection::open(folder.path().join("data.db"))?;
     connection.execute_batch(
         "PRAGMA journal_mode = wal; PRAGMA synchronous = full;
          CREATE TABLE entities (entity TEXT NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (entity, id)) STRICT",
     )?;
-    let began = Instant::now();
+    // There are no clients, so this thread is SQLite's.
+    let spent = Spent::by(|| commit(&mut connection, batches))?;
+    Ok(Spent {
+        cpu: spent.cpu + spent.clients,
+        clients: Duration::ZERO,
+        ..spent
+    })
+}
+
+fn commit(connection: &mut rusqlite::Connection, batches: &[Batch]) -> rusqlite::Result<()> {
     for (number, batch) in batches.iter().enumerate() {
         let transaction = connection.transaction()?;
         for key in batch {
@@ -200,5 +221,5 @@ fn sqlite(batches: &[Batch]) -> Result<Duration, Box<dyn Error>> {
         }
         transaction.commit()?;
     }
-    Ok(began.elapsed())
+    Ok(())
 }

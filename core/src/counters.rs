@@ -71,6 +71,7 @@ macro_rules! counters {
         }
     };
 }
+pub(crate) use counters;
 
 counters! {
     /// What a [`Node`](crate::Node) counts.
@@ -97,10 +98,10 @@ counters! {
         resolver_panics,
         /// Reads that had to wait, because as many of their entity were running as may.
         queued_reads,
-        /// Reads begun to look whether the store has settled.
-        settling_reads,
+        /// Reads begun only to look whether something has changed: the store may have settled, or a change been missed.
+        silent_reads,
         /// Of those, the ones that found what had been delivered already.
-        settled_unchanged,
+        silent_unchanged,
     }
 }
 

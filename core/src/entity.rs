@@ -192,6 +192,11 @@ impl<T: Default> Registry<T> {
         })
     }
 
+    /// The names of all entities, if no other name is one.
+    pub(crate) fn names(&self) -> Option<impl Iterator<Item = &str>> {
+        self.others.is_none().then(|| self.by_name.keys().map(|name| &**name))
+    }
+
     pub(crate) fn options(&self, index: EntityIndex) -> &EntityOptions {
         &self.all[index.0 as usize].0
     }

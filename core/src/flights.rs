@@ -55,7 +55,7 @@ pub(crate) struct Flight {
     pub(crate) key: EntityKey,
     pub(crate) audience: Audience,
     pub(crate) entity: EntityIndex,
-    /// A read that only looks whether the store has settled is owed.
+    /// A read that only looks whether something has changed is owed.
     owed_silently: bool,
     running_silently: bool,
     /// The running read serves everyone, and this is when they were first told that it is due.
@@ -65,11 +65,19 @@ pub(crate) struct Flight {
     /// Failed reads in a row.
     failures: u32,
     state: State,
+    /// The newest read whose rows are for everyone, or are known to everyone.
+    began_for_all: Ticket,
+    /// Everyone may have missed a change, and is to be read for unless a read for all begins before.
+    repair_is_due: bool,
+    /// It stands in a queue of repairs.
+    repair_is_queued: bool,
+    /// Its store may lag behind, so that a silent look proves nothing about what has changed shortly before.
+    settles: bool,
     /// One for each shard with subscribers.
     interests: SmallVec<[Interest; 1]>,
     /// The newest rows, until every marked shard has taken them.
     newest: Option<(Ticket, Group)>,
-    /// Only of entities that settle.
+    /// Only where looks are silent: of entities that settle, and all in a cluster.
     settling: Option<Box<Settling>>,
 }
 
@@ -107,6 +115,8 @@ struct Interest {
     running: bool,
     /// What the shard has been told to take and has not taken yet.
     mark: Option<Scope>,
+    /// About how many members the shard's topic has: the logarithm to base 2, or 0 for few.
+    weight: u8,
 }
 
 /// Which members of a topic a group is for.
@@ -143,7 +153,14 @@ pub(crate) struct Delivery {
 }
 
 impl Flight {
-    pub(crate) fn new(key: EntityKey, audience: Audience, entity: EntityIndex, options: &EntityOptions) -> Self {
+    /// `looks` says that reads may only look whether something has changed.
+    pub(crate) fn new(
+        key: EntityKey,
+        audience: Audience,
+        entity: EntityIndex,
+        options: &EntityOptions,
+        looks: bool,
+    ) -> Self {
         Self {
             key,
             audience,
@@ -157,9 +174,13 @@ impl Flight {
             },
             failures: 0,
             state: State::Idle,
+            began_for_all: Ticket(0),
+            repair_is_due: false,
+            repair_is_queued: false,
+            settles: options.settle.is_some(),
             interests: SmallVec::new(),
             newest: None,
-            settling: options.settle.map(|_| Box::default()),
+            settling: looks.then(Box::default),
         }
     }
 
@@ -171,6 +192,7 @@ impl Flight {
             owed: false,
             running: false,
             mark: None,
+            weight: 0,
         });
     }
 
@@ -179,6 +201,7 @@ impl Flight {
         if self.interests.is_empty() {
             self.owed_to_all.clear();
             self.owed_silently = false;
+            self.repair_is_due = false;
         }
         self.forget_taken();
     }
@@ -217,6 +240,39 @@ impl Flight {
         self.owed_silently = !self.interests.is_empty();
     }
 
+    /// A change may have been missed by everyone who was not given a read that began after `since`. Says whether that is
+    /// to be put into the queue of repairs.
+    pub(crate) fn repair_since(&mut self, since: Ticket) -> bool {
+        let is_owed = !self.owed_to_all.is_empty() || (self.owed_silently && !self.settles);
+        if self.interests.is_empty() || self.began_for_all > since || is_owed {
+            return false;
+        }
+        self.repair_is_due = true;
+        !std::mem::replace(&mut self.repair_is_queued, true)
+    }
+
+    /// Its repair has come up in the queue. Says whether one was still due.
+    pub(crate) fn repair(&mut self) -> bool {
+        self.repair_is_queued = false;
+        let is_due = std::mem::take(&mut self.repair_is_due);
+        if is_due {
+            self.owe_silently();
+        }
+        is_due
+    }
+
+    /// A shard's topic has about `2^weight` members.
+    pub(crate) fn weigh(&mut self, shard: u32, weight: u8) {
+        if let Some(interest) = self.interest_mut(shard) {
+            interest.weight = weight;
+        }
+    }
+
+    /// The weight of the shard with the most members.
+    pub(crate) fn weight(&self) -> u8 {
+        self.interests.iter().map(|it| it.weight).max().unwrap_or_default()
+    }
+
     /// Whether a read can begin now: one is owed and the flight is idle. Where nothing may be skipped, every shard must
     /// have taken the rows before, so that they need no queue.
     pub(crate) fn is_due(&self) -> bool {
@@ -250,12 +306,16 @@ impl Flight {
         self.state = State::Running(ticket);
         self.running_for_all = self.owed_to_all.take();
         self.running_silently = std::mem::take(&mut self.owed_silently);
+        if self.running_for_all.is_some() || (self.running_silently && !self.settles) {
+            self.began_for_all = ticket;
+            self.repair_is_due = false;
+        }
         for interest in &mut self.interests {
             interest.running = std::mem::take(&mut interest.owed);
         }
     }
 
-    /// The running read looks whether the store has settled, and nothing else.
+    /// The running read looks whether something has changed, and nothing else.
     pub(crate) fn runs_silently(&self) -> bool {
         self.running_silently && self.running_for_all.is_none() && !self.interests.iter().any(|it| it.running)
     }
@@ -429,9 +489,9 @@ impl Flight {
 /// What a finished read was.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Finished {
-    /// It was nothing but a look whether the store has settled.
+    /// It was nothing but a look whether something has changed.
     pub(crate) is_silent: bool,
-    /// It looked whether the store has settled, and found what everyone was given.
+    /// It looked whether something has changed, and found what everyone was given.
     pub(crate) is_unchanged: bool,
 }
 

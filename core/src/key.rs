@@ -38,14 +38,11 @@ impl EntityKey {
         let mut text = String::with_capacity(bytes);
         text.push_str(entity);
         text.push_str(id);
-        let mut hash = Fnv::default();
-        hash.write(&(entity.len() as u32).to_le_bytes());
-        hash.write(text.as_bytes());
-        let hash = hash.finish();
+        let entity_len = entity.len() as u32;
         Ok(Self {
+            stable_hash: stable_hash(&text, entity_len),
             text: text.into(),
-            entity_len: entity.len() as u32,
-            stable_hash: (hash ^ (hash >> 32)) as u32,
+            entity_len,
         })
     }
 
@@ -70,6 +67,65 @@ impl EntityKey {
     pub fn bucket(&self, buckets: u32) -> u32 {
         self.stable_hash % buckets.max(1)
     }
+
+    pub(crate) fn as_ref(&self) -> KeyRef<'_> {
+        KeyRef {
+            text: &self.text,
+            entity_len: self.entity_len,
+            stable_hash: self.stable_hash,
+        }
+    }
+}
+
+/// A key that stands in somebody else's bytes: looking it up takes no allocation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KeyRef<'a> {
+    // First, since it is compared first.
+    stable_hash: u32,
+    entity_len: u32,
+    text: &'a str,
+}
+
+impl<'a> KeyRef<'a> {
+    /// `text` is the entity immediately followed by the id, of which the first has `entity_len` bytes. `None` if there is
+    /// no such place in it.
+    pub(crate) fn new(text: &'a str, entity_len: usize) -> Option<Self> {
+        if !text.is_char_boundary(entity_len) {
+            return None;
+        }
+        let entity_len = u32::try_from(entity_len).ok()?;
+        Some(Self {
+            text,
+            entity_len,
+            stable_hash: stable_hash(text, entity_len),
+        })
+    }
+
+    pub(crate) fn text(&self) -> &'a str {
+        self.text
+    }
+
+    pub(crate) fn entity_len(&self) -> usize {
+        self.entity_len as usize
+    }
+
+    pub(crate) fn bucket(&self, buckets: u32) -> u32 {
+        self.stable_hash % buckets.max(1)
+    }
+}
+
+fn stable_hash(text: &str, entity_len: u32) -> u32 {
+    let mut hash = Fnv::default();
+    hash.write(&entity_len.to_le_bytes());
+    hash.write(text.as_bytes());
+    let hash = hash.finish();
+    (hash ^ (hash >> 32)) as u32
+}
+
+impl PartialEq<KeyRef<'_>> for EntityKey {
+    fn eq(&self, other: &KeyRef<'_>) -> bool {
+        self.as_ref() == *other
+    }
 }
 
 impl PartialEq for EntityKey {
@@ -81,6 +137,12 @@ impl PartialEq for EntityKey {
 impl Eq for EntityKey {}
 
 impl Hash for EntityKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_ref().hash(state);
+    }
+}
+
+impl Hash for KeyRef<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         // Not the stable hash: that one has no secret key, and clients choose ids.
         state.write_u32(self.entity_len);

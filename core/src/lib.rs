@@ -51,6 +51,7 @@
 
 mod admission;
 mod client;
+pub mod cluster;
 mod config;
 mod core;
 mod counters;

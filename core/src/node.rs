@@ -4,12 +4,15 @@
 //! it; never per delivery. No user code runs under a lock.
 
 mod gate;
+mod interest;
+mod outgoing;
 mod port;
 mod reads;
+mod repair;
 mod stripe;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use smallvec::SmallVec;
@@ -18,6 +21,7 @@ use crate::admission::Admission;
 use crate::client::{Client, ClientId, Command, InvalidCloseCode, Selector, SendError, Whose, checked_close_frame};
 use crate::config::Config;
 use crate::counters::{NodeCounters, ShardCounters};
+use crate::entity::Delivery::Every;
 use crate::entity::{EntityOptions, Registry};
 use crate::flights::{Delivery, Flight, FlightId, Ticket};
 use crate::hash::Seed;
@@ -29,6 +33,7 @@ use crate::subscriptions::TopicId;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
 use gate::Gate;
+pub(crate) use outgoing::{Lane, Outgoing};
 pub(crate) use port::Inbox;
 #[cfg(loom)]
 pub(crate) use port::Port;
@@ -62,6 +67,8 @@ struct Inner {
     /// The latest time that anyone told, in nanoseconds, for those who can't tell it.
     clock: std::sync::atomic::AtomicU64,
     ports: Box<[Port]>,
+    /// Where notifies go to other nodes, in a cluster.
+    outgoing: OnceLock<Outgoing>,
     counters: NodeCounters,
     shard_counters: Box<[Arc<ShardCounters>]>,
     latencies: Box<[Arc<Histogram>]>,
@@ -100,6 +107,7 @@ impl Node {
             deadline: AtomicU64::new(NEVER),
             clock: Default::default(),
             ports: wakers.into_iter().map(Port::new).collect(),
+            outgoing: OnceLock::new(),
             counters: NodeCounters::default(),
             shard_counters: (0..shards).map(|_| Arc::default()).collect(),
             latencies: (0..shards).map(|_| Arc::default()).collect(),
@@ -110,18 +118,27 @@ impl Node {
 
     /// The entity changed: every subscriber is owed rows of a read that begins after this call (G1).
     ///
-    /// Cheap and never blocks on anything but a short lock. Nothing happens if nobody is subscribed.
+    /// Cheap and never blocks on anything but a short lock. Nothing happens if nobody is subscribed. In a
+    /// [cluster](crate::cluster) the other nodes hear of it too, and with a [`PlainCluster`](crate::cluster::PlainCluster)
+    /// this one when they do.
     ///
     /// # Errors
     /// [`UnknownEntity`] if entities are registered and this is none of them.
     pub fn notify(&self, now: Timestamp, key: &EntityKey) -> Result<(), UnknownEntity> {
         self.0.counters.notifies.add(1);
         self.set_clock(now);
-        if self.0.entities.find(key.entity()).is_none() {
+        let Some(entity) = self.0.entities.find(key.entity()) else {
             self.0.counters.unknown_entities.add(1);
             return Err(UnknownEntity { key: key.clone() });
+        };
+        let outgoing = self.outgoing();
+        let is_applied = !outgoing.is_some_and(Outgoing::echoes);
+        if is_applied {
+            self.owe_to_all(now, key.as_ref());
         }
-        self.owe_to_all(now, key);
+        if let Some(outgoing) = outgoing {
+            outgoing.add(key, self.0.entities.options(entity).delivery == Every, is_applied);
+        }
         Ok(())
     }
 
@@ -133,7 +150,7 @@ impl Node {
     /// looks through all its connections.
     pub fn reread(&self, now: Timestamp, selector: &Selector) {
         match selector {
-            Selector::Key(key) => self.owe_to_all(now, key),
+            Selector::Key(key) => self.owe_to_all(now, key.as_ref()),
             _ => {
                 // One ticket for all whom this concerns, so that they share a read.
                 let ticket = self.current_ticket();
@@ -167,6 +184,11 @@ impl Node {
     /// Whether there is an entity of this name.
     pub fn is_entity(&self, name: &str) -> bool {
         self.0.entities.find(name).is_some()
+    }
+
+    /// The names of all entities; `None` if any name is one.
+    pub fn entity_names(&self) -> Option<impl Iterator<Item = &str>> {
+        self.0.entities.names()
     }
 
     /// Ends subscriptions of those whom `selector` names, as if they had unsubscribed. They are not told; they may
@@ -277,7 +299,13 @@ impl Node {
         };
         let (number, mut stripe) = self.stripe_of(key);
         let index = stripe.find_or_insert(self.seed(), key, audience, || {
-            Flight::new(key.clone(), audience.clone(), entity, self.0.entities.options(entity))
+            let options = self.0.entities.options(entity);
+            let outgoing = self.outgoing();
+            if let Some(outgoing) = outgoing {
+                outgoing.has_flight(key);
+            }
+            let looks = options.settle.is_some() || outgoing.is_some();
+            Flight::new(key.clone(), audience.clone(), entity, options, looks)
         });
         let mut id = FlightId::NOWHERE;
         if let Some((slot, flight)) = stripe.flights.at_mut(index) {
@@ -381,26 +409,6 @@ impl Node {
         }
         self.hand_over(now, starts);
         Some(result)
-    }
-
-    fn owe_to_all(&self, now: Timestamp, key: &EntityKey) {
-        let mut starts = Starts::new();
-        {
-            let (number, mut stripe) = self.stripe_of(key);
-            let stripe = &mut *stripe;
-            let hash = self.seed().hash_of(key);
-            let Some(audiences) = stripe.by_key.find(hash, |it| it.key == *key) else {
-                return;
-            };
-            for &index in &audiences.flights {
-                if let Some((slot, flight)) = stripe.flights.at_mut(index) {
-                    flight.owe_to_all(now);
-                    let id = FlightId { stripe: number, slot };
-                    self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
-                }
-            }
-        }
-        self.hand_over(now, starts);
     }
 
     /// Leaves a command for every shard that a selector concerns.

@@ -218,6 +218,10 @@ impl Subscriptions {
         members.into_iter().flatten().map(|member| member.conn)
     }
 
+    pub(crate) fn member_count(&self, topic: TopicId) -> usize {
+        self.topics.get(topic.0).map_or(0, |topic| topic.members.len())
+    }
+
     pub(crate) fn is_member(&self, conn: u32, topic: TopicId) -> bool {
         self.list_position(conn, topic).is_some()
     }

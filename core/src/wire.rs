@@ -66,6 +66,20 @@ pub fn decode(message: &[u8]) -> Result<ClientMessage, WireError> {
     }
 }
 
+/// Decodes the body of one message of the Go original's queue: a key by the same rules, such as
+/// `{"entity":"items","id":"100"}`.
+///
+/// # Errors
+/// [`WireError`] for whatever the original logged and dropped.
+pub fn decode_entity_key(body: &[u8]) -> Result<EntityKey, WireError> {
+    let text = decode_utf8(body);
+    let text = text.trim_matches(JSON_WHITESPACE);
+    if text.starts_with('n') && text != "null" {
+        return Err(WireError::Syntax);
+    }
+    decode_key(text)
+}
+
 /// The outer object.
 #[derive(Default)]
 struct Envelope<'a> {

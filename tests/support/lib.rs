@@ -1,6 +1,7 @@
 //! What the tests share: a WebSocket client that waits no longer than it should, and the messages of protocol v1.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a failure here is a failed test")]
 
+pub mod nats;
 pub mod nsqd;
 pub mod postgres;
 

@@ -89,7 +89,7 @@ pub struct Inbox(pub(crate) Arc<Shared>);
 impl Inbox {
     /// A message has come. When too many wait already it is dropped and counted; nodes notice.
     pub fn message(&self, message: impl Into<Bytes>) {
-        self.0.message(None, message.into());
+        self.0.message(message.into());
     }
 
     /// The bus is connected, for the first time or again.

@@ -23,13 +23,9 @@ pub(crate) struct Shared {
 }
 
 pub(crate) enum Event {
-    /// Under which topic, where that matters.
-    Message(Option<Box<str>>, Bytes),
+    Message(Bytes),
     Connected(bool),
-    Receipt {
-        number: u64,
-        is_confirmed: bool,
-    },
+    Receipt { number: u64, is_confirmed: bool },
 }
 
 impl Shared {
@@ -43,14 +39,14 @@ impl Shared {
         }
     }
 
-    pub(crate) fn message(&self, topic: Option<&str>, message: Bytes) {
+    pub(crate) fn message(&self, message: Bytes) {
         if self.waiting_bytes.load(Ordering::Relaxed) >= MAX_WAITING_BYTES {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return self.wake();
         }
         self.waiting_bytes
             .fetch_add(message.len() + MESSAGE_OVERHEAD, Ordering::Relaxed);
-        self.push(Event::Message(topic.map(Into::into), message));
+        self.push(Event::Message(message));
     }
 
     pub(crate) fn connected(&self, is_connected: bool) {
@@ -81,7 +77,7 @@ impl Shared {
             self.pending.store(false, Ordering::SeqCst);
             self.events.pop()
         })?;
-        if let Event::Message(_, message) = &event {
+        if let Event::Message(message) = &event {
             self.waiting_bytes
                 .fetch_sub(message.len() + MESSAGE_OVERHEAD, Ordering::Relaxed);
         }
@@ -103,14 +99,14 @@ mod tests {
         let shared = Shared::new(Waker::noop().clone());
         let message = Bytes::from(vec![0; MAX_WAITING_BYTES / 4]);
         for _ in 0..6 {
-            shared.message(None, message.clone());
+            shared.message(message.clone());
         }
         shared.connected(false);
         assert_eq!((shared.take_dropped(), shared.take_dropped()), (2, 0));
         let events: Vec<_> = std::iter::from_fn(|| shared.pop()).collect();
         assert_eq!(events.len(), 5);
         assert!(matches!(events[4], Event::Connected(false)));
-        shared.message(None, message);
+        shared.message(message);
         assert_eq!(shared.take_dropped(), 0);
     }
 }

@@ -3,14 +3,42 @@
 //! [`Bus`] carries the cluster's own messages, which are numbered: whatever the queue loses, nodes notice and read again.
 //! [`PlainBus`] carries one JSON body for each change, as the Go original did.
 
-#![allow(dead_code, reason = "the threads that serve buses come next")]
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use entity_sync_bus::{Bus, Clock, Join, Member, cluster_config, numbered};
+//! # use entity_sync_bus::{StartError};
+//! # use entity_sync_core::Node;
+//!
+//! # fn join(node: Node, clock: Clock, queue: impl Bus) -> Result<(), StartError> {
+//! let mut config = cluster_config();
+//! config.prefix = "shop".to_owned(); // keeps applications on one queue apart
+//! let member = Box::new(numbered(queue, config)).join(node, clock)?;
+//! println!("{:?}", member.view().status());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! With `entity-sync`'s builder, it is `EntitySync::builder().bus(numbered(queue, config))`.
 
+mod alarm;
 mod bus;
 mod inbox;
+mod member;
+mod numbered;
 mod plain;
-#[cfg(feature = "testing")]
-pub mod testing;
+mod plain_thread;
+mod probe;
 
 pub use bus::{Bus, Inbox, NotSent};
 pub use bytes::Bytes;
+pub use entity_sync_core::cluster::{
+    ClusterConfig, ClusterConfigError, ClusterCounts, ClusterSecret, ClusterStatus, ClusterView, Epoch, JoinError,
+    NodeId, PeerState, PeerStatus, PlainConfig, ShortSecret,
+};
+pub use member::{Clock, Join, Member, StartError, cluster_config};
+pub use numbered::{Numbered, numbered};
 pub use plain::{BadTopic, PlainBus, PlainInbox, Receipt};
+pub use plain_thread::{Plain, plain};
+pub use probe::{Probe, Told};

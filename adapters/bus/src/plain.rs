@@ -40,7 +40,7 @@ use crate::inbox::Shared;
 ///     fn publish(&mut self, topic: &str, body: &[u8], receipt: Receipt) {
 ///         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
 ///         for inbox in all.get(topic).into_iter().flatten() {
-///             inbox.message(topic, body.to_vec());
+///             inbox.message(body.to_vec());
 ///         }
 ///         receipt.confirm();
 ///     }
@@ -85,10 +85,10 @@ pub struct BadTopic {
 pub struct PlainInbox(pub(crate) Arc<Shared>);
 
 impl PlainInbox {
-    /// A message has come. When too many wait already it is dropped and counted, and everything is read again as after a
+    /// A message has come, under whichever topic: its body names the entity. When too many wait already it is dropped and counted, and everything is read again as after a
     /// lost connection.
-    pub fn message(&self, topic: &str, body: impl Into<Bytes>) {
-        self.0.message(Some(topic), body.into());
+    pub fn message(&self, body: impl Into<Bytes>) {
+        self.0.message(body.into());
     }
 
     /// All topics are heard of, for the first time or again.

@@ -34,12 +34,12 @@ use std::task::{Wake, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use entity_sync_core::Node;
 pub use entity_sync_core::{
     Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Incident,
     Incoming, InvalidCloseCode, LATENCY_BOUNDS, LatencyCounts, Misdeed, NodeCounters, NodeCounts, Origins, PassThrough,
     Payload, ReadError, Request, RowError, Rows, Seed, Selector, SendError, ShardCounts, UnknownEntity,
 };
+use entity_sync_core::{Node, Timestamp};
 
 pub use adopt::{AdoptError, AdoptFailure, Adopted};
 use clock::Clock;
@@ -377,6 +377,17 @@ impl Handle {
     /// not being shut down.
     pub fn has_room(&self) -> bool {
         !self.stop.is_requested() && self.node.has_room()
+    }
+
+    /// The node whose shards the reactors drive, as for a bus that makes it one of a cluster.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Tells the time that the reactors go by: what goes with [`node`](Self::node).
+    pub fn clock(&self) -> impl Fn() -> Timestamp + Send + Sync + 'static {
+        let clock = self.clock;
+        move || clock.now()
     }
 
     /// How many audiences of entities have subscribers or a running read.

@@ -90,7 +90,7 @@ impl Consumer {
             while let Some(frame) = link.frame()? {
                 let id = match frame {
                     Frame::Message(message) => {
-                        self.inbox.message(self.topic.as_str(), message.body.to_vec());
+                        self.inbox.message(message.body.to_vec());
                         add(&self.shared.counters.received);
                         message.id
                     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use entity_sync_bus::PlainBus;
-use entity_sync_bus::testing::Told;
+use entity_sync_bus::Told;
 use entity_sync_nsq::Config;
 use entity_sync_tests::nsqd::{Nsqd, frame};
 use entity_sync_tests::{PATIENCE, wait_for};
@@ -23,7 +23,7 @@ fn nsqd_may_come_later() {
     assert!(node.status.is_connected());
     // It tries again at once when a subscription was made.
     node.publish(2, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(2), message("items", BODY)]);
+    assert_eq!(node.next_sorted(2), [Told::Confirmed(2), message(BODY)]);
     assert_eq!(node.counts().reconnects, 0, "these are the first connections");
     assert_eq!(nsqd.open_connections(), 3);
 }
@@ -66,7 +66,7 @@ fn killed_and_restarted() {
     let mut nsqd = Nsqd::start();
     let mut node = Node::connected(&nsqd);
     node.publish(0, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(0), message("items", BODY)]);
+    assert_eq!(node.next_sorted(2), [Told::Confirmed(0), message(BODY)]);
     let channels = nsqd.channels("items");
     nsqd.misbehave(|it| it.ignored = vec!["PUB"]);
     (1..=3).for_each(|number| node.publish(number, "items", BODY.as_bytes()));
@@ -85,16 +85,13 @@ fn killed_and_restarted() {
         nsqd.publish("items", "meanwhile");
         nsqd.behave();
         nsqd.restart();
-        assert_eq!(
-            (node.next(), node.next()),
-            (Told::Connected, message("items", "meanwhile"))
-        );
+        assert_eq!((node.next(), node.next()), (Told::Connected, message("meanwhile")));
         let new_channels = nsqd.channels("items");
         assert_eq!(new_channels.len(), 1);
         assert_ne!(new_channels, channels);
     }
     node.publish(4, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(4), message("items", BODY)]);
+    assert_eq!(node.next_sorted(2), [Told::Confirmed(4), message(BODY)]);
     let counts = node.counts();
     assert!(counts.reconnects >= 4, "{counts:?}");
     assert_eq!(counts.published, counts.confirmed + counts.dropped + counts.refused);
@@ -119,7 +116,7 @@ fn a_stuck_nsqd_blocks_nobody_and_is_given_up() {
     let nsqd = Nsqd::start();
     let mut node = Node::connected(&nsqd);
     node.publish(0, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(0), message("items", BODY)]);
+    assert_eq!(node.next_sorted(2), [Told::Confirmed(0), message(BODY)]);
     nsqd.misbehave(|it| it.is_stuck = true);
     // More than sockets hold, and than may wait.
     let start = Instant::now();
@@ -266,10 +263,7 @@ fn bad_names_and_bodies_never_reach_nsqd() {
     }
     assert_eq!((node.counts().refused, nsqd.connections()), (6, 1));
     node.publish(6, "items", &too_long[1..]);
-    assert_eq!(
-        node.next_sorted(2),
-        [Told::Confirmed(6), message("items", &too_long[1..])]
-    );
+    assert_eq!(node.next_sorted(2), [Told::Confirmed(6), message(&too_long[1..])]);
 }
 
 /// An entity that was not asked about before.
@@ -278,7 +272,7 @@ fn a_bus_with_a_bad_name_is_never_connected() {
     let nsqd = Nsqd::start();
     let node = Node::start(config(&[&nsqd]), &["items", "my items"]);
     nsqd.publish("items", "x");
-    assert_eq!((node.next(), node.soon()), (message("items", "x"), None));
+    assert_eq!((node.next(), node.soon()), (message("x"), None));
     assert!(!node.status.is_connected());
 }
 
@@ -307,7 +301,7 @@ fn garbage_ends_the_connection_and_no_more() {
     }
     // The client is not too strict, either. nsqd has not heard of this message, and says so.
     nsqd.inject(&good_id);
-    assert_eq!(node.next(), message("items", "x"));
+    assert_eq!(node.next(), message("x"));
     wait_for("nsqd's complaint", || node.counts().errors == 1);
     assert_eq!((node.soon(), nsqd.connections()), (None, 9));
     assert!(node.last_failure().contains("E_FIN_FAILED"));

@@ -1,9 +1,8 @@
 //! [`Node`]: a bus, and what it tells.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use entity_sync_bus::testing::{Outlet, Told, plain_inbox};
-use entity_sync_bus::{Bytes, PlainBus};
+use entity_sync_bus::{Bytes, PlainBus, Probe, Told};
 use entity_sync_nsq::{Config, Counts, Nsq, Status};
 use entity_sync_tests::nsqd::Nsqd;
 use entity_sync_tests::{PATIENCE, wait_for};
@@ -13,7 +12,7 @@ pub(crate) const BODY: &str = r#"{"entity":"items","id":"100"}"#;
 pub(crate) struct Node {
     pub(crate) bus: Nsq,
     pub(crate) status: Status,
-    outlet: Outlet,
+    probe: Probe,
 }
 
 impl Node {
@@ -27,20 +26,20 @@ impl Node {
     pub(crate) fn start(config: Config, topics: &[&str]) -> Self {
         let mut bus = Nsq::new(config).unwrap();
         let status = bus.status();
-        let (inbox, outlet) = plain_inbox();
+        let probe = Probe::new();
         let topics: Vec<_> = topics.iter().map(|it| (*it).to_owned()).collect();
-        bus.start(&topics, inbox);
-        Self { bus, status, outlet }
+        bus.start(&topics, probe.plain_inbox());
+        Self { bus, status, probe }
     }
 
     pub(crate) fn publish(&mut self, receipt: u64, topic: &str, body: &[u8]) {
-        let receipt = self.outlet.receipt(receipt);
+        let receipt = self.probe.receipt(receipt);
         self.bus.publish(topic, body, receipt);
     }
 
     /// What is told next.
     pub(crate) fn next(&self) -> Told {
-        self.outlet.next(PATIENCE).expect("nothing was told")
+        self.next_within(PATIENCE).expect("nothing was told")
     }
 
     /// The next so many things told, sorted by what they are: a confirmation and the message it is for race.
@@ -52,7 +51,18 @@ impl Node {
 
     /// What is told within a moment, if anything is.
     pub(crate) fn soon(&self) -> Option<Told> {
-        self.outlet.next(Duration::from_millis(100))
+        self.next_within(Duration::from_millis(100))
+    }
+
+    fn next_within(&self, patience: Duration) -> Option<Told> {
+        let until = Instant::now() + patience;
+        loop {
+            let told = self.probe.next();
+            if told.is_some() || Instant::now() >= until {
+                return told;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -81,9 +91,6 @@ pub(crate) fn at(addresses: impl IntoIterator<Item = String>) -> Config {
     config
 }
 
-pub(crate) fn message(topic: &str, body: impl AsRef<[u8]>) -> Told {
-    Told::Message {
-        topic: Some(topic.into()),
-        body: Bytes::copy_from_slice(body.as_ref()),
-    }
+pub(crate) fn message(body: impl AsRef<[u8]>) -> Told {
+    Told::Message(Bytes::copy_from_slice(body.as_ref()))
 }

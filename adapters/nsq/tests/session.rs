@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use entity_sync_bus::PlainBus;
-use entity_sync_bus::testing::Told;
+use entity_sync_bus::Told;
 use entity_sync_nsq::Config;
 use entity_sync_tests::nsqd::{FEATURES, Nsqd, frame};
 use entity_sync_tests::wait_for;
@@ -38,7 +38,7 @@ fn byte_for_byte() {
     );
 
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message("items", BODY)]);
+    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message(BODY)]);
     let publish = [b"PUB items\n\0\0\0\x1d", BODY.as_bytes()].concat();
     let mut producer = [&identify[..], &publish].concat();
     same(&nsqd, 1, &producer);
@@ -53,7 +53,7 @@ fn byte_for_byte() {
 
     // Another message takes the same way.
     node.publish(2, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(2), message("items", BODY)]);
+    assert_eq!(node.next_sorted(2), [Told::Confirmed(2), message(BODY)]);
     producer.extend(&publish);
     same(&nsqd, 1, &producer);
     consumer.extend(b"RDY 1\nFIN 18a5dc70ee669002\n");
@@ -112,17 +112,14 @@ fn two_nodes_hear_each_other_and_themselves() {
     let nsqd = Nsqd::start();
     let mut nodes = [0; 2].map(|_| Node::connected(&nsqd));
     nodes[0].publish(1, "items", b"from the first");
-    assert_eq!(
-        nodes[0].next_sorted(2),
-        [Told::Confirmed(1), message("items", "from the first")]
-    );
-    assert_eq!(nodes[1].next(), message("items", "from the first"));
+    assert_eq!(nodes[0].next_sorted(2), [Told::Confirmed(1), message("from the first")]);
+    assert_eq!(nodes[1].next(), message("from the first"));
     nodes[1].publish(2, "items", b"from the second");
     assert_eq!(
         nodes[1].next_sorted(2),
-        [Told::Confirmed(2), message("items", "from the second")]
+        [Told::Confirmed(2), message("from the second")]
     );
-    assert_eq!(nodes[0].next(), message("items", "from the second"));
+    assert_eq!(nodes[0].next(), message("from the second"));
     nodes
         .iter()
         .for_each(|it| assert_eq!(it.soon(), None, "once is enough"));
@@ -158,7 +155,7 @@ fn in_order(max_in_flight: u16) {
                 confirmed += 1;
             }
             told => {
-                assert_eq!(told, message("items", received.to_string()));
+                assert_eq!(told, message(received.to_string()));
                 received += 1;
             }
         }
@@ -201,7 +198,7 @@ fn any_body_comes_as_it_is() {
         nsqd.publish("items", body);
     }
     for body in bodies {
-        assert_eq!(node.next(), message("items", body));
+        assert_eq!(node.next(), message(body));
     }
     wait_for("the last to be finished", || nsqd.count(b"\nFIN ") == bodies.len());
 }
@@ -213,7 +210,7 @@ fn frames_may_come_in_single_bytes() {
     let mut node = Node::connected(&nsqd);
     for number in 0..20 {
         node.publish(number, "items", BODY.as_bytes());
-        assert_eq!(node.next_sorted(2), [Told::Confirmed(number), message("items", BODY)]);
+        assert_eq!(node.next_sorted(2), [Told::Confirmed(number), message(BODY)]);
     }
 }
 
@@ -223,7 +220,7 @@ fn heartbeats_are_answered_and_keep_connections() {
     nsqd.set_heartbeat(Duration::from_millis(20));
     let mut node = Node::connected(&nsqd);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message("items", BODY)]);
+    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message(BODY)]);
     // For longer than a connection would live without them.
     wait_for("heartbeats for more than two intervals", || {
         nsqd.count(b"NOP\n") > 2 * 2 * 60
@@ -255,7 +252,7 @@ fn topics_that_are_there_twice_are_heard_of_once_and_none_at_all_is_connected() 
     let node = Node::start(config(&[&nsqd]), &["items", "items"]);
     assert_eq!(node.next(), Told::Connected);
     nsqd.publish("items", "x");
-    assert_eq!((node.next(), node.soon()), (message("items", "x"), None));
+    assert_eq!((node.next(), node.soon()), (message("x"), None));
     let node = Node::start(config(&[&nsqd]), &[]);
     assert_eq!(node.next(), Told::Connected);
 }

@@ -2,7 +2,8 @@
 //!
 //! - [`EntitySync::builder`] is the whole set-up for an application that embeds it; see [`builder`].
 //!
-//! The rest is what the binary is made of:
+//! The rest is what the binary is made of. An application that needs none of it does without SQLite, clap and an HTTP server:
+//! `entity-sync = { version = "…", default-features = false }`.
 //!
 //! - [`store`] keeps entities in a SQLite file and says which keys changed, after the change is safe on disk.
 //! - [`api`] is HTTP around it: write, read and delete entities, and notify of changes made elsewhere.
@@ -10,14 +11,22 @@
 //! - [`resolver`] reads entities that are kept elsewhere: over HTTP, or from PostgreSQL.
 //! - [`args`] is the command line, and [`serve`] runs what it asks for.
 
+#[cfg(feature = "binary")]
 pub mod api;
+#[cfg(feature = "binary")]
 pub mod args;
 pub mod builder;
+#[cfg(feature = "binary")]
 pub mod client;
+#[cfg(feature = "binary")]
 pub mod metrics;
+#[cfg(feature = "binary")]
 mod readers;
+#[cfg(feature = "binary")]
 pub mod resolver;
+#[cfg(feature = "binary")]
 pub mod serve;
+#[cfg(feature = "binary")]
 pub mod store;
 pub mod values;
 
@@ -29,7 +38,7 @@ pub use entity_sync_mio::{
 };
 
 /// The programs of the README and of the page for those who come from Go compile.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "binary"))]
 mod pages {
     #[doc = include_str!("../../../README.md")]
     struct Readme;

@@ -48,7 +48,7 @@ const ERRORS: &[(&str, &str)] = &[
 const DROPPED: &[(&str, &str)] = &[
     ("late_reads", "late_read"),
     ("dirty_marks", "full_outbox"),
-    ("settled_unchanged", "unchanged"),
+    ("silent_unchanged", "unchanged"),
 ];
 
 /// Numbers that fall, too.

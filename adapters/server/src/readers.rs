@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use entity_sync_mio::{AudienceRule, Config, Entities, EntityOptions, Handle, Pool, PoolConfig, ReadError, Rows};
+use entity_sync_mio::{
+    AudienceRule, Config, Entities, EntityOptions, Handle, Pool, PoolConfig, ReadError, Reply, Resolver,
+};
 
 use crate::args::{EntityRules, Options};
 use crate::builder::Routes;
@@ -10,11 +12,11 @@ use crate::resolver::Source;
 use crate::resolver::http::HttpReader;
 use crate::resolver::postgres::{Dsn, Listener, Plan, Postgres};
 use crate::serve::ServeError;
-use crate::store::Store;
+use crate::store::{Store, StoreResolver};
 
 /// Threads that read, if any reads go over the network.
 const REMOTE_THREADS: usize = 16;
-/// Reads that may wait for a database, of one entity: they are read many at a time.
+/// Reads that may wait for the store or a database, of one entity: they are read many at a time.
 const BATCHED_READS: usize = 4096;
 
 /// All that reads entities.
@@ -69,23 +71,24 @@ impl Readers {
             databases.plan(&rules.source, options, config);
         }
         databases.start(options, handle)?;
+        let stored = match store {
+            Some(store) => Some(Arc::new(StoreResolver::new(store).map_err(ServeError::System)?)),
+            None => None,
+        };
         let mut routes = Routes::default();
         let mut entities = Entities::none();
         if let Some(rules) = &options.others {
             entities = Entities::any(options_of(rules, threads));
         }
         for (name, rules) in all {
-            let resolver: Box<dyn entity_sync_mio::Resolver> = match &rules.source {
+            let resolver: Box<dyn Resolver> = match &rules.source {
                 Source::Store => {
-                    let store = store.cloned();
-                    Box::new(
-                        pool.resolver(move |request| match store.as_ref().map(|it| it.get(&request.key)) {
-                            Some(Ok(row)) => row.map(Rows::one).ok_or(ReadError::NotFound),
-                            // The API lets in nothing that can't be sent, and what another program put there is tried
-                            // again later.
-                            _ => Err(ReadError::Failed),
-                        }),
-                    )
+                    let stored = stored.clone();
+                    Box::new(move |request, reply: Reply| match &stored {
+                        Some(store) => store.resolve(request, reply),
+                        // Whoever opened no store has no entity in it.
+                        None => reply.fail(ReadError::NotFound),
+                    })
                 }
                 Source::Http(template) => {
                     let (limit, bytes) = (config.core.read_time_limit, config.core.max_read_bytes);
@@ -118,9 +121,9 @@ fn options_of(rules: &EntityRules, threads: usize) -> EntityOptions {
     entity.snapshot = rules.snapshot;
     entity.delivery = rules.delivery;
     entity.max_running_reads = match rules.source {
-        Source::Postgres { .. } => BATCHED_READS,
+        Source::Store | Source::Postgres { .. } => BATCHED_READS,
         // So that entities whose reads are slow leave a thread to the others.
-        Source::Store | Source::Http(_) => threads.saturating_sub(1).max(1),
+        Source::Http(_) => threads.saturating_sub(1).max(1),
     };
     entity
 }
@@ -175,15 +178,15 @@ impl Databases {
         Ok(())
     }
 
-    fn resolver(&self, dsn: &Dsn, query: Option<&str>) -> impl entity_sync_mio::Resolver + use<> {
+    fn resolver(&self, dsn: &Dsn, query: Option<&str>) -> impl Resolver + use<> {
         let at = self.plans.iter().position(|it| it.dsn == *dsn);
         let of_query = at.and_then(|at| {
             let queries = &self.plans[at].queries;
             let number = queries.iter().position(|it| Some(it.as_str()) == query)?;
             Some(self.running.get(at)?.resolver(number))
         });
-        move |request, reply: entity_sync_mio::Reply| match &of_query {
-            Some(resolver) => entity_sync_mio::Resolver::resolve(resolver, request, reply),
+        move |request, reply: Reply| match &of_query {
+            Some(resolver) => resolver.resolve(request, reply),
             // All queries were planned.
             None => reply.fail(ReadError::NotFound),
         }

@@ -71,7 +71,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         .enable_all()
         .build()
         .map_err(ServeError::System)?;
-    let served = runtime.block_on(serve_api(options, &server, api::router(parts), &is_stopping));
+    let served = runtime.block_on(serve_api(options, &server, api::Api::new(parts), &is_stopping));
 
     server.shutdown(GRACE);
     pool.shutdown(GRACE);
@@ -104,7 +104,7 @@ fn log(options: &Options) {
 async fn serve_api(
     options: &Options,
     server: &Server,
-    router: axum::Router,
+    service: api::Api,
     is_stopping: &AtomicBool,
 ) -> Result<(), ServeError> {
     let address = options.api;
@@ -117,11 +117,10 @@ async fn serve_api(
     greet(options, server.addresses(), api);
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = axum::serve(listener, router).with_graceful_shutdown(async {
+    let mut serving = tokio::spawn(service.listen(listener, async {
         // An error means that the sender is gone, which is the end as well.
         let _ = stopped.await;
-    });
-    let mut serving = tokio::spawn(async move { serving.await });
+    }));
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

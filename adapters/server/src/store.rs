@@ -7,10 +7,12 @@
 //! 3. It calls `on_commit` with the keys that changed. A read that begins from then on sees the change.
 //! 4. It answers each caller.
 //!
-//! [`get`](Store::get) reads beside that, from any number of threads.
+//! [`get`](Store::get) reads beside that, from any number of threads, and [`StoreResolver`] reads for a server.
 
 mod database;
 mod error;
+mod queue;
+mod resolver;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -26,10 +28,12 @@ use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
 
 use database::{Checkpoint, Readers};
+use queue::Queues;
 use writer::{Write, Writer};
 
 pub use database::{BUSY_TIMEOUT, FORMAT};
 pub use error::StoreError;
+pub use resolver::StoreResolver;
 
 /// How many threads can read a file at once; others wait for one of them.
 const READERS: usize = 8;
@@ -62,6 +66,8 @@ pub struct Store {
     connection: Arc<Mutex<Connection>>,
     /// `None` in memory.
     readers: Option<Readers>,
+    /// What servers ask for.
+    queues: Arc<Queues>,
     /// `None` once closed. Its capacity is never reached, since `waiting` is spent first.
     writes: RwLock<Option<Sender<Write>>>,
     waiting: Arc<Semaphore>,
@@ -86,7 +92,8 @@ impl Store {
             Location::Memory => None,
         };
         let (sender, writes) = bounded(WAITING_KIB / LEAST_KIB);
-        let writer = Writer::new(Arc::clone(&connection), on_commit, writes)?;
+        let queues = Arc::<Queues>::default();
+        let writer = Writer::new(Arc::clone(&connection), on_commit, writes, Arc::clone(&queues))?;
         let thread = thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
@@ -96,6 +103,7 @@ impl Store {
         Ok(Self {
             connection,
             readers,
+            queues,
             writes: RwLock::new(Some(sender)),
             waiting: Arc::new(Semaphore::new(WAITING_KIB)),
             writer: Mutex::new(Some(thread)),
@@ -131,6 +139,20 @@ impl Store {
     /// When the file can't be read.
     pub fn get(&self, key: &EntityKey) -> Result<Option<Vec<u8>>, StoreError> {
         self.read(|connection| database::get(connection, key))
+    }
+
+    /// Reads several bodies as of one moment, until they have `most_bytes`: the first one at least. Blocks as
+    /// [`get`](Self::get) does.
+    fn get_many<'a>(
+        &self,
+        keys: impl ExactSizeIterator<Item = &'a EntityKey>,
+        most_bytes: usize,
+    ) -> Vec<Result<Option<Vec<u8>>, StoreError>> {
+        let count = keys.len();
+        match self.read(|connection| database::get_many(connection, keys, most_bytes)) {
+            Ok(bodies) => bodies.into_iter().map(|body| body.map_err(StoreError::from)).collect(),
+            Err(error) => vec![Err(error); count],
+        }
     }
 
     /// Reads as little as shows that the store can be read and is not closed. Blocks as [`get`](Self::get) does.

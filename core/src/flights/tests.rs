@@ -145,7 +145,13 @@ impl Story {
             ..EntityOptions::default()
         };
         Self {
-            flight: Flight::new(key, Audience::Public, EntityIndex::default(), &options),
+            flight: Flight::new(
+                key,
+                Audience::Public,
+                EntityIndex::default(),
+                &options,
+                options.settle.is_some(),
+            ),
             kind,
             sides: BTreeMap::new(),
             running: None,

@@ -36,8 +36,9 @@ impl Node {
             _ => Ok(()),
         };
         let settle = self.0.entities.options(read.entity).settle;
-        let fingerprint = match (&group, settle) {
-            (Ok(group), Some(_)) => Some(Fingerprint(self.seed().fingerprint(group.bytes()))),
+        let looks = settle.is_some() || self.outgoing().is_some();
+        let fingerprint = match &group {
+            Ok(group) if looks => Some(Fingerprint(self.seed().fingerprint(group.bytes()))),
             _ => None,
         };
         let ReadId { flight: id, ticket, .. } = read;
@@ -63,7 +64,7 @@ impl Node {
                     }
                     let finished = it.finish(ticket, group, fingerprint, |shard| marked.push(shard));
                     if finished.is_unchanged {
-                        counters.settled_unchanged.add(1);
+                        counters.silent_unchanged.add(1);
                     }
                     if !finished.is_silent
                         && let Some(settle) = settle
@@ -199,7 +200,7 @@ impl Node {
         let ticket = Ticket(self.0.ticket.fetch_add(1, Ordering::SeqCst) + 1);
         flight.start(ticket);
         if flight.runs_silently() {
-            self.0.counters.settling_reads.add(1);
+            self.0.counters.silent_reads.add(1);
         }
         let limit = now + self.0.config.read_time_limit;
         limits.push_back((limit, id.slot, ticket));
@@ -252,7 +253,7 @@ impl Node {
         self.set_alarm(until, slot, Alarm::Retry, alarms);
     }
 
-    fn set_alarm(
+    pub(super) fn set_alarm(
         &self,
         at: Timestamp,
         slot: SlotId,
@@ -264,10 +265,14 @@ impl Node {
     }
 
     pub(super) fn remove_if_over(&self, stripe: &mut Stripe, slot: SlotId) {
-        if let Some(flight) = stripe.remove_if_over(self.seed(), slot)
-            && let Some(turn) = flight.turn()
-        {
+        let Some(flight) = stripe.remove_if_over(self.seed(), slot) else {
+            return;
+        };
+        if let Some(turn) = flight.turn() {
             self.0.entities.of(flight.entity).forget(turn);
+        }
+        if let Some(outgoing) = self.outgoing() {
+            outgoing.has_flight_no_more(&flight.key);
         }
     }
 

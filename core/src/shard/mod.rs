@@ -457,9 +457,9 @@ impl Shard {
                 extra.dirty.retain(|&topic| topic != left.topic);
             }
         }
-        if left.is_last
-            && let Some(topic) = self.subscriptions.remove_topic(left.topic)
-        {
+        if !left.is_last {
+            self.weigh(left.topic);
+        } else if let Some(topic) = self.subscriptions.remove_topic(left.topic) {
             self.node.leave(self.now, self.index, topic.flight);
         }
         self.count_subscriptions();

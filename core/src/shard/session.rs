@@ -198,6 +198,7 @@ impl Shard {
         let topic = self.find_or_join_topic(key, audience);
         let standing = Standing::since(self.node.current_ticket());
         self.subscriptions.join(conn.0.index, topic, standing);
+        self.weigh(topic);
         self.count_subscriptions();
         if with_snapshot {
             self.want(conn, topic);
@@ -269,6 +270,7 @@ impl Shard {
             };
             self.has_left(conn, left);
             self.subscriptions.join(conn.0.index, new, standing);
+            self.weigh(new);
             if on_its_way || lost_rows || left.standing.wants() || left.standing.is_dirty() {
                 self.want(conn, new);
             }
@@ -284,6 +286,18 @@ impl Shard {
     fn secret_of(&self, conn: ConnId) -> &Arc<str> {
         let secret = self.conns.get(conn.0).and_then(|it| it.secret.as_ref());
         secret.unwrap_or(&self.no_secret)
+    }
+
+    /// Tells the node whenever a large topic has doubled or halved.
+    pub(super) fn weigh(&self, topic: TopicId) {
+        const FEW: usize = 16;
+        let members = self.subscriptions.member_count(topic);
+        if members >= FEW
+            && members.is_power_of_two()
+            && let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight)
+        {
+            self.node.weigh(self.index, flight, members.ilog2() as u8);
+        }
     }
 
     fn find_or_join_topic(&mut self, key: EntityKey, audience: Audience) -> TopicId {

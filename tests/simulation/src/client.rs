@@ -224,8 +224,12 @@ impl Client {
         if row.secret != secret {
             return Err(format!("G6: {conn:?} with secret {secret:?} is sent {row:?}"));
         }
-        // Rows of a store that lags behind don't tell when they were read.
-        let has_ticks = kind_of(row.key) != Kind::Settling;
+        // Rows of a store that lags behind don't tell when they were read, nor do all of a cluster.
+        let has_ticks = row.read_began != 0;
+        let is_older = self.version.get(&row.key).is_some_and(|&seen| seen > row.version);
+        if is_older && kind_of(row.key) != Kind::Settling {
+            return Err(format!("G2: {conn:?} is sent {row:?} after a later version"));
+        }
         if has_ticks && row.read_began <= joined {
             return Err(format!("G2: {conn:?}, subscribed at {joined}, is sent {row:?}"));
         }

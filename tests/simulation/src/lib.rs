@@ -1,10 +1,11 @@
 //! Runs entity-sync-core with simulated clients, drivers, store and clock. Everything follows from one seed, so that a
 //! seed which fails fails again; the guarantees of the design (G1 to G4 and G6) and the tables' own invariants are
-//! asserted after every step.
+//! asserted after every step; in a cluster, G5 whenever faults stop.
 //!
 //! The same [`Op`]s drive the fuzzer, which takes them from its bytes ([`run_ops`]).
 
 mod client;
+mod cluster;
 mod entities;
 mod machine;
 mod op;
@@ -12,8 +13,10 @@ mod store;
 mod wire;
 mod world;
 
+use entity_sync_core::cluster::ClusterCounts;
 use fastrand::Rng;
 
+pub use cluster::{ClusterOp, ClusterWorld};
 pub use op::{Answer, Driver, Op, Target};
 pub use world::{Stats, World};
 
@@ -48,7 +51,30 @@ pub fn run_seed(seed: u64, steps: u32, traced: bool) -> Result<Stats, Box<Failur
         Err(what) => Err(Box::new(Failure {
             seed,
             what,
-            trace: world.trace().to_vec(),
+            trace: world.trace(),
+        })),
+    }
+}
+
+/// As [`run_seed`], with a cluster of nodes.
+///
+/// # Errors
+/// What was violated. The same seed and steps always give the same.
+pub fn run_cluster_seed(seed: u64, steps: u32, traced: bool) -> Result<(Stats, ClusterCounts), Box<Failure>> {
+    let mut rng = rng(seed);
+    let mut world = ClusterWorld::new(seed, traced);
+    let mut run = || {
+        for _ in 0..steps {
+            world.apply(ClusterOp::random(&mut rng))?;
+        }
+        world.settle()
+    };
+    match run() {
+        Ok(()) => Ok(world.stats()),
+        Err(what) => Err(Box::new(Failure {
+            seed,
+            what,
+            trace: world.trace(),
         })),
     }
 }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use entity_sync_simulation::{Stats, run_seed};
+use entity_sync_core::cluster::ClusterCounts;
+use entity_sync_simulation::{Failure, Stats, run_cluster_seed, run_seed};
 
 /// Runs entity-sync-core against simulated clients, drivers and store.
 #[derive(Parser)]
@@ -22,6 +23,9 @@ struct Args {
     /// Run so many seeds more, taken from the clock.
     #[arg(long, default_value_t = 0)]
     random: u64,
+    /// Run a cluster of nodes, instead of one.
+    #[arg(long)]
+    cluster: bool,
     /// Operations for each seed.
     #[arg(long, default_value_t = 400)]
     steps: u32,
@@ -30,9 +34,9 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(seed) = args.seed {
-        return match run_seed(seed, args.steps, true) {
-            Ok(stats) => {
-                println!("seed {seed}: no violation, {stats:?}");
+        return match args.run(seed, true) {
+            Ok((stats, counts)) => {
+                println!("seed {seed}: no violation, {stats:?} {counts:?}");
                 ExitCode::SUCCESS
             }
             Err(failure) => {
@@ -50,18 +54,20 @@ fn main() -> ExitCode {
         println!("random seeds from {random}");
     }
     let seeds = (args.from..args.from + args.seeds).chain(random..random + args.random);
-    let mut sum = Stats::default();
+    let mut sum = (Stats::default(), ClusterCounts::default());
     let mut run = 0;
     for seed in seeds {
-        match run_seed(seed, args.steps, false) {
-            Ok(stats) => {
+        match args.run(seed, false) {
+            Ok((stats, counts)) => {
                 run += 1;
-                sum += stats;
+                sum.0 += stats;
+                sum.1 += counts;
             }
             Err(failure) => {
                 println!("seed {seed}: {}", failure.what);
                 println!(
-                    "replay: cargo run --release -p entity-sync-simulation -- --steps {} --seed {seed}",
+                    "replay: cargo run --release -p entity-sync-simulation -- {}--steps {} --seed {seed}",
+                    if args.cluster { "--cluster " } else { "" },
                     args.steps
                 );
                 println!("found after {run} clean seeds");
@@ -69,6 +75,18 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{run} seeds, no violation, {sum:?}");
+    println!("{run} seeds, no violation, {:?}", sum.0);
+    if args.cluster {
+        println!("{:?}", sum.1);
+    }
     ExitCode::SUCCESS
+}
+
+impl Args {
+    fn run(&self, seed: u64, traced: bool) -> Result<(Stats, ClusterCounts), Box<Failure>> {
+        match self.cluster {
+            true => run_cluster_seed(seed, self.steps, traced),
+            false => run_seed(seed, self.steps, traced).map(|stats| (stats, ClusterCounts::default())),
+        }
+    }
 }

@@ -96,7 +96,7 @@ impl Row {
 #[derive(Default)]
 pub(crate) struct Store {
     /// When each version of a key came to be; the first one has always been.
-    versions: BTreeMap<u8, Vec<Timestamp>>,
+    pub(crate) versions: BTreeMap<u8, Vec<Timestamp>>,
     pub(crate) reads: Vec<Read>,
     /// Reads whose rows must never be seen: they had been given up when the answer came.
     pub(crate) given_up: BTreeSet<Tick>,
@@ -120,7 +120,7 @@ impl Store {
 
 /// The rows of one version: its number decides how many and how long, so that a replay sees the same. One version in
 /// nine has none.
-pub(crate) fn rows(read: &Read) -> Rows {
+pub(crate) fn rows(read: &Read, has_ticks: bool) -> Rows {
     let count = row_count(read.name.0, read.version);
     (0..count)
         .map(|index| {
@@ -128,10 +128,10 @@ pub(crate) fn rows(read: &Read) -> Rows {
                 key: read.name.0,
                 secret: read.name.1.clone(),
                 // Rows of the same state must be the same where that is to be noticed.
-                read_began: if kind_of(read.name.0) == Kind::Settling {
-                    0
-                } else {
-                    read.began
+                read_began: match kind_of(read.name.0) {
+                    Kind::Settling => 0,
+                    _ if !has_ticks => 0,
+                    _ => read.began,
                 },
                 version: read.version,
                 index,

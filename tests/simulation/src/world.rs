@@ -3,8 +3,11 @@
 mod application;
 mod checks;
 mod clients;
+mod elsewhere;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -49,8 +52,37 @@ pub struct World {
     /// Faults have stopped.
     is_settling: bool,
     failure: Option<String>,
-    trace: Option<Vec<String>>,
+    trace: Option<Trace>,
     stats: Stats,
+    /// Reads that a cluster may have caused, and that no notify of this node did.
+    from_elsewhere: u64,
+    /// Rows say when they were read.
+    has_ticks: bool,
+    is_clustered: bool,
+}
+
+/// What was done, by one world or by several that share it.
+#[derive(Clone, Default)]
+pub(crate) struct Trace {
+    lines: Rc<RefCell<Vec<String>>>,
+    of: String,
+}
+
+impl Trace {
+    pub(crate) fn of(&self, whom: &str) -> Self {
+        Self {
+            lines: self.lines.clone(),
+            of: whom.to_owned(),
+        }
+    }
+
+    pub(crate) fn push(&self, line: &str) {
+        self.lines.borrow_mut().push(format!("{}{line}", self.of));
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines.borrow().clone()
+    }
 }
 
 /// Who said what to the application, and with which secret.
@@ -74,7 +106,7 @@ pub struct Stats {
     /// Reads that had to wait for others of their entity.
     pub queued_reads: u64,
     /// Looks whether a store has settled that found nothing new.
-    pub settled_unchanged: u64,
+    pub silent_unchanged: u64,
     /// Messages that the application sent.
     pub sent_messages: u64,
     /// Messages that clients sent the application.
@@ -113,14 +145,17 @@ impl World {
             fallen_behind: 0,
             is_settling: false,
             failure: None,
-            trace: traced.then(Vec::new),
+            trace: traced.then(Trace::default),
             stats: Stats::default(),
+            from_elsewhere: 0,
+            has_ticks: true,
+            is_clustered: false,
         }
     }
 
     /// What was done, if it was asked for.
-    pub fn trace(&self) -> &[String] {
-        self.trace.as_deref().unwrap_or_default()
+    pub fn trace(&self) -> Vec<String> {
+        self.trace.as_ref().map(Trace::lines).unwrap_or_default()
     }
 
     /// What happened so far.
@@ -132,7 +167,7 @@ impl World {
             conflated: counters.conflated,
             dirty_marks: counters.dirty_marks,
             queued_reads: self.machine.node().counters().queued_reads.get(),
-            settled_unchanged: self.machine.node().counters().settled_unchanged.get(),
+            silent_unchanged: self.machine.node().counters().silent_unchanged.get(),
             sent_messages: counters.sent_messages,
             passed_messages: counters.passed_messages,
             fallen_behind: counters.fallen_behind,
@@ -198,46 +233,18 @@ impl World {
     /// What was violated.
     pub fn settle(&mut self) -> Result<(), String> {
         self.note(|tick| format!("{tick}: settle"));
-        self.is_settling = true;
-        self.machine.panic_next(false);
+        self.begin_settling();
         // The longest backoff is 30 s, and each round that finds nothing to do is worth 5.
         let mut idle_rounds = 0;
         for _ in 0..2000 {
-            let mut is_idle = true;
-            for shard in 0..self.machine.shards() {
-                self.poll(shard, 10_000);
-                self.look_at_requests();
-            }
-            while !self.store.reads.is_empty() {
-                is_idle = false;
-                self.answer(0, Answer::Rows);
-                self.look_at_requests();
-            }
-            for index in 0..self.clients.len() {
-                let number = index as u8;
-                if self.clients[index].taken.is_some() {
-                    is_idle = false;
-                    self.complete(number, usize::MAX);
-                }
-                if self.clients[index].room < 100_000 {
-                    self.drain(number, 1_000_000);
-                }
-                if self.clients[index].pings > 0 {
-                    self.clients[index].pings = 0;
-                    self.say(number, &mut wire::pong());
-                }
-            }
-            self.check()?;
-            if (0..self.machine.shards()).any(|shard| self.machine.wants_poll(shard)) {
+            let is_idle = self.settle_round()?;
+            if self.wants_poll() {
                 continue;
             }
             if is_idle {
                 idle_rounds += 1;
                 if idle_rounds > 8 {
-                    self.is_settling = false;
-                    for client in &mut self.clients {
-                        client.room = self.rng.usize(..1500);
-                    }
+                    self.end_settling();
                     return self.check_convergence();
                 }
                 self.advance(Duration::from_secs(5));
@@ -248,7 +255,53 @@ impl World {
         Err("G1: it never comes to rest".to_owned())
     }
 
-    fn advance(&mut self, time: Duration) {
+    pub(crate) fn begin_settling(&mut self) {
+        self.is_settling = true;
+        self.machine.panic_next(false);
+    }
+
+    pub(crate) fn end_settling(&mut self) {
+        self.is_settling = false;
+        for client in &mut self.clients {
+            client.room = self.rng.usize(..1500);
+        }
+    }
+
+    pub(crate) fn wants_poll(&self) -> bool {
+        (0..self.machine.shards()).any(|shard| self.machine.wants_poll(shard))
+    }
+
+    /// Everyone does what there is to do. Says whether there was nothing.
+    pub(crate) fn settle_round(&mut self) -> Result<bool, String> {
+        let mut is_idle = true;
+        for shard in 0..self.machine.shards() {
+            self.poll(shard, 10_000);
+            self.look_at_requests();
+        }
+        while !self.store.reads.is_empty() {
+            is_idle = false;
+            self.answer(0, Answer::Rows);
+            self.look_at_requests();
+        }
+        for index in 0..self.clients.len() {
+            let number = index as u8;
+            if self.clients[index].taken.is_some() {
+                is_idle = false;
+                self.complete(number, usize::MAX);
+            }
+            if self.clients[index].room < 100_000 {
+                self.drain(number, 1_000_000);
+            }
+            if self.clients[index].pings > 0 {
+                self.clients[index].pings = 0;
+                self.say(number, &mut wire::pong());
+            }
+        }
+        self.check()?;
+        Ok(is_idle)
+    }
+
+    pub(crate) fn advance(&mut self, time: Duration) {
         self.now = self.now + time;
         for shard in 0..self.machine.shards() {
             // The first shard hears of the time whenever it passes: from it, the node knows when a reply is dropped.
@@ -345,8 +398,8 @@ impl World {
     }
 
     fn note(&mut self, line: impl FnOnce(Tick) -> String) {
-        if let Some(trace) = &mut self.trace {
-            trace.push(line(self.tick));
+        if let Some(trace) = &self.trace {
+            trace.push(&line(self.tick));
         }
     }
 }
@@ -368,7 +421,7 @@ impl std::ops::AddAssign for Stats {
         self.dirty_marks += other.dirty_marks;
         self.converged += other.converged;
         self.queued_reads += other.queued_reads;
-        self.settled_unchanged += other.settled_unchanged;
+        self.silent_unchanged += other.silent_unchanged;
         self.sent_messages += other.sent_messages;
         self.passed_messages += other.passed_messages;
         self.fallen_behind += other.fallen_behind;

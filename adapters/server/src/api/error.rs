@@ -2,14 +2,13 @@
 
 use std::borrow::Cow;
 
-use axum::Json;
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::http::header::WWW_AUTHENTICATE;
-use axum::http::{HeaderValue, Method, StatusCode};
-use axum::response::{IntoResponse, Response};
 use entity_sync_core::{KeyTooLong, UnknownEntity};
+use hyper::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
+use hyper::{Method, StatusCode};
 use serde_json::json;
 
+use super::Answer;
+use super::route::Route;
 use crate::store::StoreError;
 
 /// Answered as `{"error":{"code":"…","message":"…","hint":"…"}}`.
@@ -22,6 +21,8 @@ pub(super) struct ApiError {
     message: Cow<'static, str>,
     /// For people: what to do.
     hint: Cow<'static, str>,
+    /// The methods that there are, if it was none of them.
+    allow: Option<&'static str>,
 }
 
 const PATHS: &str =
@@ -45,6 +46,7 @@ impl ApiError {
             code,
             message: message.into(),
             hint: hint.into(),
+            allow: None,
         }
     }
 
@@ -93,18 +95,22 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "no_such_path", "this path does not exist", hint)
     }
 
-    pub(super) fn method_not_allowed(method: &Method, path: &str) -> Self {
-        let hint = match path {
-            "/notify" => "use POST",
-            "/healthz" | "/readyz" | "/metrics" => "use GET",
-            _ => "use PUT, GET or DELETE",
+    pub(super) fn method_not_allowed(method: &Method, route: Route<'_>) -> Self {
+        let (hint, allow) = match route {
+            Route::Entity { .. } => ("use PUT, GET or DELETE", "PUT,GET,HEAD,DELETE"),
+            Route::Notify => ("use POST", "POST"),
+            Route::Health | Route::Ready | Route::Metrics => ("use GET", "GET,HEAD"),
         };
-        Self::new(
+        let error = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
             format!("{method} is not possible on this path"),
             hint,
-        )
+        );
+        Self {
+            allow: Some(allow),
+            ..error
+        }
     }
 
     pub(super) fn bad_path(message: impl Into<Cow<'static, str>>) -> Self {
@@ -144,22 +150,22 @@ impl ApiError {
         )
     }
 
-    pub(super) fn body(rejection: &BytesRejection, limit: usize) -> Self {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            Self::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
-                format!("the body is larger than {limit} bytes"),
-                "send less at once",
-            )
-        } else {
-            Self::new(
-                StatusCode::BAD_REQUEST,
-                "incomplete_body",
-                "the body could not be read to its end",
-                "send the request again",
-            )
-        }
+    pub(super) fn too_large(limit: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            format!("the body is larger than {limit} bytes"),
+            "send less at once",
+        )
+    }
+
+    pub(super) fn incomplete_body() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "incomplete_body",
+            "the body could not be read to its end",
+            "send the request again",
+        )
     }
 
     /// Whatever keeps the store from answering, the server is of no use to its callers now.
@@ -211,21 +217,18 @@ impl From<KeyTooLong> for ApiError {
     }
 }
 
-impl From<PathRejection> for ApiError {
-    fn from(_: PathRejection) -> Self {
-        Self::bad_path("the path is not UTF-8 text once it is percent-decoded")
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    pub(super) fn into_response(self) -> Answer {
         let error = json!({
             "error": { "code": self.code, "message": self.message, "hint": self.hint }
         });
-        let mut response = (self.status, Json(error)).into_response();
+        let mut response = super::json(self.status, error.to_string());
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+        }
+        if let Some(allow) = self.allow {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         }
         response
     }

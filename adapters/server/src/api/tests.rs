@@ -1,9 +1,7 @@
-use axum::body::to_bytes;
-use axum::http::header::ALLOW;
-use axum::http::{HeaderMap, Method};
+use http_body_util::BodyExt;
+use hyper::header::ALLOW;
 use parking_lot::Mutex;
 use serde_json::Value;
-use tower::ServiceExt;
 
 use crate::store::Location;
 
@@ -11,7 +9,7 @@ use super::*;
 
 /// The API on a store in memory, and what was told to whom.
 struct Server {
-    router: Router,
+    api: Api,
     store: Arc<Store>,
     committed: Arc<Mutex<Vec<EntityKey>>>,
     notified: Arc<Mutex<Vec<EntityKey>>>,
@@ -41,23 +39,21 @@ impl Server {
         let mut parts = Parts::new(Some(Arc::clone(&store)), notify);
         parts.is_stored = Arc::new(|entity| entity != "elsewhere");
         Self {
-            router: router(parts),
+            api: Api::new(parts),
             store,
             committed,
             notified,
         }
     }
 
-    async fn send(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
+    async fn send(&self, method: &str, path: &str, body: impl Into<Bytes>) -> Answer {
         let request = Request::builder()
             .method(Method::from_bytes(method.as_bytes()).expect("a method"))
             .uri(path)
-            .body(body.into())
+            .body(Full::new(body.into()))
             .expect("a request");
-        let router = self.router.clone();
-        let response = router.oneshot(request).await.expect("infallible");
-        let (parts, body) = response.into_parts();
-        let body = to_bytes(body, usize::MAX).await.expect("a body");
+        let (parts, body) = self.api.answer(request).await.into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
         Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
@@ -65,7 +61,7 @@ impl Server {
         }
     }
 
-    async fn put(&self, path: &str, body: impl Into<Body>) -> Answer {
+    async fn put(&self, path: &str, body: impl Into<Bytes>) -> Answer {
         self.send("PUT", path, body).await
     }
 
@@ -73,7 +69,7 @@ impl Server {
         self.send("GET", path, "").await
     }
 
-    async fn notify(&self, body: impl Into<Body>) -> Answer {
+    async fn notify(&self, body: impl Into<Bytes>) -> Answer {
         self.send("POST", "/notify", body).await
     }
 }
@@ -388,9 +384,9 @@ async fn web_pages_are_refused() {
             .method(Method::POST)
             .uri("/notify")
             .header(header, value)
-            .body(Body::from(r#"{"entity":"items","id":"1"}"#))
+            .body(Full::<Bytes>::from(r#"{"entity":"items","id":"1"}"#))
             .expect("a request");
-        let response = server.router.clone().oneshot(request).await.expect("infallible");
+        let response = server.api.answer(request).await;
         assert_eq!(response.status().as_u16(), status, "{header}: {value}");
     }
     assert_eq!(server.notified.lock().len(), 2);
@@ -403,7 +399,7 @@ async fn with_a_token_only_health_checks_go_without() {
     let mut parts = Parts::new(Some(Arc::clone(&server.store)), notify);
     parts.token = Token::new("0123456789abcdef");
     parts.metrics = Arc::new(|| "numbers".to_owned());
-    server.router = router(parts);
+    server.api = Api::new(parts);
     for (method, path) in [
         ("GET", "/entities/items/1"),
         ("PUT", "/entities/items/1"),
@@ -438,9 +434,9 @@ async fn with_a_token_only_health_checks_go_without() {
                 "authorization",
                 HeaderValue::from_bytes(header.as_bytes()).expect("a value"),
             )
-            .body(Body::empty())
+            .body(Full::<Bytes>::default())
             .expect("a request");
-        let response = server.router.clone().oneshot(request).await.expect("infallible");
+        let response = server.api.answer(request).await;
         assert_eq!(response.status(), status, "{header}");
     }
 }
@@ -450,7 +446,7 @@ async fn a_server_that_stops_is_not_ready_but_alive() {
     let mut server = Server::new();
     let parts = Parts::new(Some(Arc::clone(&server.store)), Arc::new(|_| Ok(())));
     let is_stopping = parts.is_stopping.clone();
-    server.router = router(parts);
+    server.api = Api::new(parts);
     server.get("/readyz").await.is(200, r#"{"status":"ok"}"#);
     is_stopping.store(true, Ordering::Relaxed);
     assert_eq!(server.get("/readyz").await.status, 503);

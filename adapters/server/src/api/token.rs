@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, HeaderMap};
 use subtle::ConstantTimeEq;
 
 /// The fewest characters of a token: shorter ones can be guessed.

@@ -9,7 +9,7 @@ use entity_sync_mio::{AudienceRule, Config, Entities, EntityOptions, Reply, Requ
 use super::api::{Call, call};
 use super::watch::{Watch, watch};
 use super::*;
-use crate::api::{Parts, Token, router};
+use crate::api::{Api, Parts, Token};
 use crate::store::{Location, Store};
 
 #[derive(Parser)]
@@ -44,7 +44,7 @@ fn serve(token: Option<&str>) -> String {
         runtime.expect("a runtime").block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let _ = told.send(listener.local_addr().expect("an address").to_string());
-            let _ = axum::serve(listener, router(parts)).await;
+            Api::new(parts).listen(listener, std::future::pending()).await;
         });
     });
     address.recv().expect("it serves")

@@ -203,6 +203,11 @@ impl Readers {
         Ok(connection)
     }
 
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
     /// Calls `read` with a connection, after waiting for one if need be.
     pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         // Both ends live as long as `self`, so neither call can fail.
@@ -219,6 +224,63 @@ pub(super) fn get(connection: &Connection, key: &EntityKey) -> rusqlite::Result<
         .prepare_cached("SELECT body FROM entities WHERE entity = ?1 AND id = ?2")?
         .query_row([key.entity(), key.id()], |row| Ok(row.get_ref(0)?.as_bytes()?.to_vec()))
         .optional()
+}
+
+/// Reads several bodies in one transaction, until they have `most_bytes`: the first one at least.
+pub(super) fn get_many<'a>(
+    connection: &Connection,
+    keys: impl ExactSizeIterator<Item = &'a EntityKey>,
+    most_bytes: usize,
+) -> rusqlite::Result<Vec<rusqlite::Result<Option<Vec<u8>>>>> {
+    let mut bodies = Vec::with_capacity(keys.len());
+    // Reads by itself in a transaction if there is but one.
+    let transaction = if keys.len() > 1 {
+        Some(Reading::begin(connection)?)
+    } else {
+        None
+    };
+    let mut bytes = 0;
+    for key in keys {
+        let body = get(connection, key);
+        bytes += body.as_ref().map_or(0, |body| body.as_ref().map_or(0, Vec::len));
+        bodies.push(body);
+        if bytes >= most_bytes {
+            break;
+        }
+    }
+    drop(transaction);
+    Ok(bodies)
+}
+
+/// A transaction that only reads, from its first statement until it is dropped. rusqlite's own would prepare its statements
+/// anew each time.
+struct Reading<'a>(&'a Connection);
+
+impl<'a> Reading<'a> {
+    fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached("BEGIN")?.execute([])?;
+        Ok(Self(connection))
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        // After some errors SQLite has ended it by itself.
+        if !self.0.is_autocommit() {
+            let ended = self.0.prepare_cached("COMMIT").and_then(|mut it| it.execute([]));
+            // It read only, so there is nothing to undo but the transaction itself.
+            if ended.is_err() && !self.0.is_autocommit() {
+                let _ = self.0.execute_batch("ROLLBACK");
+            }
+        }
+    }
+}
+
+/// A number that changes whenever another connection has committed something, and not by what this one does.
+pub(super) fn version_of_others(connection: &Connection) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached("PRAGMA data_version")?
+        .query_row([], |row| row.get(0))
 }
 
 /// Reads as little as shows that reading works.

@@ -1,6 +1,7 @@
 //! The one thread that writes. It commits together what waits together, since a commit costs a sync of the disk and a
 //! write costs next to nothing.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -13,12 +14,17 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::StoreError;
 use super::database::{self, Checkpoint};
+use super::queue::{Held, Queues};
+use super::resolver;
 
 /// The most writes of one transaction.
 pub(super) const BATCH_WRITES: usize = 1024;
 
 /// A transaction that holds this many bytes takes no further write.
 pub(super) const BATCH_BYTES: usize = 8 << 20;
+
+/// Reads of more bytes than this are left to the threads that read, as they would hold up the next batch.
+const ANSWER_BYTES: usize = 1 << 20;
 
 /// From this many pages in the log on, they are moved into the file: SQLite's own default.
 const CHECKPOINT_PAGES: i32 = 1000;
@@ -41,6 +47,9 @@ pub(super) struct Writer<F> {
     connection: Arc<Mutex<Connection>>,
     on_commit: F,
     writes: Receiver<Write>,
+    queues: Arc<Queues>,
+    /// What [`database::version_of_others`] was.
+    version_of_others: Option<i64>,
     /// The length of the log, which SQLite tells with each commit.
     log_pages: Arc<AtomicI32>,
     restart_at: i32,
@@ -51,6 +60,7 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
         connection: Arc<Mutex<Connection>>,
         on_commit: F,
         writes: Receiver<Write>,
+        queues: Arc<Queues>,
     ) -> Result<Self, StoreError> {
         let log_pages = Arc::new(AtomicI32::new(0));
         let heard = Arc::clone(&log_pages);
@@ -63,6 +73,8 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
             connection,
             on_commit,
             writes,
+            queues,
+            version_of_others: None,
             log_pages,
             restart_at: RESTART_PAGES,
         })
@@ -86,7 +98,7 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
     }
 
     /// In this order: nobody is told of a change that could still be lost, and who is answered knows that it was told.
-    fn commit_tell_answer(&self, batch: &mut Vec<Write>) {
+    fn commit_tell_answer(&mut self, batch: &mut Vec<Write>) {
         let mut results = Vec::with_capacity(batch.len());
         // Unlocked again before `on_commit`, which may read.
         commit(&mut self.connection.lock(), batch, &mut results);
@@ -99,7 +111,12 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
             })
             .map(|(write, _)| write.key.clone())
             .collect();
+        // What is read because of it is answered below, or by a thread that is woken once for all.
+        let reads = self.queues.hold();
         let told = changed.is_empty() || catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&changed))).is_ok();
+        let mut written = HashMap::new();
+        // After an error it is for the file to say what is in it.
+        let is_known = !reads.is_empty() && results.iter().all(Result::is_ok);
         for (write, result) in batch.drain(..).zip(results) {
             let answer = match result {
                 Ok(_) if !told => Err(StoreError::NotTold),
@@ -107,6 +124,30 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
             };
             // A caller who no longer waits needs no answer.
             let _ = write.reply.send(answer);
+            if is_known {
+                written.insert(write.key, write.body);
+            }
+        }
+        if is_known {
+            self.answer_reads(&reads, &written);
+        }
+    }
+
+    /// What was just written is what a read would find, unless somebody else has written since. Whoever asked did so after
+    /// the commit, and before this looks whether anybody has.
+    fn answer_reads(&mut self, reads: &Held, written: &HashMap<EntityKey, Option<String>>) {
+        let version = database::version_of_others(&self.connection.lock()).ok();
+        let before = std::mem::replace(&mut self.version_of_others, version);
+        if version.is_none() || version != before {
+            return;
+        }
+        let bytes: usize = written.values().flatten().map(String::len).sum();
+        if bytes > ANSWER_BYTES {
+            return;
+        }
+        for ((key, _), reply) in reads.take(|key| written.contains_key(key)) {
+            let body = written.get(&key).and_then(Option::as_ref);
+            resolver::answer(Ok(body.map(|body| body.clone().into_bytes())), reply);
         }
     }
 

@@ -185,7 +185,7 @@ impl World {
             self.store.given_up.insert(read.began);
         }
         self.note(|tick| format!("{tick}: {answer:?} for {:?} of {}", read.name, read.began));
-        let rows = rows(&read);
+        let rows = rows(&read, self.has_ticks);
         let sent = match answer {
             // Without rows there may be more to say.
             Answer::Rows if rows == Rows::none() && !read.began.is_multiple_of(3) => {
@@ -236,7 +236,7 @@ impl World {
             }
         } else {
             self.targeted += 1;
-            if self.targeted > self.machine.counters().dirty_marks {
+            if self.targeted > self.machine.counters().dirty_marks + self.from_elsewhere {
                 self.fail(format!("G3: a read of {name:?} for nothing"));
             }
         }

@@ -44,7 +44,7 @@ impl World {
     }
 
     /// G1: everyone has a state that was read after the last notify.
-    pub(super) fn check_convergence(&mut self) -> Result<(), String> {
+    pub(crate) fn check_convergence(&mut self) -> Result<(), String> {
         for client in self.clients.iter().filter(|it| !it.is_ending && !it.is_broken) {
             if self.machine.queued_bytes(client.shard, client.conn).is_none() {
                 // It has ended and its driver is about to hear of it.
@@ -57,6 +57,8 @@ impl World {
                     continue;
                 }
                 let has_it = match kind_of(key) {
+                    // What is the same as before is not sent again.
+                    _ if self.is_clustered => client.version.get(&key) == Some(&newest),
                     Kind::Settling => client.version.get(&key) == Some(&newest),
                     _ => client.seen.get(&key).is_some_and(|&seen| seen >= due),
                 };

@@ -1,0 +1,409 @@
+//! [`Link`]: what the bus's two sides share, and [`run`]: the side that has the connection.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::connection::State;
+use async_nats::{Client, ClientError, Event, Server, Subject, Subscriber};
+use entity_sync_bus::Inbox;
+use futures_core::Stream;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::AbortHandle;
+
+use crate::limited::Limited;
+use crate::options::Plan;
+use crate::outgoing::{Batch, Outgoing};
+use crate::status::{NatsStatus, count};
+
+/// How often the connection is looked at besides, as async-nats drops events when they are many.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A server that is about to close is left within this time, not by all nodes at once.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
+/// After async-nats has failed.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+
+/// What the bus's two sides share.
+#[derive(Default)]
+pub(crate) struct Link {
+    pub(crate) outgoing: Outgoing,
+    pub(crate) status: NatsStatus,
+    /// The server's limit. 0: not known.
+    max_payload: AtomicUsize,
+    was_too_large: AtomicBool,
+    logs: Logs,
+    /// Something has happened to the connection.
+    look: Notify,
+    /// The server is about to close.
+    leave: Notify,
+    /// To which connection that was.
+    leaving: AtomicU64,
+    /// The server has said no to something.
+    error: Notify,
+    closed: Notify,
+}
+
+#[derive(Default)]
+struct Logs {
+    connected: Limited,
+    disconnected: Limited,
+    unreachable: Limited,
+    error: Limited,
+    slow: Limited,
+    refused: Limited,
+}
+
+impl Link {
+    /// Whether the server takes a message of this length.
+    pub(crate) fn takes(&self, length: usize) -> bool {
+        let max = self.max_payload.load(Ordering::Relaxed);
+        let takes = max == 0 || length <= max;
+        if !takes && !self.was_too_large.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                length,
+                "NATS: a message is too large for the server and not sent, nor will others be: raise its max_payload, \
+                 which is {max}"
+            );
+        }
+        takes
+    }
+
+    fn event(&self, event: &Event) {
+        let counters = self.status.counters();
+        match event {
+            Event::Connected | Event::Disconnected => self.look.notify_one(),
+            Event::Closed => self.closed.notify_one(),
+            Event::Draining => {}
+            Event::LameDuckMode => {
+                tracing::info!("NATS: the server is about to close");
+                let connection = counters.connects.load(Ordering::Relaxed);
+                self.leaving.store(connection, Ordering::Relaxed);
+                self.leave.notify_one();
+            }
+            Event::SlowConsumer(_) => {
+                count(&counters.slow, 1);
+                if let Some(before) = self.logs.slow.happened(Instant::now()) {
+                    tracing::warn!(
+                        before,
+                        "NATS: messages come faster than they are taken, and some were dropped"
+                    );
+                }
+            }
+            Event::ServerError(error) => {
+                count(&counters.errors, 1);
+                self.error.notify_waiters();
+                self.status.set_last_error(Some(error.to_string()));
+                if let Some(before) = self.logs.error.happened(Instant::now()) {
+                    tracing::error!(before, "{error}");
+                }
+            }
+            // An attempt to connect; why it failed is told to `unreachable`.
+            Event::ClientError(ClientError::Other(_)) => count(&counters.errors, 1),
+            Event::ClientError(error) => tracing::debug!("{error}"),
+        }
+    }
+
+    /// Before each attempt to connect: why those before have failed, if they have.
+    fn unreachable(&self, servers: &[Server]) {
+        let failed = servers.iter().filter(|it| it.failed_attempts > 0);
+        let reasons = failed.filter_map(|it| {
+            let (host, port, error) = (it.addr.host(), it.addr.port(), it.last_error.as_ref()?);
+            Some(format!("{host}:{port}: {error}{}", hint(error)))
+        });
+        let reasons = reasons.collect::<Vec<_>>().join("; ");
+        if reasons.is_empty() {
+            return;
+        }
+        if let Some(before) = self.logs.unreachable.happened(Instant::now()) {
+            tracing::warn!(before, "NATS: no connection, trying on: {reasons}");
+        }
+        self.status.set_last_error(Some(reasons));
+    }
+
+    /// There is no connection any more, if there was one.
+    fn lost(&self, inbox: &Inbox) {
+        if self.status.counters().is_connected.swap(false, Ordering::Relaxed) {
+            self.drop_messages(self.outgoing.connection(None));
+            inbox.disconnected();
+            if let Some(before) = self.logs.disconnected.happened(Instant::now()) {
+                tracing::warn!(before, "NATS: the connection is lost");
+            }
+        }
+    }
+
+    fn drop_messages(&self, dropped: usize) {
+        count(&self.status.counters().not_sent, dropped as u64);
+    }
+}
+
+/// What to do about it, where the error alone doesn't say.
+fn hint(error: &str) -> &'static str {
+    let error = error.to_lowercase();
+    if error.contains("authorization") || error.contains("authentication") {
+        " (look at the user, password, token or credentials)"
+    } else if error.contains("unknownissuer") {
+        " (look at the file of root certificates)"
+    } else if error.contains("invalidcontenttype") {
+        " (perhaps the server has no TLS)"
+    } else {
+        ""
+    }
+}
+
+/// Connects, and serves until it is stopped.
+pub(crate) async fn run(
+    link: Arc<Link>,
+    plan: Plan,
+    started: oneshot::Receiver<Inbox>,
+    mut stopped: watch::Receiver<Option<Instant>>,
+) {
+    let inbox = tokio::select! {
+        inbox = started => inbox,
+        _ = stopped.wait_for(Option::is_some) => return,
+    };
+    let Ok(inbox) = inbox else { return };
+
+    while serve(&link, &plan, &inbox, &mut stopped).await == End::Failed {
+        tracing::error!("NATS: its client has failed, and another one is started");
+        count(&link.status.counters().errors, 1);
+        link.lost(&inbox);
+        let again = tokio::time::sleep(RESTART_DELAY);
+        tokio::select! {
+            () = again => {}
+            _ = stopped.wait_for(Option::is_some) => return,
+        }
+    }
+}
+
+#[derive(PartialEq)]
+enum End {
+    Stopped,
+    /// async-nats has panicked, as it does on some answers that no server gives.
+    Failed,
+}
+
+async fn serve(link: &Arc<Link>, plan: &Plan, inbox: &Inbox, stopped: &mut watch::Receiver<Option<Instant>>) -> End {
+    let alive = Alive::default();
+    let failed = alive.0.clone();
+    let for_events = link.clone();
+    let for_attempts = link.clone();
+    let options = plan.options.clone();
+    let options = options
+        .event_callback(move |event| {
+            // Dropped with this, which is when nothing can happen any more.
+            let _ = &alive;
+            for_events.event(&event);
+            std::future::ready(())
+        })
+        .reconnect_to_server_callback(move |servers, _| {
+            for_attempts.unreachable(&servers);
+            // Whichever it would have been.
+            std::future::ready(None)
+        });
+    // It returns at once, as it is to retry the first time, too.
+    let client = match options.connect(plan.servers.as_slice()).await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::error!("NATS: no client: {error}");
+            return End::Failed;
+        }
+    };
+    link.outgoing.want_again();
+
+    tokio::select! {
+        () = pump(link, &client, inbox) => {}
+        () = watch(link, &client, inbox) => {}
+        () = leave(link, &client) => {}
+        () = time_is_over(link, stopped.clone()) => {}
+        () = failed.notified() => return End::Failed,
+    }
+    let deadline = stopped.borrow().unwrap_or_else(Instant::now);
+    let _ = tokio::time::timeout_at(deadline.into(), farewell(link, &client)).await;
+    link.status.counters().is_connected.store(false, Ordering::Relaxed);
+    End::Stopped
+}
+
+/// Tells when it is dropped.
+#[derive(Default)]
+struct Alive(Arc<Notify>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+/// Once it was stopped: when the time is over, or at once if nothing can be sent.
+async fn time_is_over(link: &Link, mut stopped: watch::Receiver<Option<Instant>>) {
+    let deadline = match stopped.wait_for(Option::is_some).await {
+        Ok(deadline) => *deadline,
+        Err(_) => None,
+    };
+    if let Some(deadline) = deadline
+        && link.status.is_connected()
+    {
+        tokio::time::sleep_until(deadline.into()).await;
+    }
+}
+
+/// Hands over what waits, until it is closed and nothing waits.
+async fn pump(link: &Arc<Link>, client: &Client, inbox: &Inbox) {
+    let mut subscriptions = HashMap::new();
+    while let Some(batch) = link.outgoing.next().await {
+        let Batch {
+            topics,
+            messages,
+            connection,
+        } = batch;
+        for (topic, is_wanted) in topics {
+            subscribe(link, client, inbox, &mut subscriptions, topic, is_wanted).await;
+        }
+        let mut messages = messages.into_iter();
+        while link.outgoing.is_for(connection)
+            && let Some((subject, message)) = messages.next()
+        {
+            let sent = tokio::select! {
+                biased;
+                sent = client.publish(subject, message) => sent,
+                // It would wait for the next connection.
+                () = link.outgoing.lost(connection) => {
+                    link.drop_messages(1);
+                    break;
+                }
+            };
+            match sent {
+                Ok(()) => count(&link.status.counters().published, 1),
+                Err(error) => {
+                    link.drop_messages(1);
+                    if let Some(before) = link.logs.refused.happened(Instant::now()) {
+                        tracing::error!(before, "NATS: a message was not sent: {error}");
+                    }
+                }
+            }
+        }
+        link.drop_messages(messages.len());
+    }
+}
+
+async fn subscribe(
+    link: &Arc<Link>,
+    client: &Client,
+    inbox: &Inbox,
+    subscriptions: &mut HashMap<Box<str>, AbortHandle>,
+    topic: Box<str>,
+    is_wanted: bool,
+) {
+    if !is_wanted {
+        // Its subscriber is dropped, which unsubscribes.
+        if let Some(task) = subscriptions.remove(&topic) {
+            task.abort();
+        }
+        return;
+    }
+    let Entry::Vacant(entry) = subscriptions.entry(topic) else {
+        return;
+    };
+    match client.subscribe(Subject::from(&**entry.key())).await {
+        Ok(subscriber) => {
+            // It takes all there is at its turn, not only the 128 that tokio would let it: the connection's
+            // task reads far more at its own.
+            let receive = receive(link.clone(), subscriber, inbox.clone());
+            let task = tokio::spawn(tokio::task::unconstrained(receive));
+            entry.insert(task.abort_handle());
+        }
+        Err(error) => tracing::error!("NATS: nothing of {:?} will be heard: {error}", entry.key()),
+    }
+}
+
+async fn receive(link: Arc<Link>, mut subscriber: Subscriber, inbox: Inbox) {
+    while let Some(message) = next(&mut subscriber).await {
+        count(&link.status.counters().received, 1);
+        inbox.message(message.payload);
+    }
+}
+
+async fn next(subscriber: &mut Subscriber) -> Option<async_nats::Message> {
+    let mut subscriber = pin!(subscriber);
+    std::future::poll_fn(|context| subscriber.as_mut().poll_next(context)).await
+}
+
+/// Tells of the connection, whatever has become of events.
+async fn watch(link: &Link, client: &Client, inbox: &Inbox) {
+    let statistics = client.statistics();
+    let counters = link.status.counters();
+    // Of other clients.
+    let before = counters.connects.load(Ordering::Relaxed);
+    let mut connects = before;
+    let mut was_connected = false;
+    loop {
+        let is_connected = client.connection_state() == State::Connected;
+        let connects_now = before + statistics.connects.load(Ordering::Relaxed);
+        let is_another = connects_now != connects;
+        if was_connected && (!is_connected || is_another) {
+            link.lost(inbox);
+        }
+        if is_connected && (!was_connected || is_another) {
+            link.max_payload.store(client.max_payload(), Ordering::Relaxed);
+            link.status.set_last_error(None);
+            link.outgoing.connection(Some(connects_now));
+            counters.connects.store(connects_now, Ordering::Relaxed);
+            counters.is_connected.store(true, Ordering::Relaxed);
+            // Topics are subscribed to before anything is published over this connection: what is published from now on
+            // is heard by this node, too.
+            inbox.connected();
+            if let Some(before) = link.logs.connected.happened(Instant::now()) {
+                tracing::info!(before, "NATS: connected");
+            }
+        }
+        (connects, was_connected) = (connects_now, is_connected);
+        let _ = tokio::time::timeout(LOOK_INTERVAL, link.look.notified()).await;
+    }
+}
+
+/// Leaves servers that are about to close, if there are others.
+async fn leave(link: &Link, client: &Client) {
+    // It says so more than once.
+    let is_still = || {
+        let connection = link.status.counters().connects.load(Ordering::Relaxed);
+        link.status.is_connected() && link.leaving.load(Ordering::Relaxed) == connection
+    };
+    loop {
+        link.leave.notified().await;
+        if is_still() && client.server_pool().await.is_ok_and(|servers| servers.len() > 1) {
+            tokio::time::sleep(LEAVE_WITHIN.mul_f64(fastrand::f64())).await;
+            if is_still() {
+                let _ = client.force_reconnect().await;
+            }
+        }
+    }
+}
+
+/// Makes sure that the server has got what was published, and closes.
+///
+/// A flush only says that the system has the bytes, and a socket that is closed with something unread takes them back.
+/// But what comes back from the server has gone there behind them.
+async fn farewell(link: &Link, client: &Client) {
+    if !link.status.is_connected() {
+        return;
+    }
+    let _ = client.flush().await;
+    let here_and_back = async {
+        let subject = client.new_inbox();
+        let mut subscriber = client.subscribe(subject.clone()).await.ok()?;
+        client.publish(subject, "".into()).await.ok()?;
+        next(&mut subscriber).await
+    };
+    tokio::select! {
+        _ = here_and_back => {}
+        // We may not be allowed to do that; the answer has gone the same way.
+        () = link.error.notified() => {}
+    }
+    if client.drain().await.is_ok() {
+        link.closed.notified().await;
+    }
+}

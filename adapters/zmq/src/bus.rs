@@ -1,0 +1,442 @@
+//! [`ZmqBus`]: a node's sockets and its [`Cluster`], to be driven by any event loop.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use entity_sync_bus::{ClusterConfig, ClusterView, StartError};
+use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
+use entity_sync_core::{Node, Timestamp};
+
+use crate::config::ZmqConfig;
+use crate::envelope;
+use crate::error::ZmqError;
+use crate::links::{Change, Links, Side};
+use crate::monitor::{Event, Monitor};
+use crate::names::Names;
+use crate::seldom::Seldom;
+use crate::sockets::{self, Purpose, Security};
+use crate::view::ZmqView;
+use crate::zap::Doorman;
+
+/// Messages that are received before what they lead to is published, and as many that are published before the bus looks at
+/// what has arrived.
+const BUDGET: usize = 1024;
+
+/// Connections and names are looked at so often at most: it costs as much as some messages.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Who has connected hears a digest so much later: its subscription is on its way still. Several that come together hear the
+/// same one.
+const GREET_AFTER: Duration = Duration::from_millis(100);
+
+/// Messages of a node that leaves while it is still notified of more than it can send.
+const MAX_LAST_MESSAGES: usize = 100_000;
+
+/// A node's sockets and its part in the cluster, without a thread: for an event loop of yours. [`zmq`](crate::zmq()) runs it
+/// on one of its own.
+///
+/// Whoever drives it calls [`process`](Self::process) when [`fd`](Self::fd) becomes readable, when the waker was called, and
+/// when it is time. It may be moved to another thread, and belongs to one at a time.
+///
+/// Dropped without [`leave`](Self::leave), it is gone for the others as if the process had died.
+pub struct ZmqBus {
+    cluster: Cluster,
+    publisher: zmq::Socket,
+    subscriber: zmq::Socket,
+    of_publisher: Monitor,
+    of_subscriber: Monitor,
+    fd: RawFd,
+    link_fds: [RawFd; 2],
+    links: Links,
+    names: Option<Names>,
+    /// It answers for the sockets above, and so is dropped after them.
+    _doorman: Option<Doorman>,
+    view: Arc<ZmqView>,
+    message: zmq::Message,
+    frame: Vec<u8>,
+    /// The next frame belongs to a message that is dropped.
+    is_amid_parts: bool,
+    /// The subscriber was told something, which may have swallowed what its fd was to tell.
+    is_touched: bool,
+    next_look: Timestamp,
+    greet_at: Option<Timestamp>,
+    is_bound: bool,
+    is_connected: bool,
+    failures: Seldom,
+    refusals: Seldom,
+}
+
+/// What [`ZmqBus::process`] has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There is more to do: call it again, after others had their turn.
+    Again,
+    /// All is done until its fd becomes readable, its waker is called, or it is this time.
+    Until(Timestamp),
+}
+
+impl ZmqBus {
+    /// Opens the sockets, and makes the node one of the cluster. `waker` is called, on any thread, when something was notified
+    /// or a name was looked up, and `process` is to be called for that. `now` is the time of the node's own clock, here and
+    /// with all other calls.
+    ///
+    /// # Errors
+    /// [`StartError::Bus`] with a [`ZmqError`] if an address can't be bound to or libzmq refuses something, or what is wrong
+    /// with the cluster's rules: nothing is left open.
+    pub fn new(
+        config: &ZmqConfig,
+        cluster: ClusterConfig,
+        node: Node,
+        now: Timestamp,
+        waker: Waker,
+    ) -> Result<Self, StartError> {
+        Self::with_view(config, cluster, node, now, waker, Arc::default())
+    }
+
+    pub(crate) fn with_view(
+        config: &ZmqConfig,
+        cluster: ClusterConfig,
+        node: Node,
+        now: Timestamp,
+        waker: Waker,
+        view: Arc<ZmqView>,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        let context = zmq::Context::new();
+        let curve = config.curve.as_ref();
+        let client = || match curve {
+            Some(curve) => Security::Client {
+                keys: &curve.client,
+                server: &curve.server_key,
+            },
+            None => Security::None,
+        };
+        let server = curve
+            .and_then(|it| it.server.as_ref())
+            .filter(|_| !config.bind.is_empty());
+        let doorman = server
+            .map(|server| Doorman::start(&context, &server.allowed))
+            .transpose()?;
+        let of_publisher = server.map_or_else(client, Security::Server);
+        let publisher = sockets::open(&context, zmq::PUB, Purpose::Publish, config, of_publisher)?;
+        let subscriber = sockets::open(&context, zmq::SUB, Purpose::Subscribe, config, client())?;
+        let of_publisher = Monitor::attach(&context, &publisher, "publisher")?;
+        let of_subscriber = Monitor::attach(&context, &subscriber, "subscriber")?;
+        let bound = config.bind.iter().map(|endpoint| sockets::bind(&publisher, endpoint));
+        let addresses = bound.collect::<Result<Vec<_>, _>>()?;
+        let (links, connects) = Links::new(config);
+        let names = match links.names() {
+            [] => None,
+            names => {
+                let names = Names::start(
+                    names.to_vec(),
+                    config.lookup_every,
+                    config.lookup.clone(),
+                    waker.clone(),
+                );
+                Some(names.map_err(StartError::Thread)?)
+            }
+        };
+        let fd = subscriber.get_fd().map_err(ZmqError::from)?;
+        let link_fds = [of_publisher.fd()?, of_subscriber.fd()?];
+        let is_bound = !addresses.is_empty();
+        view.set_addresses(addresses);
+        // At last, since it can't be undone.
+        let cluster = Cluster::new(node, cluster, now, waker)?;
+        let mut bus = Self {
+            cluster,
+            publisher,
+            subscriber,
+            of_publisher,
+            of_subscriber,
+            fd,
+            link_fds,
+            is_bound,
+            links,
+            names,
+            _doorman: doorman,
+            view,
+            message: zmq::Message::new(),
+            frame: Vec::new(),
+            is_amid_parts: false,
+            is_touched: false,
+            next_look: now,
+            greet_at: None,
+            is_connected: false,
+            failures: Seldom::default(),
+            refusals: Seldom::default(),
+        };
+        // The others hear of a mesh's first node later, but it is there.
+        bus.links_changed(now);
+        bus.publish(now);
+        bus.make(now, connects);
+        Ok(bus)
+    }
+
+    /// Becomes readable when messages may have arrived. It is to be polled for nothing else, and is **edge-triggered** in
+    /// effect: it says only once that there is something to look at. So call [`process`](Self::process) first, again for as
+    /// long as it says [`Turn::Again`], and only then wait for the fd.
+    pub fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Become readable when connections have come or gone, in the same way as [`fd`](Self::fd). Whoever doesn't wait for them
+    /// hears of that when `process` is called anyway, within a heartbeat.
+    pub fn link_fds(&self) -> [RawFd; 2] {
+        self.link_fds
+    }
+
+    /// Where the node is bound, with the ports that were taken for port 0.
+    pub fn addresses(&self) -> &[String] {
+        self.view.addresses()
+    }
+
+    /// What happens in the cluster.
+    pub fn view(&self) -> &Arc<ClusterView> {
+        self.cluster.view()
+    }
+
+    /// How the node is connected.
+    pub fn zmq_view(&self) -> &Arc<ZmqView> {
+        &self.view
+    }
+
+    /// Takes in what has arrived, publishes what was notified, and does what it is time for: a part of it, if there is much.
+    pub fn process(&mut self, now: Timestamp) -> Turn {
+        if self.next_look <= now {
+            self.next_look = now + LOOK_EVERY;
+            self.look_at_names(now);
+            self.look_at_links(now);
+        }
+        let mut has_more = self.receive(now);
+        // What has arrived comes first, but not for ever: the others wait for this node's digests.
+        if self.cluster.poll_timeout() <= now {
+            self.cluster.handle_timeout(now);
+        }
+        if self.greet_at.is_some_and(|at| at <= now) {
+            self.greet_at = None;
+            self.cluster.handle(now, ClusterInput::Reached);
+            self.cluster.handle_timeout(now);
+        }
+        has_more |= self.publish(now);
+        // Where there was more to say, what has arrived meanwhile comes before the rest of it.
+        if has_more || std::mem::take(&mut self.is_touched) {
+            return Turn::Again;
+        }
+        let at = self
+            .greet_at
+            .into_iter()
+            .fold(self.cluster.poll_timeout(), Timestamp::min);
+        // An event may have been left for later.
+        Turn::Until(if now < self.next_look && self.next_look < at {
+            self.next_look
+        } else {
+            at
+        })
+    }
+
+    /// Publishes what was notified, and nothing else. Says whether there is more.
+    ///
+    /// `process` does that too. This is for a loop that has just notified something and wants it to leave at once.
+    pub fn publish(&mut self, now: Timestamp) -> bool {
+        for _ in 0..BUDGET {
+            let Some(output) = self.cluster.poll_output() else {
+                return false;
+            };
+            let done = match output {
+                ClusterOutput::Publish { topic, message } => {
+                    envelope::seal(&mut self.frame, topic, message);
+                    self.publisher.send(&self.frame[..], zmq::DONTWAIT)
+                }
+                ClusterOutput::Subscribe(topic) => {
+                    envelope::subscription(&mut self.frame, topic);
+                    self.is_touched = true;
+                    self.subscriber.set_subscribe(&self.frame)
+                }
+                ClusterOutput::Unsubscribe(topic) => {
+                    envelope::subscription(&mut self.frame, topic);
+                    self.is_touched = true;
+                    self.subscriber.set_unsubscribe(&self.frame)
+                }
+            };
+            if let Err(error) = done {
+                // A message that is not sent is missed, and read again.
+                self.complain(now, "libzmq refused to send or to subscribe", error);
+            }
+        }
+        true
+    }
+
+    /// This node leaves: says goodbye, and waits until everything is sent, for about `linger` at most.
+    pub fn leave(mut self, now: Timestamp, linger: Duration) {
+        for _ in 0..MAX_LAST_MESSAGES / BUDGET {
+            if !self.publish(now) {
+                break;
+            }
+        }
+        self.cluster.leave();
+        for _ in 0..MAX_LAST_MESSAGES / BUDGET {
+            if !self.publish(now) {
+                break;
+            }
+        }
+        if let Err(error) = self.publisher.set_linger(sockets::ms(linger)) {
+            self.complain(now, "libzmq does not wait for the last messages to be sent", error);
+        }
+        // Closing the context waits for them.
+        drop(self);
+    }
+
+    /// Says whether there may be more.
+    fn receive(&mut self, now: Timestamp) -> bool {
+        for _ in 0..BUDGET {
+            if let Err(error) = self.subscriber.recv(&mut self.message, zmq::DONTWAIT) {
+                match error {
+                    // Having nothing, libzmq has looked at all that its fd was to tell.
+                    zmq::Error::EAGAIN => return false,
+                    zmq::Error::EINTR => continue,
+                    _ => {
+                        self.complain(now, "libzmq refused to receive", error);
+                        return false;
+                    }
+                }
+            }
+            let is_last = !self.message.get_more();
+            let is_whole = is_last && !self.is_amid_parts;
+            self.is_amid_parts = !is_last;
+            let message = envelope::open(&self.message).filter(|_| is_whole);
+            match message {
+                Some(message) => self.cluster.handle(now, ClusterInput::Message(message)),
+                None if is_last => self.cluster.view().add_malformed(1),
+                None => {}
+            }
+        }
+        true
+    }
+
+    fn look_at_links(&mut self, now: Timestamp) {
+        let mut has_changed = false;
+        for side in [Side::Publisher, Side::Subscriber] {
+            let monitor = match side {
+                Side::Publisher => &mut self.of_publisher,
+                Side::Subscriber => &mut self.of_subscriber,
+            };
+            while let Some(event) = monitor.next() {
+                has_changed = true;
+                match event {
+                    Event::Up(endpoint) => {
+                        tracing::debug!(endpoint, ?side, "connected");
+                        if side == Side::Publisher {
+                            self.greet_at.get_or_insert(now + GREET_AFTER);
+                        }
+                        self.links.set_up(side, endpoint, true);
+                    }
+                    Event::Down(endpoint) => {
+                        tracing::debug!(endpoint, ?side, "disconnected");
+                        self.links.set_up(side, endpoint, false);
+                    }
+                    Event::Refused(endpoint) => {
+                        self.view.add_refused();
+                        if let Some(skipped) = self.refusals.happened(now) {
+                            tracing::warn!(
+                                endpoint,
+                                ?side,
+                                skipped,
+                                "a connection was refused: are the keys right?"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        if has_changed {
+            self.links_changed(now);
+        }
+    }
+
+    fn links_changed(&mut self, now: Timestamp) {
+        let counts = self.links.counts();
+        self.view.show(counts);
+        let is_connected = self.is_bound || counts.connected_brokers > 0;
+        if is_connected == self.is_connected {
+            return;
+        }
+        self.is_connected = is_connected;
+        self.cluster.handle(
+            now,
+            match is_connected {
+                true => ClusterInput::Connected,
+                false => ClusterInput::Disconnected,
+            },
+        );
+        if !self.is_bound {
+            match is_connected {
+                true => tracing::info!("connected to a broker"),
+                false => tracing::warn!("no broker is connected: changes are not exchanged until one is"),
+            }
+        }
+    }
+
+    fn look_at_names(&mut self, now: Timestamp) {
+        while let Some(answer) = self.names.as_ref().and_then(Names::next) {
+            let name = self.links.names().get(answer.name).map(ToString::to_string);
+            match answer.addresses {
+                Ok(addresses) => {
+                    let changes = self.links.resolved(now, answer.name, &addresses);
+                    self.make(now, changes);
+                }
+                Err(error) => {
+                    self.view.add_failed_lookup();
+                    if let Some(skipped) = self.failures.happened(now) {
+                        tracing::warn!(name, %error, skipped, "a name can't be looked up: what it had before is kept");
+                    }
+                }
+            }
+        }
+    }
+
+    fn make(&mut self, now: Timestamp, changes: Vec<Change>) {
+        for change in &changes {
+            self.is_touched = true;
+            let socket = |side: &Side| match side {
+                Side::Publisher => &self.publisher,
+                Side::Subscriber => &self.subscriber,
+            };
+            let done = match change {
+                Change::Connect(side, endpoint) => socket(side).connect(endpoint),
+                Change::Disconnect(side, endpoint) => socket(side).disconnect(endpoint),
+            };
+            match done {
+                Ok(()) => tracing::debug!(?change, "as names and configuration say"),
+                Err(error) => {
+                    tracing::debug!(?change, %error, "refused");
+                    self.complain(now, "libzmq refused to connect or to disconnect", error);
+                }
+            }
+        }
+        self.links_changed(now);
+    }
+
+    fn complain(&mut self, now: Timestamp, what: &'static str, error: zmq::Error) {
+        if let Some(skipped) = self.failures.happened(now) {
+            tracing::warn!(%error, skipped, "{what}");
+        }
+    }
+
+    /// The thread that drove it has panicked.
+    pub(crate) fn give_up(&mut self, now: Timestamp) {
+        self.cluster.handle(now, ClusterInput::Disconnected);
+    }
+}
+
+impl fmt::Debug for ZmqBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZmqBus")
+            .field("addresses", &self.addresses())
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}

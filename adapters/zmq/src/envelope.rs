@@ -1,0 +1,59 @@
+//! A message and its topic in one frame: half of what two frames cost.
+//!
+//! ```text
+//! frame = topic  0  message
+//! ```
+//!
+//! ZeroMQ matches subscriptions with the beginning of a frame. They end with the zero too, which no topic has, so that no
+//! topic matches as the beginning of another one.
+
+/// A prefix of 64 bytes, a dot, and four for a bucket.
+pub(crate) const MAX_TOPIC_BYTES: usize = 69;
+
+/// Writes the frame of a message.
+pub(crate) fn seal(frame: &mut Vec<u8>, topic: &str, message: &[u8]) {
+    subscription(frame, topic);
+    frame.extend_from_slice(message);
+}
+
+/// Writes what to subscribe to for a topic.
+pub(crate) fn subscription(frame: &mut Vec<u8>, topic: &str) {
+    frame.clear();
+    frame.extend_from_slice(topic.as_bytes());
+    frame.push(0);
+}
+
+/// The message of a frame; `None` if it has no topic.
+pub(crate) fn open(frame: &[u8]) -> Option<&[u8]> {
+    let end = frame.iter().take(MAX_TOPIC_BYTES + 1).position(|&byte| byte == 0)?;
+    Some(&frame[end + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_opens() {
+        let mut frame = Vec::new();
+        seal(&mut frame, "shop.all", b"\0message\0");
+        assert_eq!(open(&frame), Some(&b"\0message\0"[..]));
+        let longest = "x".repeat(MAX_TOPIC_BYTES);
+        seal(&mut frame, &longest, b"");
+        assert_eq!(open(&frame), Some(&b""[..]));
+        seal(&mut frame, &format!("{longest}x"), b"message");
+        assert_eq!(open(&frame), None);
+        assert_eq!(open(b""), None);
+        assert_eq!(open(b"no topic"), None);
+    }
+
+    #[test]
+    fn no_topic_matches_as_the_beginning_of_another_one() {
+        let (mut frame, mut wanted) = (Vec::new(), Vec::new());
+        seal(&mut frame, "shop.0010", b"message");
+        subscription(&mut wanted, "shop.001");
+        assert!(!frame.starts_with(&wanted));
+        subscription(&mut wanted, "shop.0010");
+        assert!(frame.starts_with(&wanted));
+    }
+}

@@ -1,0 +1,149 @@
+//! [`ZmqError`]: why there is no bus.
+
+use std::fmt;
+use std::io;
+
+use entity_sync_bus::StartError;
+
+use crate::endpoint::BadEndpoint;
+
+/// Why a bus or a broker did not start. Its `Display` says what to do.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ZmqError {
+    /// An endpoint can't be bound or connected to.
+    Endpoint(BadEndpoint),
+    /// Nobody could hear this node: it neither binds nor knows a broker.
+    Deaf,
+    /// An endpoint can't be bound to.
+    Bind {
+        /// Which.
+        endpoint: String,
+        /// Why.
+        source: BindError,
+    },
+    /// The limits on open files or on sockets are reached.
+    TooManyFiles,
+    /// Keys for CURVE are given, but this libzmq can't do it.
+    NoCurve,
+    /// With CURVE, a node that binds needs [`CurveServer`](crate::CurveServer).
+    NoServerKeys,
+    /// With CURVE, the socket that publishes either admits others or connects to brokers.
+    BindAndBrokers,
+    /// The system refuses a thread, or what it sleeps on.
+    Thread(io::Error),
+    /// libzmq refuses a socket or one of its options.
+    Socket(zmq::Error),
+}
+
+/// Why an endpoint can't be bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BindError {
+    /// Another program, or another socket of this one, has bound to it.
+    InUse,
+    /// The system forbids it.
+    Forbidden,
+    /// This machine has no such address or interface.
+    NoSuchAddress,
+    /// The folder of the Unix socket doesn't exist.
+    NoSuchFolder,
+    /// libzmq's reason.
+    Other(zmq::Error),
+    /// A reason of the system's for which the bindings of libzmq have no name.
+    Unknown,
+}
+
+impl From<zmq::Error> for BindError {
+    fn from(error: zmq::Error) -> Self {
+        match error {
+            zmq::Error::EADDRINUSE => Self::InUse,
+            zmq::Error::EACCES => Self::Forbidden,
+            zmq::Error::ENODEV | zmq::Error::EADDRNOTAVAIL => Self::NoSuchAddress,
+            zmq::Error::ENOENT => Self::NoSuchFolder,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl From<zmq::Error> for ZmqError {
+    fn from(error: zmq::Error) -> Self {
+        match error {
+            zmq::Error::EMFILE => Self::TooManyFiles,
+            other => Self::Socket(other),
+        }
+    }
+}
+
+impl From<BadEndpoint> for ZmqError {
+    fn from(error: BadEndpoint) -> Self {
+        Self::Endpoint(error)
+    }
+}
+
+impl From<ZmqError> for StartError {
+    fn from(error: ZmqError) -> Self {
+        match error {
+            ZmqError::Thread(error) => Self::Thread(error),
+            other => Self::Bus(Box::new(other)),
+        }
+    }
+}
+
+impl fmt::Display for ZmqError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(error) => error.fmt(f),
+            Self::Deaf => f.write_str(
+                "nobody could hear this node: give it an address to bind to that the others connect to, or a broker",
+            ),
+            Self::Bind { endpoint, source } => write!(f, "can't bind to {endpoint}: {source}"),
+            Self::TooManyFiles => {
+                f.write_str("ZeroMQ is out of files: raise the limit on open files (ulimit -n), or close other sockets")
+            }
+            Self::NoCurve => f.write_str(
+                "this libzmq was built without CURVE: link one that has it (built with libsodium, as Debian's libzmq5 \
+                 is), or leave out the keys and keep the bus in a network of its own, with a cluster secret",
+            ),
+            Self::NoServerKeys => f.write_str(
+                "with CURVE, a node that binds needs the keys that others know it by, and a list of those it admits",
+            ),
+            Self::BindAndBrokers => f.write_str(
+                "with CURVE, a node either binds, as one of a mesh, or connects to brokers: leave out one of them",
+            ),
+            Self::Thread(error) => write!(f, "the system refused a thread for ZeroMQ: {error}"),
+            Self::Socket(error) => write!(f, "libzmq refused a socket: {error}"),
+        }
+    }
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InUse => f.write_str("another program does already; stop it or choose another address"),
+            Self::Forbidden => {
+                f.write_str("the system forbids it; choose a port above 1023, or a folder that this user may write to")
+            }
+            Self::NoSuchAddress => {
+                f.write_str("this machine has no such address or interface; take one that it has, or * for all of them")
+            }
+            Self::NoSuchFolder => f.write_str("its folder doesn't exist; create it or choose another"),
+            Self::Other(error) => error.fmt(f),
+            Self::Unknown => f.write_str("the system refuses; look whether its path can be written to"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {}
+
+impl std::error::Error for ZmqError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Endpoint(error) => Some(error),
+            Self::Bind { source, .. } => Some(source),
+            Self::Thread(error) => Some(error),
+            Self::Socket(error) => Some(error),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! A cluster over [ZeroMQ](https://zeromq.org), with the system's libzmq.
+//!
+//! ```no_run
+//! use entity_sync_bus::{Clock, Join, Member, cluster_config};
+//! use entity_sync_zmq::{ZmqConfig, zmq};
+//! # use entity_sync_core::Node;
+//!
+//! # fn join(node: Node, clock: Clock) -> Result<(), Box<dyn std::error::Error>> {
+//! let mut config = ZmqConfig::default();
+//! config.bind = vec!["tcp://*:5555".parse()?];
+//! config.peers = vec!["tcp://10.0.0.1:5555".parse()?, "tcp://10.0.0.2:5555".parse()?];
+//! let member = Box::new(zmq(config, cluster_config())).join(node, clock)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`zmq()`] runs a [`ZmqBus`] on a thread of its own; an event loop of yours can drive one itself. [`Broker`] is a forwarder
+//! for nodes that can't or shall not all connect to each other.
+//!
+//! Whoever reaches a socket is believed, unless the cluster has a
+//! [secret](entity_sync_bus::ClusterConfig::secret) or the sockets have [`Curve`]. Without `Curve`, whoever reaches one may
+//! also subscribe to as many topics as it likes, which libzmq keeps: leave the ports to a network of the cluster's own.
+
+#![forbid(unsafe_code)]
+
+mod broker;
+mod bus;
+mod config;
+mod curve;
+mod endpoint;
+mod envelope;
+mod error;
+mod links;
+mod monitor;
+mod names;
+mod seldom;
+mod sockets;
+mod thread;
+mod view;
+mod zap;
+
+pub use broker::{Broker, BrokerConfig, BrokerCounts};
+pub use bus::{Turn, ZmqBus};
+pub use config::{BrokerEndpoints, Lookup, ZmqConfig};
+pub use curve::{BadKey, Curve, CurveKeyPair, CurvePublicKey, CurveSecretKey, CurveServer};
+pub use endpoint::{BadEndpoint, DnsName, Endpoint};
+pub use error::{BindError, ZmqError};
+pub use thread::{Zmq, zmq};
+pub use view::{ZmqStatus, ZmqView};

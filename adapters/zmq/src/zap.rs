@@ -1,0 +1,147 @@
+//! [`Doorman`]: answers libzmq's question who may connect (ZAP, ZeroMQ RFC 27). Without one, CURVE admits anybody who knows
+//! the server's public key.
+
+use std::collections::HashSet;
+use std::thread::JoinHandle;
+
+use crate::curve::CurvePublicKey;
+use crate::error::ZmqError;
+
+const ENDPOINT: &str = "inproc://zeromq.zap.01";
+/// The frames of a request: version, id, domain, address, identity, mechanism, and for CURVE the client's public key.
+const REQUEST_FRAMES: usize = 7;
+/// No request has a longer frame, or more of them, that is of interest.
+const MAX_FRAMES: usize = 16;
+const STOP: &[u8] = b"stop";
+
+/// The thread that answers for all sockets of one context. It ends when this is dropped.
+pub(crate) struct Doorman {
+    context: zmq::Context,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Doorman {
+    /// To be called before a socket of the context binds.
+    pub(crate) fn start(context: &zmq::Context, allowed: &[CurvePublicKey]) -> Result<Self, ZmqError> {
+        let socket = context.socket(zmq::REP)?;
+        socket.set_linger(0)?;
+        socket.bind(ENDPOINT)?;
+        let allowed: HashSet<[u8; 32]> = allowed.iter().map(|key| key.0).collect();
+        let thread = std::thread::Builder::new()
+            .name("entity-sync zap".to_owned())
+            .spawn(move || answer_all(&socket, &allowed))
+            .map_err(ZmqError::Thread)?;
+        Ok(Self {
+            context: context.clone(),
+            thread: Some(thread),
+        })
+    }
+
+    fn ask_to_stop(&self) -> Result<(), zmq::Error> {
+        let socket = self.context.socket(zmq::REQ)?;
+        socket.set_linger(0)?;
+        socket.connect(ENDPOINT)?;
+        socket.send(STOP, zmq::DONTWAIT)?;
+        // It is to have come before this socket is closed.
+        socket.set_rcvtimeo(1_000)?;
+        socket.recv_msg(0).map(drop)
+    }
+}
+
+impl Drop for Doorman {
+    fn drop(&mut self) {
+        let has_stopped = self.ask_to_stop().is_ok();
+        if let Some(thread) = self.thread.take()
+            && has_stopped
+        {
+            // If it has panicked, it has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn answer_all(socket: &zmq::Socket, allowed: &HashSet<[u8; 32]>) {
+    loop {
+        let request = match receive(socket) {
+            Ok(request) => request,
+            Err(zmq::Error::EINTR) => continue,
+            Err(_) => return,
+        };
+        // Only this process reaches the endpoint.
+        if request == [STOP] {
+            let _ = socket.send(STOP, zmq::DONTWAIT);
+            return;
+        }
+        let (id, is_allowed) = judge(&request, allowed);
+        if !is_allowed {
+            let address = request.get(3).map(|it| String::from_utf8_lossy(it).into_owned());
+            tracing::debug!(address, "a node whose key is not on the list was refused");
+        }
+        let (status, text) = match is_allowed {
+            true => ("200", "OK"),
+            false => ("400", "this key is not on the list"),
+        };
+        let reply = [b"1.0", id, status.as_bytes(), text.as_bytes(), b"", b""];
+        if socket.send_multipart(reply, 0).is_err() {
+            return;
+        }
+    }
+}
+
+/// The id of a request, and whether it is to be granted.
+fn judge<'a>(request: &'a [Vec<u8>], allowed: &HashSet<[u8; 32]>) -> (&'a [u8], bool) {
+    let id = request.get(1).map_or(&b""[..], Vec::as_slice);
+    let is_allowed = request.len() == REQUEST_FRAMES
+        && request[0] == b"1.0"
+        && request[5] == b"CURVE"
+        && <[u8; 32]>::try_from(request[6].as_slice()).is_ok_and(|key| allowed.contains(&key));
+    (id, is_allowed)
+}
+
+fn receive(socket: &zmq::Socket) -> Result<Vec<Vec<u8>>, zmq::Error> {
+    let mut frames = Vec::new();
+    loop {
+        let frame = socket.recv_msg(0)?;
+        if frames.len() < MAX_FRAMES {
+            frames.push(frame.to_vec());
+        }
+        if !frame.get_more() {
+            return Ok(frames);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(mechanism: &str, credentials: &[&[u8]]) -> Vec<Vec<u8>> {
+        let begin = [
+            &b"1.0"[..],
+            b"1",
+            b"entity-sync",
+            b"10.0.0.1",
+            b"",
+            mechanism.as_bytes(),
+        ];
+        begin.iter().chain(credentials).map(|it| it.to_vec()).collect()
+    }
+
+    #[test]
+    fn only_listed_keys_of_curve_are_let_in() {
+        let allowed = HashSet::from([[7; 32]]);
+        assert_eq!(judge(&request("CURVE", &[&[7; 32]]), &allowed), (&b"1"[..], true));
+        for bad in [
+            request("CURVE", &[&[8; 32]]),
+            request("CURVE", &[&[7; 31]]),
+            request("CURVE", &[&[7; 32], b"more"]),
+            request("CURVE", &[]),
+            request("NULL", &[]),
+            request("PLAIN", &[&[7; 32]]),
+            vec![],
+        ] {
+            assert!(!judge(&bad, &allowed).1, "{bad:?}");
+        }
+        assert!(!judge(&request("CURVE", &[&[7; 32]]), &HashSet::new()).1);
+    }
+}

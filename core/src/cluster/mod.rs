@@ -1,0 +1,568 @@
+//! A node among others: what is notified on one is told to all, whatever the bus between them does.
+//!
+//! A [`Cluster`] decides and does nothing, as a [`Shard`](crate::Shard) does. Whoever has the bus feeds it what arrives and
+//! publishes what it says. The bus may lose, repeat and reorder messages, and be cut for a while: each message carries a
+//! number, each node says again and again in *digests* how far it has counted, and whoever has missed something reads again
+//! what its clients are subscribed to. Nobody is asked for anything, and nothing is sent twice.
+//!
+//! | fault | how it is noticed | what is read again |
+//! | --- | --- | --- |
+//! | a message lost, in the middle or the last one; a partition; a subscription of the bus that did not arrive | numbers that are missing one heartbeat after the next message or digest | keys of its bucket |
+//! | a peer is silent for too long | no digest for `lost_after_heartbeats` | all keys: it may have died with messages that nobody can count |
+//! | a peer, or a run of it, that was never heard | its digest | all keys: a run before it may have died so |
+//!
+//! What is read again is delivered only if it differs from what was delivered last, at a pace that the store bears, and not
+//! at all if a notify leads to a read before.
+//!
+//! A [`PlainCluster`] is for queues that carry one JSON body for each change, as the Go original's did.
+
+mod buckets;
+mod config;
+mod message;
+mod peers;
+mod plain;
+mod repairs;
+mod secret;
+mod status;
+#[cfg(test)]
+mod tests;
+mod topics;
+mod track;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::key::EntityKey;
+use crate::node::{Lane, Node, Outgoing};
+use crate::time::Timestamp;
+
+pub(crate) use buckets::{BucketSet, MAX_BUCKETS};
+pub use config::{ClusterConfig, ClusterConfigError, Epoch, NodeId};
+pub use message::MAX_MESSAGE_BYTES;
+use message::{Body, Digest, Reject, Sections, Sender, Writer};
+use peers::{Peer, State};
+pub use plain::{PlainCluster, PlainConfig, PlainInput, PlainOutput};
+use repairs::Repairs;
+pub use secret::{ClusterSecret, ShortSecret};
+pub use status::{ClusterCounters, ClusterCounts, ClusterStatus, ClusterView, PeerState, PeerStatus};
+use topics::Topics;
+use track::Arrival;
+
+/// One node's part in its cluster.
+///
+/// One thread drives it: it feeds what the bus does to [`handle`](Self::handle), takes outputs until there are none, and
+/// sleeps until the bus has something, the waker is called, or [`poll_timeout`](Self::poll_timeout). Whatever has arrived
+/// is to be handled before [`handle_timeout`](Self::handle_timeout), or peers are taken for silent that are not.
+pub struct Cluster {
+    node: Node,
+    config: ClusterConfig,
+    counters: Arc<ClusterCounters>,
+    view: Arc<ClusterView>,
+    /// The number of this node's last message of each bucket.
+    numbers: Box<[u64]>,
+    peers: BTreeMap<NodeId, Peer>,
+    repairs: Repairs,
+    topics: Topics,
+    writer: Writer,
+    /// Of what was notified here, that which is being published.
+    lane: Lane,
+    keys: Vec<EntityKey>,
+    /// Buckets of which no keys are named.
+    whole: Vec<u32>,
+    digest: DigestState,
+    next_heartbeat: Timestamp,
+    next_sweep: Option<Timestamp>,
+    /// When [`Self::handle_timeout`] was called last.
+    last_timeout: Timestamp,
+    is_connected: bool,
+    is_leaving: bool,
+}
+
+/// The digest that is being sent, if one is.
+#[derive(Clone, Copy, Debug, Default)]
+struct DigestState {
+    /// The number of the last one.
+    number: u64,
+    /// Buckets from here on are still to be told of.
+    next_bucket: Option<u32>,
+}
+
+/// What happens to a [`Cluster`].
+#[derive(Debug)]
+pub enum ClusterInput<'a> {
+    /// A message has arrived, under whichever topic.
+    Message(&'a [u8]),
+    /// The bus is connected, for the first time or again.
+    Connected,
+    /// The bus has lost its connection.
+    Disconnected,
+    /// Someone can hear this node who could not a moment ago. They are told early what they may have missed; unlike with
+    /// [`Connected`](Self::Connected), those who are silent stay under suspicion.
+    Reached,
+}
+
+/// What a [`Cluster`] wants done.
+#[must_use = "outputs are to be acted upon"]
+#[derive(Debug, PartialEq, Eq)]
+pub enum ClusterOutput<'a> {
+    /// Publish a message, once. If that can't be done now, drop it.
+    Publish {
+        /// Under this topic.
+        topic: &'a str,
+        /// The message.
+        message: &'a [u8],
+    },
+    /// Hear what is published under this topic, from now on and after each reconnect.
+    Subscribe(&'a str),
+    /// Don't any more.
+    Unsubscribe(&'a str),
+}
+
+/// The node has a bus already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HasBus;
+
+/// Why a node did not join a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// A rule can't be followed.
+    Config(ClusterConfigError),
+    /// The node has a bus already, and can have but one.
+    HasBus,
+    /// Entities are to be registered by name, since each is a topic.
+    NoEntities,
+}
+
+impl Cluster {
+    /// Makes the node one of a cluster. From now on, what is notified on it goes to the others, too. `waker` is called when
+    /// there are outputs that no call on this cluster caused.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub fn new(node: Node, config: ClusterConfig, now: Timestamp, waker: Waker) -> Result<Self, JoinError> {
+        config.check()?;
+        let seed = node.config().seed;
+        let outgoing = Outgoing::new(seed, waker);
+        node.attach_bus(match config.by_interest {
+            true => outgoing.by_interest(config.buckets),
+            false => outgoing,
+        })?;
+        let counters = Arc::<ClusterCounters>::default();
+        // Nodes that start together don't send their digests together.
+        let phase = seed.hash_of(&config.node) % config.heartbeat.as_micros() as u64;
+        Ok(Self {
+            view: Arc::new(ClusterView::new(&config, counters.clone())),
+            numbers: vec![0; config.buckets as usize].into(),
+            peers: BTreeMap::new(),
+            repairs: Repairs::new(config.buckets, seed),
+            topics: Topics::new(&config.prefix, config.buckets, config.by_interest),
+            writer: Writer::default(),
+            lane: Lane::new(seed),
+            keys: Vec::new(),
+            whole: Vec::new(),
+            digest: DigestState::default(),
+            next_heartbeat: now + Duration::from_micros(phase),
+            next_sweep: config.sweep_every.map(|every| now + every),
+            last_timeout: now,
+            is_connected: false,
+            is_leaving: false,
+            counters,
+            config,
+            node,
+        })
+    }
+
+    /// What happens in the cluster, to be read on any thread.
+    pub fn view(&self) -> &Arc<ClusterView> {
+        &self.view
+    }
+
+    /// Takes in what the bus did. What arrives is judged here: whatever it is, it is no error of the embedder's.
+    pub fn handle(&mut self, now: Timestamp, input: ClusterInput<'_>) {
+        match input {
+            ClusterInput::Message(message) => self.receive(now, message),
+            ClusterInput::Connected => {
+                self.is_connected = true;
+                self.view.set_connected(true);
+                self.grant_all(now);
+                // Tell the others early what they may have missed.
+                self.next_heartbeat = now;
+            }
+            ClusterInput::Disconnected => {
+                self.is_connected = false;
+                self.view.set_connected(false);
+            }
+            ClusterInput::Reached => self.next_heartbeat = self.next_heartbeat.min(now),
+        }
+    }
+
+    /// What is to be done next. Call it until `None` after each call of another method, and when the waker was called.
+    pub fn poll_output(&mut self) -> Option<ClusterOutput<'_>> {
+        if self.topics.has_changes(&self.node) {
+            return self.topics.next_change();
+        }
+        let is_empty = self.keys.is_empty() && self.whole.is_empty();
+        // What has been given a number goes out before the digest that tells of it; and a last digest behind everything.
+        if self.digest.next_bucket.is_none() || !is_empty || self.is_leaving {
+            if is_empty {
+                self.take_lane();
+            }
+            if !self.keys.is_empty() || !self.whole.is_empty() {
+                return self.write_changes();
+            }
+        }
+        self.write_digest()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called. Any call may change it.
+    pub fn poll_timeout(&self) -> Timestamp {
+        let suspicions = self.peers.values().filter_map(Peer::poll_timeout);
+        let others = self.repairs.poll_timeout().into_iter().chain(self.next_sweep);
+        suspicions.chain(others).fold(self.next_heartbeat, Timestamp::min)
+    }
+
+    /// Time has passed: sends digests, gives up what is missing, begins repairs.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        let heartbeat = self.config.heartbeat;
+        if now.since(self.last_timeout) > 2 * heartbeat {
+            // This thread, or the whole process, was held up: what its peers sent meanwhile may be on its way still.
+            self.grant_all(now);
+        }
+        self.last_timeout = now;
+        let mut lost = 0;
+        for peer in self.peers.values_mut() {
+            while let Some(bucket) = peer.next_gap(now) {
+                self.counters.gaps.add(1);
+                self.repairs.add(now, bucket, self.node.current_ticket());
+            }
+            if self.is_connected && peer.state == State::Alive && peer.lost_at(&self.config) <= now {
+                peer.state = State::Lost;
+                lost += 1;
+            }
+        }
+        if lost > 0 {
+            self.counters.lost_peers.add(lost);
+            self.sweep(now);
+        }
+        if self.next_sweep.is_some_and(|at| at <= now) {
+            self.next_sweep = self.config.sweep_every.map(|every| now + every);
+            self.sweep(now);
+        }
+        let alive = self.peers.values().filter(|it| it.state == State::Alive).count();
+        let begun = self
+            .repairs
+            .handle_timeout(now, &self.node, self.config.repair_rate, 1 + alive);
+        self.counters.repairs.add(begun);
+        if self.next_heartbeat <= now {
+            self.next_heartbeat = now + heartbeat;
+            let forget_after = self.config.forget_after;
+            self.peers
+                .retain(|_, peer| peer.state == State::Alive || now.since(peer.heard) < forget_after);
+            self.begin_digest();
+            self.view.show(now, &self.peers, self.repairs.len());
+        }
+    }
+
+    /// This node leaves: the others are told, and need not wonder. Take the outputs, and drop it.
+    pub fn leave(&mut self) {
+        self.is_leaving = true;
+        self.begin_digest();
+    }
+
+    fn receive(&mut self, now: Timestamp, bytes: &[u8]) {
+        let (sender, body) = match message::decode(bytes, self.config.secret.as_ref()) {
+            Ok(read) => read,
+            Err(reject) => return self.reject(reject),
+        };
+        if sender.node == self.config.node {
+            if sender.epoch == self.config.epoch {
+                return self.counters.echoes.add(1);
+            }
+            // A late message of an earlier run; or another node that calls itself the same.
+            return self.counters.namesakes.add(1);
+        }
+        match body {
+            Body::Changes(sections) => self.receive_changes(now, sender, sections),
+            Body::Digest(digest) => self.receive_digest(now, sender, &digest),
+        }
+    }
+
+    fn reject(&self, reject: Reject) {
+        match reject {
+            Reject::Version => &self.counters.other_versions,
+            Reject::Forged => &self.counters.forged,
+            Reject::Malformed => &self.counters.malformed,
+        }
+        .add(1);
+    }
+
+    fn receive_changes(&mut self, now: Timestamp, sender: Sender, mut sections: Sections<'_>) {
+        let Some(peer) = self.peers.get_mut(&sender.node) else {
+            // Its digest will say what was missed by this.
+            return self.counters.strangers.add(1);
+        };
+        if peer.epoch != sender.epoch {
+            match peer.epoch < sender.epoch {
+                true => &self.counters.strangers,
+                false => &self.counters.old_epochs,
+            }
+            .add(1);
+            return;
+        }
+        self.counters.messages.add(1);
+        peer.messages += 1;
+        loop {
+            let section = match sections.next() {
+                Ok(Some(section)) => section,
+                Ok(None) => return,
+                Err(reject) => return self.reject(reject),
+            };
+            let bucket = section.bucket;
+            let arrival = peer.receive(now, bucket, section.number, self.config.heartbeat);
+            match arrival {
+                Some(Arrival::New) => {}
+                Some(Arrival::Overtook) => {
+                    self.counters.gaps.add(1);
+                    self.repairs.add(now, bucket, self.node.current_ticket());
+                }
+                Some(Arrival::Repeated) => self.counters.repeated.add(1),
+                None => return self.reject(Reject::Malformed),
+            }
+            let is_new = arrival != Some(Arrival::Repeated);
+            if section.keys == 0 && is_new {
+                self.counters.whole_buckets.add(1);
+                self.repairs.add(now, bucket, self.node.current_ticket());
+            }
+            for _ in 0..section.keys {
+                match sections.key() {
+                    Ok(key) if is_new => {
+                        self.counters.keys.add(1);
+                        self.node.hear(now, key);
+                    }
+                    Ok(_) => {}
+                    Err(reject) => return self.reject(reject),
+                }
+            }
+        }
+    }
+
+    fn receive_digest(&mut self, now: Timestamp, sender: Sender, digest: &Digest<'_>) {
+        if digest.buckets != self.config.buckets || digest.by_interest != self.config.by_interest {
+            return self.counters.mismatched.add(1);
+        }
+        let is_full = self.peers.len() >= self.config.max_peers;
+        let mut is_new_run = false;
+        let peer = match self.peers.entry(sender.node) {
+            Entry::Vacant(_) if is_full => return self.counters.too_many_peers.add(1),
+            Entry::Vacant(entry) => {
+                is_new_run = true;
+                self.counters.new_peers.add(1);
+                entry.insert(Peer::new(now, sender.epoch, self.config.buckets))
+            }
+            Entry::Occupied(entry) => {
+                let peer = entry.into_mut();
+                if sender.epoch < peer.epoch && peer.state == State::Alive {
+                    return self.counters.old_epochs.add(1);
+                }
+                if !peer.is_new_digest(sender.epoch, digest.number) {
+                    return self.counters.old_digests.add(1);
+                }
+                if sender.epoch != peer.epoch {
+                    // Newer; or the clock of its machine was set back, and the run before is over.
+                    is_new_run = true;
+                    self.counters.restarted_peers.add(1);
+                    peer.begin_run(now, sender.epoch, self.config.buckets);
+                }
+                peer
+            }
+        };
+        if is_new_run {
+            // A run before this one may have ended with messages that nobody can count, even one that was never heard.
+            self.repairs.add_all(now, self.node.current_ticket());
+            // Tell it early where this node is.
+            self.next_heartbeat = now.min(self.next_heartbeat);
+        }
+        self.counters.digests.add(1);
+        // Of a goodbye in parts, all are needed.
+        let is_whole = !digest.is_continued || peer.is_next_digest(digest.number);
+        peer.hear(now, digest.number, digest.heartbeat, digest.name);
+        for (bucket, number) in digest.entries() {
+            let is_heard = self.topics.hears(bucket);
+            peer.announce(now, bucket, number, is_heard, self.config.heartbeat);
+        }
+        if digest.is_leaving && is_whole {
+            peer.state = State::Left;
+        }
+    }
+
+    /// Nobody is taken for silent because nothing could be heard.
+    fn grant_all(&mut self, now: Timestamp) {
+        for peer in self.peers.values_mut().filter(|it| it.state == State::Alive) {
+            peer.heard = now;
+        }
+    }
+
+    fn sweep(&mut self, now: Timestamp) {
+        self.counters.sweeps.add(1);
+        self.repairs.add_all(now, self.node.current_ticket());
+    }
+
+    /// Takes what was notified here, as keys in the order of their buckets.
+    fn take_lane(&mut self) {
+        let Some(outgoing) = self.node.outgoing() else {
+            return;
+        };
+        if !outgoing.take(&mut self.lane) {
+            return;
+        }
+        let buckets = self.config.buckets;
+        // All were applied here: a numbered bus brings nobody its own.
+        self.keys.extend(self.lane.keys.drain().map(|(key, _)| key));
+        self.keys.extend(self.lane.counted.drain(..).map(|(key, _)| key));
+        for key in self.lane.crowded_out.drain(..) {
+            self.whole.push(key.bucket(buckets));
+        }
+        if !self.whole.is_empty() {
+            self.whole.sort_unstable();
+            self.whole.dedup();
+        }
+        // Taken from the end.
+        self.keys.sort_unstable_by_key(|key| key.bucket(buckets));
+    }
+
+    /// Writes what is to be told into one message: as many buckets as fit, or one where each is a topic of its own.
+    fn write_changes(&mut self) -> Option<ClusterOutput<'_>> {
+        let sender = self.sender();
+        let buckets = self.config.buckets;
+        self.writer.begin_changes(sender);
+        let topic;
+        loop {
+            let last = self.keys.last().map(|key| key.bucket(buckets));
+            let Some(bucket) = last.or_else(|| self.whole.pop()) else {
+                topic = 0;
+                break;
+            };
+            let first = self.keys.partition_point(|key| key.bucket(buckets) < bucket);
+            let keys = &self.keys[first..];
+            let is_whole = keys.len() > message::MAX_KEYS
+                || keys.iter().any(|key| key.len() > message::MAX_KEY_BYTES)
+                || self.whole.contains(&bucket);
+            self.numbers[bucket as usize] += 1;
+            let number = self.numbers[bucket as usize];
+            self.writer.section(bucket, number, if is_whole { &[] } else { keys });
+            self.keys.truncate(first);
+            self.whole.retain(|&it| it != bucket);
+            self.counters.published.add(1);
+            if self.writer.is_full() || self.config.by_interest {
+                topic = bucket;
+                break;
+            }
+        }
+        Some(ClusterOutput::Publish {
+            topic: self.topics.of_changes(topic),
+            message: self.writer.finish(self.config.secret.as_ref()),
+        })
+    }
+
+    fn begin_digest(&mut self) {
+        self.digest.next_bucket = Some(0);
+    }
+
+    /// Writes the next part of the digest that is being sent.
+    fn write_digest(&mut self) -> Option<ClusterOutput<'_>> {
+        let from = self.digest.next_bucket?;
+        self.digest.number += 1;
+        let ClusterConfig {
+            buckets,
+            heartbeat,
+            by_interest,
+            ..
+        } = self.config;
+        let mut digest = Digest::new(self.digest.number, buckets, heartbeat, &self.config.name);
+        digest.by_interest = by_interest;
+        let used = (0..).zip(&self.numbers).skip(from as usize);
+        let mut used = used.filter(|(_, last)| **last > 0).peekable();
+        // Only the last part is a goodbye.
+        let room = message::FULL_BYTES / 10;
+        digest.is_leaving = self.is_leaving && used.clone().count() <= room;
+        digest.is_continued = from > 0;
+        self.writer.begin_digest(
+            Sender {
+                node: self.config.node,
+                epoch: self.config.epoch,
+            },
+            &digest,
+        );
+        for (bucket, &last) in used.by_ref().take(room) {
+            self.writer.entry(bucket, last);
+        }
+        self.digest.next_bucket = used.peek().map(|&(bucket, _)| bucket);
+        self.counters.digests_sent.add(1);
+        Some(ClusterOutput::Publish {
+            topic: self.topics.of_digests(),
+            message: self.writer.finish(self.config.secret.as_ref()),
+        })
+    }
+
+    fn sender(&self) -> Sender {
+        Sender {
+            node: self.config.node,
+            epoch: self.config.epoch,
+        }
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("node", &self.config.node)
+            .field("peers", &self.peers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for HasBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the node has a bus already, and can have but one")
+    }
+}
+
+impl std::error::Error for HasBus {}
+
+impl From<ClusterConfigError> for JoinError {
+    fn from(error: ClusterConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<HasBus> for JoinError {
+    fn from(_: HasBus) -> Self {
+        Self::HasBus
+    }
+}
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::HasBus => HasBus.fmt(f),
+            Self::NoEntities => {
+                f.write_str("with this bus each entity is a topic: register them by name, and none for all others")
+            }
+        }
+    }
+}
+
+impl std::error::Error for JoinError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => Some(error),
+            _ => None,
+        }
+    }
+}

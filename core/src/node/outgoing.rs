@@ -1,0 +1,224 @@
+//! [`Outgoing`]: the keys that were notified on this node and that the bus has not taken yet.
+//!
+//! A set, so that however often a key changes while the bus is busy, it is told of once; in lanes with a lock each, so that
+//! threads which notify don't wait for each other.
+
+use std::task::Waker;
+
+use hashbrown::HashMap;
+
+use super::interest::Interest;
+use crate::hash::Seed;
+use crate::key::EntityKey;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
+
+/// As many as there are bits in [`Outgoing::dirty`]. The model checker needs but one.
+const LANES: u32 = if cfg!(loom) { 1 } else { 64 };
+
+/// Keys that may wait in one lane. Beyond, only the fact that something in their buckets has changed is kept.
+const MAX_LANE_KEYS: usize = 16 * 1024;
+
+pub(crate) struct Outgoing {
+    lanes: Box<[Mutex<Lane>]>,
+    /// A bit for each lane that holds something.
+    dirty: AtomicU64,
+    /// The bus's thread will look without being woken.
+    pending: AtomicBool,
+    /// The bus brings this node its own notifies too, so that they are not to be applied when they are made.
+    echoes: AtomicBool,
+    waker: Waker,
+    interest: Option<Interest>,
+}
+
+/// A part of the keys.
+pub(crate) struct Lane {
+    /// With each, whether this node has applied all its notifies.
+    pub(crate) keys: HashMap<EntityKey, bool, Seed>,
+    /// Keys whose notifies are counted: as often as they were notified.
+    pub(crate) counted: Vec<(EntityKey, bool)>,
+    /// Keys for which there was no room.
+    pub(crate) crowded_out: Vec<EntityKey>,
+}
+
+impl Outgoing {
+    pub(crate) fn new(seed: Seed, waker: Waker) -> Self {
+        Self {
+            interest: None,
+            lanes: (0..LANES).map(|_| Mutex::new(Lane::new(seed))).collect(),
+            dirty: AtomicU64::new(0),
+            pending: AtomicBool::new(false),
+            echoes: AtomicBool::new(false),
+            waker,
+        }
+    }
+
+    /// With a bus that hears only of some of so many buckets.
+    pub(crate) fn by_interest(mut self, buckets: u32) -> Self {
+        self.interest = Some(Interest::new(buckets));
+        self
+    }
+
+    pub(crate) fn interest(&self) -> Option<&Interest> {
+        self.interest.as_ref()
+    }
+
+    pub(super) fn has_flight(&self, key: &EntityKey) {
+        if let Some(interest) = &self.interest
+            && interest.add(key.bucket(interest.buckets()))
+        {
+            self.wake();
+        }
+    }
+
+    pub(super) fn has_flight_no_more(&self, key: &EntityKey) {
+        if let Some(interest) = &self.interest {
+            interest.remove(key.bucket(interest.buckets()));
+        }
+    }
+
+    /// A key was notified. `is_applied` says that this node's clients are owed a read for it already.
+    pub(super) fn add(&self, key: &EntityKey, is_counted: bool, is_applied: bool) {
+        let number = key.bucket(LANES);
+        {
+            let mut lane = lock(&self.lanes[number as usize]);
+            if lane.len() >= MAX_LANE_KEYS {
+                lane.crowd_out(key);
+            } else if is_counted {
+                lane.counted.push((key.clone(), is_applied));
+            } else if let Some(all_applied) = lane.keys.get_mut(key) {
+                *all_applied &= is_applied;
+            } else {
+                lane.keys.insert(key.clone(), is_applied);
+            }
+        }
+        self.dirty.fetch_or(1 << number, Ordering::SeqCst);
+        self.wake();
+    }
+
+    pub(crate) fn wake(&self) {
+        if !self.pending.swap(true, Ordering::SeqCst) {
+            self.waker.wake_by_ref();
+        }
+    }
+
+    /// Moves one lane's keys into an empty one. As long as this says that there were any, the bus is not woken for more.
+    ///
+    /// The flag is cleared only after all lanes were seen clean, and that is looked at once more afterwards: see
+    /// [`Port::take`](super::port::Port::take).
+    pub(crate) fn take(&self, into: &mut Lane) -> bool {
+        self.move_one(into) || {
+            self.pending.swap(false, Ordering::SeqCst);
+            self.move_one(into)
+        }
+    }
+
+    fn move_one(&self, into: &mut Lane) -> bool {
+        debug_assert!(into.is_empty());
+        loop {
+            let dirty = self.dirty.load(Ordering::SeqCst);
+            if dirty == 0 {
+                return false;
+            }
+            let number = dirty.trailing_zeros();
+            // Before the lane is looked at: what is added afterwards sets the bit again.
+            self.dirty.fetch_and(!(1 << number), Ordering::SeqCst);
+            std::mem::swap(&mut *lock(&self.lanes[number as usize]), into);
+            if !into.is_empty() {
+                return true;
+            }
+        }
+    }
+
+    pub(super) fn echoes(&self) -> bool {
+        self.echoes.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_echoes(&self, echoes: bool) {
+        self.echoes.store(echoes, Ordering::SeqCst);
+    }
+}
+
+impl Lane {
+    pub(crate) fn new(seed: Seed) -> Self {
+        Self {
+            keys: HashMap::with_hasher(seed),
+            counted: Vec::new(),
+            crowded_out: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.counted.is_empty() && self.crowded_out.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.keys.len() + self.counted.len()
+    }
+
+    /// One key stands for its bucket, whatever number of buckets there are: at most that of the finest.
+    fn crowd_out(&mut self, key: &EntityKey) {
+        let bucket = key.bucket(crate::cluster::MAX_BUCKETS);
+        if !self
+            .crowded_out
+            .iter()
+            .any(|it| it.bucket(crate::cluster::MAX_BUCKETS) == bucket)
+        {
+            self.crowded_out.push(key.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: usize) -> EntityKey {
+        EntityKey::new("items", &id.to_string()).expect("short")
+    }
+
+    fn take_all(outgoing: &Outgoing) -> Vec<Lane> {
+        let mut lanes = Vec::new();
+        loop {
+            let mut lane = Lane::new(Seed(1, 2));
+            if !outgoing.take(&mut lane) {
+                return lanes;
+            }
+            lanes.push(lane);
+        }
+    }
+
+    #[test]
+    fn a_key_is_told_of_once_unless_it_is_counted() {
+        let outgoing = Outgoing::new(Seed(1, 2), Waker::noop().clone());
+        for _ in 0..3 {
+            outgoing.add(&key(1), false, true);
+            outgoing.add(&key(2), true, true);
+        }
+        let lanes = take_all(&outgoing);
+        let keys: usize = lanes.iter().map(|it| it.keys.len()).sum();
+        let counted: usize = lanes.iter().map(|it| it.counted.len()).sum();
+        assert_eq!((keys, counted), (1, 3));
+        assert!(take_all(&outgoing).is_empty());
+    }
+
+    #[test]
+    fn it_is_bounded_and_forgets_no_bucket() {
+        let outgoing = Outgoing::new(Seed(1, 2), Waker::noop().clone());
+        let of_one_lane = (0..).map(key).filter(|key| key.bucket(LANES) == 0);
+        let keys: Vec<_> = of_one_lane.take(MAX_LANE_KEYS + 2_000).collect();
+        for key in &keys {
+            outgoing.add(key, false, true);
+        }
+        let lanes = take_all(&outgoing);
+        let buckets = crate::cluster::MAX_BUCKETS;
+        let known: std::collections::BTreeSet<_> = lanes
+            .iter()
+            .flat_map(|lane| lane.keys.keys().chain(&lane.crowded_out))
+            .map(|key| key.bucket(buckets))
+            .collect();
+        assert!(keys.iter().all(|key| known.contains(&key.bucket(buckets))));
+        assert_eq!(lanes.iter().map(|it| it.keys.len()).sum::<usize>(), MAX_LANE_KEYS);
+        let crowded_out: usize = lanes.iter().map(|it| it.crowded_out.len()).sum();
+        assert!((1..=buckets as usize).contains(&crowded_out), "{crowded_out}");
+    }
+}

@@ -1,0 +1,560 @@
+//! [`ClusterWorld`]: several worlds, each with a node, and a bus between them that does its worst.
+
+mod bus;
+mod op;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use entity_sync_core::Timestamp;
+use entity_sync_core::cluster::{
+    Cluster, ClusterConfig, ClusterCounts, ClusterInput, ClusterOutput, ClusterSecret, Epoch, NodeId,
+};
+use fastrand::Rng;
+
+use crate::entities::{KEYS, Kind, kind_of};
+use crate::op::{Answer, Driver, Op};
+use crate::world::{Stats, Trace, World};
+use bus::{Bus, Faults, Flying};
+pub use op::ClusterOp;
+
+const MAX_SITES: usize = 4;
+
+/// Few, so that keys share them and numbers grow.
+const BUCKETS: u32 = 4;
+
+/// Audiences that a key can have.
+const MAX_AUDIENCES: u64 = 3;
+
+/// How finely time passes.
+const STEP: Duration = Duration::from_millis(20);
+
+/// Several nodes with their clients, one store, and a bus.
+pub struct ClusterWorld {
+    sites: Vec<Site>,
+    bus: Bus,
+    rng: Rng,
+    now: Timestamp,
+    seed: u64,
+    heartbeat: Duration,
+    /// A peer may have been lost or restarted since.
+    last_death: Timestamp,
+    /// A node was restarted with a clock that was behind the one before.
+    went_back: bool,
+    is_populated: bool,
+    has_skewed_clocks: bool,
+    /// Reads fail only in some seeds: what they are tried again after would hide what takes too long.
+    has_failing_reads: bool,
+    by_interest: bool,
+    is_signed: bool,
+    restarts: u64,
+    failures_before: u64,
+    /// Times that the tight bound was asserted.
+    strict_settles: u64,
+    ended: (Stats, ClusterCounts),
+    trace: Option<Trace>,
+}
+
+/// A node, and what is around it.
+struct Site {
+    world: World,
+    cluster: Cluster,
+    flag: Arc<Flag>,
+    is_stopped: bool,
+    shards: usize,
+    /// When it started, by its own clock of day.
+    started_ms: u64,
+}
+
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl ClusterWorld {
+    /// As many nodes, and as bad a bus, as the seed says.
+    pub fn new(seed: u64, traced: bool) -> Self {
+        let mut rng = Rng::with_seed(!seed);
+        let mut world = Self {
+            sites: Vec::new(),
+            bus: Bus::default(),
+            now: Timestamp::START + Duration::from_secs(1),
+            seed,
+            heartbeat: Duration::from_millis(500),
+            last_death: Timestamp::START,
+            went_back: false,
+            is_populated: false,
+            has_skewed_clocks: false,
+            has_failing_reads: rng.bool(),
+            by_interest: rng.u8(..3) == 0,
+            is_signed: rng.bool(),
+            restarts: 0,
+            failures_before: 0,
+            strict_settles: 0,
+            ended: Default::default(),
+            trace: traced.then(Trace::default),
+            rng,
+        };
+        for site in 0..world.rng.usize(2..=MAX_SITES) {
+            let shards = world.rng.usize(1..=2);
+            let site = world.start(site, shards, 0, Default::default());
+            world.sites.push(site);
+        }
+        world
+    }
+
+    /// Some clients, so that there is somebody to be wronged.
+    fn populate(&mut self, number: usize) -> Result<(), String> {
+        for client in 0..4 {
+            let (shard, driver) = (self.rng.u8(..), Driver::Direct);
+            let world = &mut self.sites[number].world;
+            world.apply(Op::Connect { shard, driver })?;
+            for _ in 0..2 {
+                let key = self.rng.u8(..);
+                self.sites[number].world.apply(Op::Subscribe { client, key })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        number: usize,
+        shards: usize,
+        clock_s: i8,
+        versions: std::collections::BTreeMap<u8, Vec<Timestamp>>,
+    ) -> Site {
+        self.restarts += 1;
+        self.has_skewed_clocks |= clock_s != 0;
+        let trace = self.trace.as_ref().map(|it| it.of(&format!("node {number}: ")));
+        let seed = self.seed ^ (self.restarts << 32);
+        let world = World::in_cluster(seed, shards, trace, versions, self.now);
+        let wall_s = 1_000_000i64 + self.now.since(Timestamp::START).as_secs() as i64 + i64::from(clock_s);
+        let epoch = Epoch {
+            started_ms: wall_s as u64 * 1000,
+            nonce: self.restarts,
+        };
+        let mut config = ClusterConfig::new(NodeId(number as u64 + 1), epoch);
+        config.buckets = BUCKETS;
+        config.heartbeat = self.heartbeat;
+        config.by_interest = self.by_interest;
+        config.name = format!("node-{number}");
+        if self.is_signed {
+            config.secret = ClusterSecret::new(b"a secret of sufficient length", "es").ok();
+        }
+        let flag = Arc::new(Flag(AtomicBool::new(true)));
+        let cluster = Cluster::new(world.node().clone(), config, self.now, Waker::from(flag.clone()));
+        let Ok(mut cluster) = cluster else {
+            unreachable!("the rules can be followed, and the node is new");
+        };
+        if self.bus.is_connected(number) {
+            cluster.handle(self.now, ClusterInput::Connected);
+        }
+        Site {
+            world,
+            cluster,
+            flag,
+            is_stopped: false,
+            shards,
+            started_ms: epoch.started_ms,
+        }
+    }
+
+    /// What was done, if it was asked for.
+    pub fn trace(&self) -> Vec<String> {
+        self.trace.as_ref().map(Trace::lines).unwrap_or_default()
+    }
+
+    /// What happened so far, on all nodes.
+    pub fn stats(&self) -> (Stats, ClusterCounts) {
+        let (mut stats, mut counts) = self.ended;
+        for site in &self.sites {
+            stats += site.world.stats();
+            counts += site.cluster.view().counters().snapshot();
+        }
+        (stats, counts)
+    }
+
+    /// How often everyone had to have the newest state within the time that is promised, without reads that fail.
+    pub fn strict_settles(&self) -> u64 {
+        self.strict_settles
+    }
+
+    /// Messages and bytes that were given to the bus.
+    pub fn traffic(&self) -> (u64, u64) {
+        (self.bus.messages, self.bus.bytes)
+    }
+
+    /// Does one thing and asserts what must be so at every moment, on each node.
+    ///
+    /// # Errors
+    /// What was violated.
+    pub fn apply(&mut self, op: ClusterOp) -> Result<(), String> {
+        if self.restarts == self.sites.len() as u64 && !std::mem::replace(&mut self.is_populated, true) {
+            for number in 0..self.sites.len() {
+                self.populate(number)?;
+            }
+        }
+        self.note(|| format!("{op:?}"));
+        let site = |number: u8| usize::from(number) % self.sites.len();
+        match op {
+            ClusterOp::Site { site: number, op } => {
+                let number = site(number);
+                self.apply_to(number, op)?;
+            }
+            ClusterOp::Burst {
+                site: number,
+                key,
+                count,
+            } => {
+                let number = site(number);
+                for _ in 0..count {
+                    self.apply_to(number, Op::Notify { key })?;
+                    self.pump()?;
+                }
+            }
+            ClusterOp::Faults {
+                lost,
+                repeated,
+                delay_ms,
+            } => self.bus.set_faults(Faults {
+                lost,
+                repeated,
+                delay: Duration::from_millis(delay_ms.into()),
+            }),
+            ClusterOp::Cut { a, b } => {
+                let (a, b) = (site(a), site(b));
+                if a != b {
+                    self.bus.cut(a, b);
+                }
+            }
+            ClusterOp::Heal => self.bus.heal(),
+            ClusterOp::Disconnect { site: number } => {
+                let number = site(number);
+                self.set_connected(number, false);
+            }
+            ClusterOp::Connect { site: number } => {
+                let number = site(number);
+                self.set_connected(number, true);
+            }
+            ClusterOp::Stop { site: number } => {
+                let number = site(number);
+                self.sites[number].is_stopped = true;
+            }
+            ClusterOp::Continue { site: number } => {
+                let number = site(number);
+                self.wake_up(number)?;
+            }
+            ClusterOp::Restart {
+                site: number,
+                is_graceful,
+                clock_s,
+            } => {
+                let number = site(number);
+                self.restart(number, is_graceful, clock_s)?;
+            }
+            ClusterOp::Garbage { site: number, bit } => {
+                let number = site(number);
+                self.send_garbage(number, bit.into());
+            }
+            ClusterOp::Replay { site: to, message } => {
+                let to = site(to);
+                if let Some(message) = self.bus.remembered(message.into()) {
+                    // Who never heard a run whose clock was ahead can't know that it is over.
+                    self.went_back |= self.has_skewed_clocks;
+                    let from = usize::MAX;
+                    self.bus.fly(self.now, Flying { from, to, message });
+                }
+            }
+        }
+        self.pump()
+    }
+
+    fn apply_to(&mut self, number: usize, op: Op) -> Result<(), String> {
+        if self.sites[number].is_stopped {
+            return Ok(());
+        }
+        match op {
+            Op::Advance { ms } => self.advance(Duration::from_millis(ms.into())),
+            Op::Settle => self.settle(),
+            Op::Notify { key } => {
+                let key = key % KEYS;
+                if kind_of(key) != Kind::Unknown {
+                    for (other, site) in self.sites.iter_mut().enumerate() {
+                        if other != number {
+                            site.world.changed_elsewhere(self.now, key);
+                        }
+                    }
+                }
+                self.sites[number].world.apply(Op::Notify { key })
+            }
+            Op::Answer { read, .. } if !self.has_failing_reads => {
+                let answer = Answer::Rows;
+                self.sites[number].world.apply(Op::Answer { read, answer })
+            }
+            Op::Panic if !self.has_failing_reads => Ok(()),
+            op => self.sites[number].world.apply(op),
+        }
+    }
+
+    fn set_connected(&mut self, number: usize, is_connected: bool) {
+        let site = &mut self.sites[number];
+        if site.is_stopped || self.bus.is_connected(number) == is_connected {
+            return;
+        }
+        self.bus.set_connected(number, is_connected);
+        let input = if is_connected {
+            ClusterInput::Connected
+        } else {
+            ClusterInput::Disconnected
+        };
+        site.cluster.handle(self.now, input);
+        site.flag.0.store(true, Ordering::SeqCst);
+    }
+
+    fn wake_up(&mut self, number: usize) -> Result<(), String> {
+        let now = self.now;
+        let site = &mut self.sites[number];
+        if std::mem::take(&mut site.is_stopped) {
+            let missed = now.since(site.world.now());
+            site.world.advance(missed);
+            site.world.look()?;
+        }
+        Ok(())
+    }
+
+    /// Another process takes a node's place. What the last one has not published is lost with it.
+    fn restart(&mut self, number: usize, is_graceful: bool, clock_s: i8) -> Result<(), String> {
+        if is_graceful && !self.sites[number].is_stopped {
+            self.pump()?;
+            self.sites[number].cluster.leave();
+            self.put_out(number)?;
+        } else {
+            self.last_death = self.now;
+        }
+        let before = self.sites[number].started_ms;
+        self.bus.forget(number);
+        let (shards, versions) = {
+            let site = &self.sites[number];
+            let ended = (site.world.stats(), site.cluster.view().counters().snapshot());
+            self.ended.0 += ended.0;
+            self.ended.1 += ended.1;
+            (site.shards, site.world.versions().clone())
+        };
+        self.sites[number] = self.start(number, shards, clock_s, versions);
+        if self.sites[number].started_ms <= before {
+            // While the others believe that the one before is alive, they take this one for an older run: from the last
+            // time that they couldn't hear it, or heard it by a replay.
+            self.went_back = true;
+        }
+        self.populate(number)
+    }
+
+    fn send_garbage(&mut self, to: usize, bit: usize) {
+        let message = match self.bus.remembered(bit) {
+            // Without a proof, a changed message is as good as any, and may say what nobody said.
+            Some(message) if self.is_signed && bit < message.len() * 8 => {
+                let mut changed = message.to_vec();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                changed
+            }
+            _ => {
+                let mut bytes: Vec<u8> = (0..bit % 90).map(|_| self.rng.u8(..)).collect();
+                if let Some(version) = bytes.first_mut() {
+                    // Nobody makes a good message by chance; of another version it needn't be good.
+                    *version = if self.is_signed { 1 } else { 2 };
+                }
+                bytes
+            }
+        };
+        let message = message.into();
+        let from = usize::MAX;
+        self.bus.fly(self.now, Flying { from, to, message });
+    }
+
+    /// Time passes for all that are not stopped, in small steps.
+    fn advance(&mut self, time: Duration) -> Result<(), String> {
+        let until = self.now + time;
+        while self.now < until {
+            let step = STEP.min(until.since(self.now));
+            self.now = self.now + step;
+            for site in self.sites.iter_mut().filter(|it| !it.is_stopped) {
+                site.world.advance(step);
+                site.world.look()?;
+            }
+            self.pump()?;
+        }
+        Ok(())
+    }
+
+    /// Messages arrive, nodes do what is due, and say what they have to say.
+    fn pump(&mut self) -> Result<(), String> {
+        loop {
+            let sites = &self.sites;
+            let mut did = false;
+            if let Some(flying) = self.bus.arrive(self.now, |to| !sites[to].is_stopped) {
+                did = true;
+                let from_elsewhere = flying.from != flying.to;
+                let number = flying.to;
+                let heard = |cluster: &Cluster| cluster.view().counters().snapshot();
+                let site = &mut self.sites[number];
+                let before = heard(&site.cluster);
+                site.cluster.handle(self.now, ClusterInput::Message(&flying.message));
+                let after = heard(&site.cluster);
+                site.flag.0.store(true, Ordering::SeqCst);
+                let keys = after.keys - before.keys;
+                if keys > 0 && !from_elsewhere {
+                    return Err(format!("node {number} takes its own messages for news"));
+                }
+                site.world.allow_reads(keys * MAX_AUDIENCES);
+                site.world.look()?;
+            }
+            for number in 0..self.sites.len() {
+                let site = &mut self.sites[number];
+                if site.is_stopped {
+                    continue;
+                }
+                if !did && site.cluster.poll_timeout() <= self.now {
+                    did = true;
+                    let before = site.cluster.view().counters().repairs.get();
+                    site.cluster.handle_timeout(self.now);
+                    let begun = site.cluster.view().counters().repairs.get() - before;
+                    // With each, perhaps, a look whether the store has settled.
+                    site.world.allow_reads(2 * begun);
+                    site.flag.0.store(true, Ordering::SeqCst);
+                    site.world.look()?;
+                    if site.cluster.poll_timeout() <= self.now {
+                        return Err(format!("node {number} asks for a time-out that has been handled"));
+                    }
+                }
+                if site.flag.0.load(Ordering::SeqCst) {
+                    did = true;
+                    self.put_out(number)?;
+                }
+            }
+            if !did {
+                return Ok(());
+            }
+        }
+    }
+
+    fn put_out(&mut self, number: usize) -> Result<(), String> {
+        let site = &mut self.sites[number];
+        site.flag.0.store(false, Ordering::SeqCst);
+        while let Some(output) = site.cluster.poll_output() {
+            match output {
+                ClusterOutput::Publish { topic, message } => {
+                    self.bus.publish(self.now, number, topic, message, &mut self.rng);
+                }
+                ClusterOutput::Subscribe(topic) => self.bus.subscribe(number, topic, true),
+                ClusterOutput::Unsubscribe(topic) => self.bus.subscribe(number, topic, false),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets all faults stop, and asserts that everyone has the newest state of everything within the time that is promised.
+    ///
+    /// # Errors
+    /// What was violated.
+    pub fn settle(&mut self) -> Result<(), String> {
+        self.note(|| "settle".to_owned());
+        self.bus.heal();
+        self.bus.set_faults(Faults::default());
+        for number in 0..self.sites.len() {
+            self.wake_up(number)?;
+            self.set_connected(number, true);
+            self.sites[number].world.begin_settling();
+        }
+        let lost_after = 6 * self.heartbeat;
+        let mut bound = 2 * self.heartbeat + Duration::from_millis(600);
+        let went_back = std::mem::take(&mut self.went_back);
+        if went_back || self.now.since(self.last_death) < lost_after + self.heartbeat {
+            bound += lost_after + self.heartbeat;
+        }
+        let failures = self.failures();
+        if std::mem::replace(&mut self.failures_before, failures) != failures {
+            // Some may be in the longest backoff, and what they lead to too.
+            bound += Duration::from_secs(65);
+        } else {
+            self.strict_settles += 1;
+        }
+        // What was on its way may take so long.
+        bound += Duration::from_millis(700);
+        let until = self.now + bound;
+        while self.now < until {
+            self.settle_round()?;
+            self.advance(STEP)?;
+        }
+        self.settle_round()?;
+        self.note_peers();
+        for (number, site) in self.sites.iter_mut().enumerate() {
+            site.world.end_settling();
+            let result = site.world.check_convergence();
+            result.map_err(|what| format!("G5: node {number}, {bound:?} after all faults: {what}"))?;
+        }
+        self.check_peers()
+    }
+
+    /// Reads that have failed or taken too long.
+    fn failures(&self) -> u64 {
+        let of_site = |site: &Site| {
+            let counters = site.world.node().counters();
+            counters.failed_reads.get() + counters.timed_out_reads.get()
+        };
+        self.sites.iter().map(of_site).sum()
+    }
+
+    fn settle_round(&mut self) -> Result<(), String> {
+        for _ in 0..2000 {
+            let mut is_idle = true;
+            for site in &mut self.sites {
+                is_idle &= site.world.settle_round()? && !site.world.wants_poll();
+            }
+            self.pump()?;
+            if is_idle {
+                return Ok(());
+            }
+        }
+        Err("G1: it never comes to rest".to_owned())
+    }
+
+    /// Everyone knows everyone, and misses nothing.
+    fn check_peers(&self) -> Result<(), String> {
+        for (number, site) in self.sites.iter().enumerate() {
+            let status = site.cluster.view().status();
+            let alive = status.peers.iter().filter(|it| it.state.as_str() == "alive");
+            if alive.count() + 1 < self.sites.len() {
+                return Err(format!("G5: node {number} knows only of {:?}", status.peers));
+            }
+            if let Some(peer) = status.peers.iter().find(|it| it.missing > 0) {
+                return Err(format!("G5: node {number} still misses messages: {peer:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What each node knows of the others, for a trace.
+    fn note_peers(&self) {
+        for (number, site) in self.sites.iter().enumerate() {
+            let status = site.cluster.view().status();
+            self.note(|| {
+                format!(
+                    "node {number} knows {:?} and has counted {:?}",
+                    status.peers, status.counts
+                )
+            });
+        }
+    }
+
+    fn note(&self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &self.trace {
+            trace.push(&format!("{:?} {}", self.now, line()));
+        }
+    }
+}

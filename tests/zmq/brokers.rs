@@ -1,0 +1,206 @@
+//! Nodes that connect to forwarders.
+
+use entity_sync_tests::wait_for;
+use entity_sync_zmq::{Broker, BrokerConfig, BrokerEndpoints, Endpoint, ZmqConfig};
+
+use super::{Loop, Peer, Store, address, mesh};
+
+struct Place {
+    frontend: Endpoint,
+    backend: Endpoint,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            frontend: address(),
+            backend: address(),
+        }
+    }
+
+    fn start(&self) -> Broker {
+        Broker::start(&BrokerConfig::new(self.frontend.clone(), self.backend.clone())).unwrap()
+    }
+}
+
+fn config(places: &[&Place]) -> ZmqConfig {
+    let mut config = ZmqConfig::default();
+    let endpoints = |it: &&Place| BrokerEndpoints {
+        frontend: it.frontend.clone(),
+        backend: it.backend.clone(),
+    };
+    config.brokers = places.iter().map(endpoints).collect();
+    config
+}
+
+#[test]
+fn a_broker_forwards_and_may_be_killed_and_started_again() {
+    let store = Store::default();
+    let place = Place::new();
+    let nodes = [0, 1].map(|_| Peer::start_with(&store, config(&[&place]), |it| it.lost_after_heartbeats = 1_000));
+    // It isn't there yet, so nobody is ready.
+    assert!(nodes.iter().all(|it| !it.member.view().has_been_connected()));
+    let broker = place.start();
+    for node in &nodes {
+        node.wait_for_peers(1);
+        assert!(node.member.view().status().is_connected);
+        assert_eq!((node.links().brokers, node.links().connected_brokers), (1, 1));
+    }
+    let mut client = nodes[1].client(&["1", "2"]);
+    nodes[0].put("1", "by the broker");
+    client.rows_until("by the broker");
+    assert!(
+        broker.counts().forwarded > 0 && broker.counts().dropped == 0,
+        "{:?}",
+        broker.counts()
+    );
+    assert_eq!((nodes[0].counts().repairs, nodes[1].counts().repairs), (0, 0));
+
+    broker.stop();
+    for node in &nodes {
+        wait_for("the loss", || !node.member.view().status().is_connected);
+        assert_eq!(node.links().connected_brokers, 0);
+    }
+    // Nobody is told of these, until the broker is back.
+    nodes[0].put("1", "meanwhile");
+    nodes[0].put("2", "meanwhile, too");
+    let _broker = place.start();
+    let mut rows = [client.row(), client.row()];
+    rows.sort();
+    assert_eq!(rows, ["meanwhile", "meanwhile, too"]);
+    for node in &nodes {
+        wait_for("the connection", || node.member.view().status().is_connected);
+        assert_eq!(node.counts().lost_peers, 0);
+    }
+}
+
+#[test]
+fn of_two_brokers_one_may_fail_and_nothing_is_read_twice() {
+    let store = Store::default();
+    let places = [Place::new(), Place::new()];
+    let mut brokers = places.each_ref().map(|it| Some(it.start()));
+    let all: Vec<_> = places.iter().collect();
+    let nodes = [0, 1].map(|_| Peer::start_with(&store, config(&all), |it| it.lost_after_heartbeats = 1_000));
+    for node in &nodes {
+        node.wait_for_peers(1);
+        wait_for("both brokers", || node.links().connected_brokers == 2);
+    }
+    let mut client = nodes[1].client(&["1"]);
+    // Whichever of them dies, and while it does.
+    let mut round = 0;
+    let mut change = |client: &mut entity_sync_tests::Client| {
+        for _ in 0..20 {
+            round += 1;
+            let row = format!("round {round}");
+            nodes[0].put("1", &row);
+            client.rows_until(&row);
+        }
+        round
+    };
+    let rounds = change(&mut client);
+    wait_for("repeats", || nodes[1].counts().repeated > 0);
+    assert_eq!(nodes[1].reads_of("1"), rounds, "what comes twice is read once");
+    for which in [0, 1] {
+        brokers[which] = None;
+        wait_for("the loss", || nodes[1].links().connected_brokers == 1);
+        change(&mut client);
+        assert!(nodes[1].member.view().status().is_connected);
+        brokers[which] = Some(places[which].start());
+        for node in &nodes {
+            wait_for("both brokers", || node.links().connected_brokers == 2);
+        }
+        change(&mut client);
+    }
+    assert_eq!(nodes[1].counts().lost_peers, 0);
+}
+
+/// What is no message of a cluster's node goes no further than the broker.
+#[test]
+fn a_broker_forwards_only_what_nodes_send() {
+    let store = Store::default();
+    let place = Place::new();
+    let broker = place.start();
+    let node = Peer::start(&store, config(&[&place]));
+    let friend = Loop::start(&config(&[&place]), |_| {});
+    node.wait_for_peers(1);
+    friend.wait_for_peers(1);
+    let context = ::zmq::Context::new();
+    let publisher = context.socket(::zmq::PUB).unwrap();
+    publisher.set_linger(0).unwrap();
+    publisher.connect(&place.frontend.to_string()).unwrap();
+    let subscriber = context.socket(::zmq::XSUB).unwrap();
+    subscriber.set_linger(0).unwrap();
+    subscriber.connect(&place.backend.to_string()).unwrap();
+    wait_for("what is dropped", || {
+        publisher
+            .send_multipart(["entity-sync.all\0", "of", "parts"], 0)
+            .unwrap();
+        subscriber.send("no subscription", 0).unwrap();
+        broker.counts().dropped >= 20
+    });
+    publisher
+        .send(&[b"entity-sync.all\0", &vec![0; 2_000_000][..]].concat()[..], 0)
+        .unwrap();
+    assert_eq!(node.counts().malformed, 0);
+    let mut client = node.client(&["1"]);
+    store.put("1", "as ever");
+    friend.notify("1");
+    client.rows_until("as ever");
+    assert!(broker.is_running());
+}
+
+/// With heartbeats a minute apart nothing but the broker's own attention moves messages.
+#[test]
+fn a_broker_misses_no_edge() {
+    let place = Place::new();
+    let _broker = place.start();
+    let rare = |it: &mut entity_sync_bus::ClusterConfig| it.heartbeat = std::time::Duration::from_secs(60);
+    let first = Loop::start(&config(&[&place]), rare);
+    let second = Loop::start(&config(&[&place]), rare);
+    let nodes = [&first, &second];
+    // Not by its fd, but when it is looked after anyway: here, when it is woken.
+    wait_for("digests", || {
+        for node in nodes {
+            node.notify("wake up");
+        }
+        nodes.iter().all(|it| it.counts().digests > 0)
+    });
+    let settled = || {
+        let [a, b] = nodes.map(Loop::counts);
+        a.keys == b.published && b.keys == a.published && a.strangers + b.strangers < u64::MAX
+    };
+    let _ = settled;
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut keys = nodes.map(|it| it.counts().keys);
+    for round in 0..100 {
+        let burst = [1, 2, 1, 700][round % 4];
+        for id in 0..burst {
+            first.notify(&format!("{round}-{id}"));
+            second.notify(&format!("{round}-{id}"));
+        }
+        keys = keys.map(|it| it + burst);
+        wait_for("all keys of the round", || nodes.map(|it| it.counts().keys) == keys);
+    }
+}
+
+#[test]
+fn a_mesh_and_a_broker_go_together() {
+    let store = Store::default();
+    let place = Place::new();
+    let _broker = place.start();
+    let (a, b) = (address(), address());
+    let mut both = mesh(&a, &[&b]);
+    both.brokers = config(&[&place]).brokers;
+    let middle = Peer::start(&store, both);
+    let of_mesh = Loop::start(&mesh(&b, &[&a]), |_| {});
+    let of_broker = Loop::start(&config(&[&place]), |_| {});
+    middle.wait_for_peers(2);
+    of_mesh.wait_for_peers(1);
+    of_broker.wait_for_peers(1);
+    let mut client = middle.client(&["1"]);
+    for (node, row) in [(&of_mesh, "of the mesh"), (&of_broker, "of the broker")] {
+        store.put("1", row);
+        node.notify("1");
+        client.rows_until(row);
+    }
+}
