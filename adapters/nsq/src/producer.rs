@@ -59,7 +59,6 @@ impl Producer {
             }
             // Nobody is kept waiting for what may take long: what is not confirmed is done locally, and comes again.
             first = None;
-            while self.waiting.try_recv().is_ok() {}
             let over = sleep(backoff.wait(lived));
             tokio::pin!(over);
             loop {

@@ -351,7 +351,11 @@ fn an_nsqd_that_ends_every_connection_is_not_hammered() {
 #[test]
 fn leaving_a_stuck_nsqd_takes_no_longer_than_was_said() {
     let nsqd = Nsqd::start();
-    let mut node = Node::connected(&nsqd);
+    let mut config = config(&[&nsqd]);
+    config.timeout = Duration::from_secs(3_600);
+    config.heartbeat = Duration::from_secs(60);
+    let mut node = Node::start(config, &["items"]);
+    assert_eq!(node.next(), Told::Connected);
     nsqd.misbehave(|it| it.is_stuck = true);
     node.publish(1, "items", BODY.as_bytes());
     let start = Instant::now();

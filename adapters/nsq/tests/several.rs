@@ -72,6 +72,7 @@ fn an_nsqd_that_is_cut_off_does_not_delay_what_the_other_can_take() {
     nsqds[0].misbehave(|it| it.is_stuck = true);
     let mut config = config(&[&nsqds[0], &nsqds[1]]);
     config.timeout = Duration::from_secs(3_600);
+    config.heartbeat = Duration::from_secs(60);
     let mut node = Node::start(config, &["items"]);
     wait_for("the second to be heard of", || node.status.nsqds()[1].subscribed == 1);
     node.publish(1, "items", BODY.as_bytes());
