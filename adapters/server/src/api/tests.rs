@@ -205,7 +205,7 @@ async fn bad_paths_are_refused() {
     }
     for path in ["/", "/nope", "/notify/", "/Healthz"] {
         let answer = server.get(path).await;
-        let hint = "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /metrics, /healthz and /readyz";
+        let hint = "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /cluster, /metrics, /healthz and /readyz";
         answer.fails(404, "no_such_path", "this path does not exist", hint);
     }
     assert!(server.committed.lock().is_empty());
