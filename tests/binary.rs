@@ -237,10 +237,26 @@ fn what_keeps_it_from_starting_is_said() {
     std::fs::write(&letter, "Dear database, you are none. ".repeat(50)).unwrap();
     let start = |listen: &str, api: &str, data: &str| run(&["--listen", listen, "--api", api, "--data", data]);
     for (said, part) in [
-        (start(&taken, free, ":memory:"), "another program does already"),
-        (start(free, &taken, ":memory:"), "another program does already"),
-        (start(free, free, "/no/such/folder/data.db"), "/no/such/folder"),
-        (start(free, free, letter.to_str().unwrap()), "letter.txt"),
+        (
+            start(&taken, free, ":memory:"),
+            "another program does already; stop it or choose another port (--listen)",
+        ),
+        (
+            start(free, &taken, ":memory:"),
+            "another program does already; stop it or choose another port (--api)",
+        ),
+        (
+            start("192.0.2.1:1", free, ":memory:"),
+            "can't listen to 192.0.2.1:1: Cannot assign requested address",
+        ),
+        (
+            start(free, free, "/no/such/folder/data.db"),
+            "the directory /no/such/folder does not exist: create it, or choose another place for the data file",
+        ),
+        (
+            start(free, free, letter.to_str().unwrap()),
+            "letter.txt is not a SQLite database: it was left as it is",
+        ),
     ] {
         assert_eq!(said.0, Some(1), "{}", said.1);
         assert!(

@@ -368,3 +368,48 @@ fn tls_is_spoken_and_certificates_are_checked() {
         "/nowhere/ca.pem can't be read: No such file or directory (os error 2)"
     );
 }
+
+/// Answers one request with these bytes.
+fn answers(bytes: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().expect("a client");
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(bytes.as_bytes());
+    });
+    address
+}
+
+#[test]
+fn servers_that_are_not_ours_are_told_apart() {
+    let api = answers("HTTP/1.1 500 Oops\r\ncontent-length: 4\r\n\r\noops");
+    assert_eq!(
+        say(&["get", "items/1", "--api", &api], b""),
+        Err(format!(
+            "no server answers at http://{api} (it answers 500 Internal Server Error, as no API of ours does); start one \
+             with: entity-sync, or name another with --api"
+        ))
+    );
+    let url = format!("ws://{}/", answers("HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n"));
+    let end = watching(&[&url, "items/100"]).2.join().expect("no panic");
+    assert_eq!(end, Err(format!("{url} refuses a WebSocket (403)")));
+}
+
+#[test]
+fn what_can_not_be_printed_is_an_error() {
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let api = serve(None);
+    let calls = Calls::try_parse_from(["entity-sync", "put", "items/1", "{}", "--api", &api]).expect("valid");
+    let said = call(&calls.call, &mut std::io::empty(), &mut Full).map_err(|error| error.to_string());
+    assert_eq!(said, Err("can't write: no storage space".to_owned()));
+}
