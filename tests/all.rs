@@ -11,6 +11,7 @@ mod axum_route;
 mod binary;
 mod conformance;
 mod door;
+mod durability;
 mod echo;
 mod embedding;
 mod engine;

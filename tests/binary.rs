@@ -52,7 +52,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn start(data: &str) -> Self {
+    pub(crate) fn start(data: &str) -> Self {
         Self::start_with(data, &[])
     }
 
@@ -89,23 +89,39 @@ impl Process {
     }
 
     pub(crate) fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        self.try_call(method, path, body).unwrap()
+    }
+
+    fn try_call(&self, method: &str, path: &str, body: &str) -> Result<(u16, String), ureq::Error> {
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let request = ureq::http::Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.api))
             .body(body.to_owned())
             .unwrap();
-        let mut response = agent.run(request).unwrap();
-        let text = response.body_mut().read_to_string().unwrap();
-        (response.status().as_u16(), text)
+        let mut response = agent.run(request)?;
+        let text = response.body_mut().read_to_string()?;
+        Ok((response.status().as_u16(), text))
     }
 
-    fn put(&self, id: &str, row: &str) {
+    /// Whether it was answered at all.
+    pub(crate) fn try_put(&self, id: &str, row: &str) -> bool {
+        let answer = self.try_call("PUT", &format!("/entities/items/{id}"), row);
+        answer.is_ok_and(|(status, _)| [201, 204].contains(&status))
+    }
+
+    /// Asks it to stop, and gives its exit code.
+    pub(crate) fn end(&mut self) -> Option<i32> {
+        self.signal("-TERM");
+        self.child.wait().unwrap().code()
+    }
+
+    pub(crate) fn put(&self, id: &str, row: &str) {
         let (status, _) = self.call("PUT", &format!("/entities/items/{id}"), row);
         assert!([201, 204].contains(&status), "{status}");
     }
 
-    fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
@@ -221,10 +237,26 @@ fn what_keeps_it_from_starting_is_said() {
     std::fs::write(&letter, "Dear database, you are none. ".repeat(50)).unwrap();
     let start = |listen: &str, api: &str, data: &str| run(&["--listen", listen, "--api", api, "--data", data]);
     for (said, part) in [
-        (start(&taken, free, ":memory:"), "another program does already"),
-        (start(free, &taken, ":memory:"), "another program does already"),
-        (start(free, free, "/no/such/folder/data.db"), "/no/such/folder"),
-        (start(free, free, letter.to_str().unwrap()), "letter.txt"),
+        (
+            start(&taken, free, ":memory:"),
+            "another program does already; stop it or choose another port (--listen)",
+        ),
+        (
+            start(free, &taken, ":memory:"),
+            "another program does already; stop it or choose another port (--api)",
+        ),
+        (
+            start("192.0.2.1:1", free, ":memory:"),
+            "can't listen to 192.0.2.1:1: Cannot assign requested address",
+        ),
+        (
+            start(free, free, "/no/such/folder/data.db"),
+            "the directory /no/such/folder does not exist: create it, or choose another place for the data file",
+        ),
+        (
+            start(free, free, letter.to_str().unwrap()),
+            "letter.txt is not a SQLite database: it was left as it is",
+        ),
     ] {
         assert_eq!(said.0, Some(1), "{}", said.1);
         assert!(

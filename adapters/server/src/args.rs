@@ -377,7 +377,8 @@ A configuration file has the flags' names as its keys:
   listen = [\"0.0.0.0:8080\"]
   data = \"/var/lib/entity-sync/data.db\"
   snapshot = true
-and a table for each entity that differs from the others:
+and a table for each entity that differs from the others in its resolver, query (of PostgreSQL),
+audience (secret or public), snapshot or delivery:
   [entities.prices]
   resolver = \"http=http://127.0.0.1:9000/prices/{id}\"
   audience = \"public\"";

@@ -4,6 +4,7 @@
 pub mod api;
 #[cfg(test)]
 mod tests;
+pub mod trust;
 pub mod watch;
 
 use std::fmt;
@@ -34,6 +35,25 @@ pub enum ClientError {
         /// Where.
         url: String,
         /// Why.
+        reason: String,
+    },
+    /// A file is to hold certificates, and doesn't.
+    BadCa {
+        /// Its name.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The system's certificates can't be used.
+    NoTls {
+        /// Why.
+        reason: String,
+    },
+    /// The server's certificate is not believed.
+    Untrusted {
+        /// Where.
+        url: String,
+        /// What is wrong with it.
         reason: String,
     },
     /// The API said no.
@@ -85,7 +105,22 @@ impl fmt::Display for ClientError {
             Self::NotText => f.write_str("the body is not UTF-8 text; encode binary content, such as with base64"),
             Self::BadApi { given } => write!(
                 f,
-                "{given:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081 (--api)"
+                "{given:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081, or \
+                 https://sync.example.com for TLS (--api)"
+            ),
+            Self::BadCa { path, reason } => write!(
+                f,
+                "{path} can't be used: {reason}; it must hold one certificate or more in PEM, each between BEGIN \
+                 CERTIFICATE and END CERTIFICATE (--ca)"
+            ),
+            Self::NoTls { reason } => write!(
+                f,
+                "the system's certificates can't be used: {reason}; name a file with those to trust (--ca)"
+            ),
+            Self::Untrusted { url, reason } => write!(
+                f,
+                "{url} does not prove that it is who it says ({reason}); if its certificate comes from an authority of \
+                 your own, name the file with that one's certificate (--ca)"
             ),
             Self::NoServer { url, reason } => write!(
                 f,
@@ -95,8 +130,8 @@ impl fmt::Display for ClientError {
             Self::Refused { message, hint } => write!(f, "{message}: {hint}"),
             Self::BadUrl { given } => write!(
                 f,
-                "{given:?} is no address of a WebSocket; write one such as ws://127.0.0.1:8080/ws/entity-sync/ \
-                 (wss:// is not built in)"
+                "{given:?} is no address of a WebSocket; write one such as ws://127.0.0.1:8080/ws/entity-sync/, \
+                 or wss:// for TLS"
             ),
             Self::NoUpgrade { url, status: 404 } => write!(
                 f,

@@ -473,3 +473,64 @@ async fn one_unknown_entity_is_too_many() {
     server.notify(body).await.fails(400, "unknown_entity", said, hint);
     assert!(server.notified.lock().is_empty());
 }
+
+/// A body whose client goes away in the middle of it.
+struct CutOff;
+
+impl Body for CutOff {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, std::io::Error>>> {
+        std::task::Poll::Ready(Some(Err(std::io::ErrorKind::UnexpectedEof.into())))
+    }
+}
+
+#[tokio::test]
+async fn half_a_body_changes_nothing() {
+    let server = Server::new();
+    for (method, path) in [("PUT", "/entities/items/1"), ("POST", "/notify")] {
+        let request = Request::builder().method(method).uri(path).body(CutOff).expect("one");
+        let (parts, body) = server.api.answer(request).await.into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        let answer = Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: String::from_utf8(body.into()).expect("text"),
+        };
+        answer.fails(
+            400,
+            "incomplete_body",
+            "the body could not be read to its end",
+            "send the request again",
+        );
+    }
+    assert!(server.committed.lock().is_empty() && server.notified.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_says_that_it_is_too_large_is_not_read() {
+    struct Endless;
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, std::io::Error>>> {
+            panic!("it is read");
+        }
+
+        fn size_hint(&self) -> hyper::body::SizeHint {
+            hyper::body::SizeHint::with_exact(1 << 40)
+        }
+    }
+    let server = Server::new();
+    let request = Request::builder().method("PUT").uri("/entities/items/1").body(Endless);
+    let response = server.api.answer(request.expect("one")).await;
+    assert_eq!(response.status(), 413);
+}

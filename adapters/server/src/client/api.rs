@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use ureq::http::{Request, Uri};
 
+use super::trust::{Trust, is_distrust};
 use super::{ClientError, key, line_of};
 
 /// How long a request may take.
@@ -69,13 +70,16 @@ pub enum Call {
 /// Where the API is.
 #[derive(Args)]
 pub struct Api {
-    /// Where the server's API is
+    /// Where the server's API is: a host and a port, or https:// and a host
     #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081")]
     api: String,
 
     /// The file with the token that the API asks for
     #[arg(long, env = "ENTITY_SYNC_API_TOKEN_FILE", value_name = "FILE")]
     api_token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    trust: Trust,
 }
 
 /// Does what is asked. `input` is where a body comes from that isn't given, and `out` is where answers go.
@@ -151,14 +155,20 @@ impl Api {
         let bad = || ClientError::BadApi {
             given: self.api.clone(),
         };
-        let address = self
-            .api
-            .strip_prefix("http://")
-            .unwrap_or(&self.api)
-            .trim_end_matches('/');
-        let base = format!("http://{address}");
+        let address = self.api.trim_end_matches('/');
+        let base = if address.contains("://") {
+            address.to_owned()
+        } else {
+            format!("http://{address}")
+        };
         let uri: Uri = format!("{base}{path}").parse().map_err(|_| bad())?;
-        if uri.port_u16().is_none() || uri.path() != path {
+        // HTTP without a port would be something else than our API; TLS ends at a proxy, which has the usual one.
+        let is_good = match uri.scheme_str() {
+            Some("http") => uri.port_u16().is_some(),
+            Some("https") => uri.host().is_some(),
+            _ => false,
+        };
+        if !is_good || uri.path() != path {
             return Err(bad());
         }
         let mut request = Request::builder().method(method).uri(uri);
@@ -177,9 +187,21 @@ impl Api {
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_global(Some(TIME_LIMIT))
+            .tls_config(self.trust.ureq()?)
             .build()
             .into();
-        let mut response = agent.run(request).map_err(|error| no_server(error.to_string()))?;
+        let mut response = agent.run(request).map_err(|error| {
+            let is_distrust = match &error {
+                ureq::Error::Rustls(rustls::Error::InvalidCertificate(_)) => true,
+                ureq::Error::Io(error) => is_distrust(error),
+                _ => false,
+            };
+            if is_distrust {
+                let (url, reason) = (base.clone(), error.to_string());
+                return ClientError::Untrusted { url, reason };
+            }
+            no_server(error.to_string())
+        })?;
         let status = response.status();
         let text = response.body_mut().read_to_string();
         let text = text.map_err(|error| no_server(error.to_string()))?;

@@ -99,11 +99,19 @@ fn errors_of_calls_say_what_to_do() {
         let text = "write an entity and an id with a slash between them, such as items/100";
         assert!(said.contains(text), "{said}");
     }
-    for bad in ["127.0.0.1", "a b:1", "127.0.0.1:1/x", "https://127.0.0.1:1"] {
+    for bad in [
+        "127.0.0.1",
+        "a b:1",
+        "127.0.0.1:1/x",
+        "https://",
+        "https://a/x",
+        "ftp://127.0.0.1:1",
+    ] {
         assert_eq!(
             say(&["get", "items/1", "--api", bad], b""),
             Err(format!(
-                "{bad:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081 (--api)"
+                "{bad:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081, or \
+                 https://sync.example.com for TLS (--api)"
             ))
         );
     }
@@ -244,19 +252,164 @@ fn what_keeps_watch_from_connecting_is_said() {
             "{url} has no WebSocket (404); the path is /ws/entity-sync/ unless the server was given another"
         ))
     );
-    for url in [
-        "http://127.0.0.1:1/",
-        "wss://127.0.0.1:1/",
-        "127.0.0.1:8080",
-        "",
-        "ws://",
-    ] {
+    for url in ["http://127.0.0.1:1/", "wss://", "127.0.0.1:8080", "", "ws://"] {
         assert_eq!(
             end(url),
             Err(format!(
-                "{url:?} is no address of a WebSocket; write one such as ws://127.0.0.1:8080/ws/entity-sync/ (wss:// is \
-                 not built in)"
+                "{url:?} is no address of a WebSocket; write one such as ws://127.0.0.1:8080/ws/entity-sync/, or wss:// \
+                 for TLS"
             ))
         );
     }
+}
+
+/// Ends TLS in front of `server` for as long as the test runs. Gives the address and the certificate, in PEM.
+fn behind_tls(server: &str) -> (String, String) {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let secret = rustls::pki_types::PrivateKeyDer::Pkcs8(certified.signing_key.serialize_der().into());
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], secret)
+        .expect("a good one");
+    let (told, port) = mpsc::channel();
+    let server = server.to_owned();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async move {
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let _ = told.send(listener.local_addr().expect("an address").port());
+            loop {
+                let (client, _) = listener.accept().await.expect("a client");
+                // One that doesn't trust it goes away.
+                let Ok(mut client) = acceptor.accept(client).await else {
+                    continue;
+                };
+                let mut behind = tokio::net::TcpStream::connect(&server).await.expect("the server");
+                tokio::spawn(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut behind).await;
+                });
+            }
+        });
+    });
+    let port = port.recv().expect("it serves");
+    (format!("localhost:{port}"), certified.cert.pem())
+}
+
+#[test]
+fn tls_is_spoken_and_certificates_are_checked() {
+    let file = |text: &str| {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        file
+    };
+    let (address, certificate) = behind_tls(&serve(None));
+    let (right, api) = (file(&certificate), format!("https://{address}"));
+    let (_, other) = behind_tls("127.0.0.1:1");
+    let wrong = file(&other);
+    let path = |file: &tempfile::NamedTempFile| file.path().to_str().expect("text").to_owned();
+    let put = |ca: &str| say(&["put", "items/1", "{}", "--api", &api, "--ca", ca], b"");
+    assert_eq!(put(&path(&right)), Ok("created\n".to_owned()));
+
+    let server = server("127.0.0.1:0");
+    let (address, certificate) = behind_tls(&server.addresses()[0].to_string());
+    let (right, url) = (file(&certificate), format!("wss://{address}/ws/entity-sync/"));
+    let (rows, statuses, thread) = watching(&[&url, "items/100", "--ca", &path(&right)]);
+    assert_eq!(rows.recv_timeout(PATIENCE).expect("a line"), "100 for ");
+    drop(rows);
+    server
+        .handle()
+        .notify(&EntityKey::new("items", "100").expect("short"))
+        .expect("known");
+    assert_eq!(thread.join().expect("no panic"), Ok(()));
+    drop(statuses);
+
+    let watched = |args: &[&str]| {
+        watching(&[&[&url[..], "items/100"], args].concat())
+            .2
+            .join()
+            .expect("no panic")
+    };
+    for (said, url) in [
+        (put(&path(&wrong)), &api),
+        (say(&["get", "items/1", "--api", &api], b""), &api),
+        (watched(&["--ca", &path(&wrong)]).map(|()| String::new()), &url),
+        (watched(&[]).map(|()| String::new()), &url),
+    ] {
+        let said = said.expect_err("not trusted");
+        assert!(
+            said.starts_with(&format!("{url} does not prove that it is who it says (")),
+            "{said}"
+        );
+        assert!(
+            said.contains("name the file with that one's certificate (--ca)"),
+            "{said}"
+        );
+    }
+    for (text, reason) in [
+        ("", "there is none in it"),
+        ("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n", ""),
+        ("-----BEGIN CERTIFICATE-----\n", ""),
+    ] {
+        let bad = path(&file(text));
+        std::fs::write(&bad, text).expect("written");
+        for said in [put(&bad), watched(&["--ca", &bad]).map(|()| String::new())] {
+            let said = said.expect_err("refused");
+            assert!(said.starts_with(&format!("{bad} can't be used: {reason}")), "{said}");
+            assert!(said.contains("it must hold one certificate or more in PEM"), "{said}");
+        }
+        std::fs::remove_file(&bad).expect("there");
+    }
+    let said = put("/nowhere/ca.pem").expect_err("no file");
+    assert_eq!(
+        said,
+        "/nowhere/ca.pem can't be read: No such file or directory (os error 2)"
+    );
+}
+
+/// Answers one request with these bytes.
+fn answers(bytes: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().expect("a client");
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(bytes.as_bytes());
+    });
+    address
+}
+
+#[test]
+fn servers_that_are_not_ours_are_told_apart() {
+    let api = answers("HTTP/1.1 500 Oops\r\ncontent-length: 4\r\n\r\noops");
+    assert_eq!(
+        say(&["get", "items/1", "--api", &api], b""),
+        Err(format!(
+            "no server answers at http://{api} (it answers 500 Internal Server Error, as no API of ours does); start one \
+             with: entity-sync, or name another with --api"
+        ))
+    );
+    let url = format!("ws://{}/", answers("HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n"));
+    let end = watching(&[&url, "items/100"]).2.join().expect("no panic");
+    assert_eq!(end, Err(format!("{url} refuses a WebSocket (403)")));
+}
+
+#[test]
+fn what_can_not_be_printed_is_an_error() {
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let api = serve(None);
+    let calls = Calls::try_parse_from(["entity-sync", "put", "items/1", "{}", "--api", &api]).expect("valid");
+    let said = call(&calls.call, &mut std::io::empty(), &mut Full).map_err(|error| error.to_string());
+    assert_eq!(said, Err("can't write: no storage space".to_owned()));
 }

@@ -1,17 +1,21 @@
 //! `watch`: prints what is pushed, and connects again when the connection is lost.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use entity_sync_core::EntityKey;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::json;
 use tungstenite::client::IntoClientRequest;
 use tungstenite::http::Uri;
 use tungstenite::{Bytes, Message, WebSocket};
 
+use super::trust::{Trust, is_distrust};
 use super::{ClientError, key, line_of};
 
 /// A server that says nothing for so long is asked whether it is there.
@@ -31,7 +35,7 @@ const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// Example: entity-sync watch ws://127.0.0.1:8080/ws/entity-sync/ items/100 items/101
 #[derive(Args)]
 pub struct Watch {
-    /// Where the server's WebSocket is
+    /// Where the server's WebSocket is; wss:// for TLS
     url: String,
 
     /// What to subscribe to
@@ -41,7 +45,15 @@ pub struct Watch {
     /// A file with the secret to send first
     #[arg(long, env = "ENTITY_SYNC_SECRET_FILE", value_name = "FILE")]
     secret_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    trust: Trust,
 }
+
+/// What a WebSocket is on: TCP, or TLS on it.
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
 
 /// How one connection ended.
 enum End {
@@ -62,14 +74,17 @@ pub fn watch(watch: &Watch, out: &mut dyn Write, status: &mut dyn Write) -> Resu
         given: watch.url.clone(),
     };
     let uri: Uri = watch.url.parse().map_err(|_| bad_url())?;
-    if uri.scheme_str() != Some("ws") || uri.host().is_none() {
-        return Err(bad_url());
-    }
+    let tls = match uri.scheme_str() {
+        _ if uri.host().is_none() => return Err(bad_url()),
+        Some("ws") => None,
+        Some("wss") => Some(watch.trust.rustls()?),
+        _ => return Err(bad_url()),
+    };
     let secret = watch.secret_file.as_deref().map(line_of).transpose()?;
     let mut pause = FIRST_PAUSE;
     loop {
         let began = Instant::now();
-        let (reason, wait) = match connection(watch, &uri, secret.as_deref(), out, status) {
+        let (reason, wait) = match connection(watch, &uri, tls.as_ref(), secret.as_deref(), out, status) {
             End::Failed(ClientError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             End::Failed(error) => return Err(error),
             End::Lost(reason, wait) => (reason, wait),
@@ -86,19 +101,18 @@ pub fn watch(watch: &Watch, out: &mut dyn Write, status: &mut dyn Write) -> Resu
     }
 }
 
-fn connection(watch: &Watch, uri: &Uri, secret: Option<&str>, out: &mut dyn Write, status: &mut dyn Write) -> End {
-    let lost = |error: io::Error| End::Lost(error.to_string(), None);
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let stream = match TcpStream::connect((host, uri.port_u16().unwrap_or(80))) {
+fn connection(
+    watch: &Watch,
+    uri: &Uri,
+    tls: Option<&Arc<ClientConfig>>,
+    secret: Option<&str>,
+    out: &mut dyn Write,
+    status: &mut dyn Write,
+) -> End {
+    let stream = match open(watch, uri, tls) {
         Ok(stream) => stream,
-        Err(error) => return lost(error),
+        Err(end) => return end,
     };
-    if let Err(error) = stream
-        .set_nodelay(true)
-        .and_then(|()| stream.set_read_timeout(Some(QUIET)))
-    {
-        return lost(error);
-    }
     let request = match uri.clone().into_client_request() {
         Ok(request) => request,
         Err(_) => {
@@ -135,6 +149,34 @@ fn connection(watch: &Watch, uri: &Uri, secret: Option<&str>, out: &mut dyn Writ
     rows(&mut socket, out)
 }
 
+fn open(watch: &Watch, uri: &Uri, tls: Option<&Arc<ClientConfig>>) -> Result<Box<dyn Stream>, End> {
+    let lost = |error: io::Error| End::Lost(error.to_string(), None);
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+    let mut stream = TcpStream::connect((host, port)).map_err(lost)?;
+    stream.set_nodelay(true).map_err(lost)?;
+    stream.set_read_timeout(Some(QUIET)).map_err(lost)?;
+    let Some(tls) = tls else {
+        return Ok(Box::new(stream));
+    };
+    let bad_url = || {
+        let given = watch.url.clone();
+        End::Failed(ClientError::BadUrl { given })
+    };
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| bad_url())?;
+    let mut connection = ClientConnection::new(tls.clone(), name).map_err(|_| bad_url())?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream).map_err(|error| {
+            if is_distrust(&error) {
+                let (url, reason) = (watch.url.clone(), error.to_string());
+                return End::Failed(ClientError::Untrusted { url, reason });
+            }
+            lost(error)
+        })?;
+    }
+    Ok(Box::new(StreamOwned::new(connection, stream)))
+}
+
 /// What protocol v1 wants to hear: who we are, then what we want.
 fn messages(watch: &Watch, secret: Option<&str>) -> Vec<String> {
     let secret = secret.map(|secret| json!({ "action": "secret", "body": secret }));
@@ -146,7 +188,7 @@ fn messages(watch: &Watch, secret: Option<&str>) -> Vec<String> {
     all.map(|message| message.to_string()).collect()
 }
 
-fn rows(socket: &mut WebSocket<TcpStream>, out: &mut dyn Write) -> End {
+fn rows(socket: &mut WebSocket<Box<dyn Stream>>, out: &mut dyn Write) -> End {
     let mut is_asked = false;
     loop {
         match socket.read() {

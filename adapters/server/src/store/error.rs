@@ -112,7 +112,7 @@ impl StoreError {
             Self::Newer { .. } => "it was left as it is; run the release that wrote it, or a later one",
             Self::CannotOpen { .. } => {
                 "this user needs read and write permission on the file and on its directory, where \
-                 SQLite keeps a -wal and a -shm file beside it"
+                 SQLite keeps a -wal and a -shm file beside it, and the disk must not be mounted read-only"
             }
             Self::ReadOnly => {
                 "give this user write permission on the file and its directory, and check that the \

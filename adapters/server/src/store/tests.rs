@@ -403,6 +403,60 @@ fn errors_say_what_to_do() {
             "the disk that holds the data file is full: free some space, then write again; reads go \
              on meanwhile",
         ),
+        (
+            StoreError::NotAFile { path: "/".into() },
+            "\"/\" is not the name of a file: name a file, such as ./entity-sync.db; it is created if it is missing",
+        ),
+        (
+            StoreError::NotADatabase { path: path() },
+            "/data/x.db is not a SQLite database: it was left as it is; choose another file, which is created if it is \
+             missing",
+        ),
+        (
+            StoreError::CannotOpen {
+                path: path(),
+                reason: "no".to_owned(),
+            },
+            "/data/x.db can't be opened (no): this user needs read and write permission on the file and on its \
+             directory, where SQLite keeps a -wal and a -shm file beside it, and the disk must not be mounted read-only",
+        ),
+        (
+            StoreError::ReadOnly,
+            "the data file can't be written: give this user write permission on the file and its directory, and check \
+             that the disk is not mounted read-only",
+        ),
+        (
+            StoreError::Busy,
+            "another process keeps the data file locked: end the other process's transaction, then write again",
+        ),
+        (
+            StoreError::Damaged {
+                reason: "bad page".to_owned(),
+            },
+            "the data file is damaged (bad page): stop the server, and restore the file from a backup",
+        ),
+        (
+            StoreError::TooBig,
+            "the body is larger than the store can hold: split the entity into smaller ones",
+        ),
+        (
+            StoreError::NotTold,
+            "the change is stored, but its subscribers may not have been told: notify of the key, or write it again",
+        ),
+        (
+            StoreError::Closed,
+            "the store is closed, nothing was written: the server is stopping; write again once it is back",
+        ),
+        (
+            StoreError::WriterGone,
+            "the thread that writes is gone: restart the server, then read the entity to see what is stored",
+        ),
+        (
+            StoreError::Other {
+                reason: "I/O error".to_owned(),
+            },
+            "the store failed (I/O error): check the disk and the system's log, then read the entity to see what is stored",
+        ),
     ] {
         assert_eq!(error.to_string(), text);
     }
