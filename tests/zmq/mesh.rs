@@ -49,7 +49,7 @@ fn a_free_port_is_told_of() {
     let [address] = node.links.addresses() else {
         panic!("{:?}", node.links.addresses());
     };
-    let port = address.strip_prefix("tcp://127.0.0.1:").unwrap();
+    let port = address.strip_prefix("tcp://127.0.0.1:").expect(address);
     assert_ne!(port.parse::<u16>().unwrap(), 0);
 }
 
