@@ -68,11 +68,12 @@ fn costs(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let per = frames.len() as f64;
     for (what, of) in [
         (
-            "sender",
-            &(|it: &cost::Cost| it.sender_ns) as &dyn Fn(&cost::Cost) -> u64,
+            "notify",
+            &(|it: &cost::Cost| it.notify_ns) as &dyn Fn(&cost::Cost) -> u64,
         ),
-        ("receiver", &|it| it.receiver_ns),
-        ("both", &|it| it.sender_ns + it.receiver_ns),
+        ("sender's bus", &|it| it.sender_ns - it.notify_ns),
+        ("receiver's bus", &|it| it.receiver_ns),
+        ("both buses", &|it| it.sender_ns - it.notify_ns + it.receiver_ns),
         ("whole process", &|it| it.process_ns),
     ] {
         let ours: Vec<_> = pairs.iter().map(|(ours, ..)| of(ours) as f64 / per).collect();
@@ -80,6 +81,12 @@ fn costs(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         let two: Vec<_> = pairs.iter().map(|(.., two)| of(two) as f64 / per).collect();
         let ratios: Vec<_> = ours.iter().zip(&floor).map(|(ours, floor)| ours / floor).collect();
         line("ours", &format!("CPU ns/message, {what}"), &spread(&ours, 0));
+        if what == "notify" {
+            continue;
+        }
+        if what == "notify" {
+            continue;
+        }
         line("bare", &format!("CPU ns/message, {what}"), &spread(&floor, 0));
         line("bare, 2 frames", &format!("CPU ns/message, {what}"), &spread(&two, 0));
         line("ratio", &format!("by pairs, {what}"), &spread(&ratios, 2));

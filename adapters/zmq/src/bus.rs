@@ -57,6 +57,8 @@ pub struct ZmqBus {
     view: Arc<ZmqView>,
     message: zmq::Message,
     frame: Vec<u8>,
+    /// What this node has subscribed to first: the topic of digests, and of everything unless by interest.
+    usual: Vec<u8>,
     /// The next frame belongs to a message that is dropped.
     is_amid_parts: bool,
     /// The subscriber was told something, which may have swallowed what its fd was to tell.
@@ -161,6 +163,7 @@ impl ZmqBus {
             view,
             message: zmq::Message::new(),
             frame: Vec::new(),
+            usual: Vec::new(),
             is_amid_parts: false,
             is_touched: false,
             next_look: now,
@@ -253,6 +256,9 @@ impl ZmqBus {
                 }
                 ClusterOutput::Subscribe(topic) => {
                     envelope::subscription(&mut self.frame, topic);
+                    if self.usual.is_empty() {
+                        self.usual.clone_from(&self.frame);
+                    }
                     self.is_touched = true;
                     self.subscriber.set_subscribe(&self.frame)
                 }
@@ -307,7 +313,7 @@ impl ZmqBus {
             let is_last = !self.message.get_more();
             let is_whole = is_last && !self.is_amid_parts;
             self.is_amid_parts = !is_last;
-            let message = envelope::open(&self.message).filter(|_| is_whole);
+            let message = envelope::open(&self.message, &self.usual).filter(|_| is_whole);
             match message {
                 Some(message) => self.cluster.handle(now, ClusterInput::Message(message)),
                 None if is_last => self.cluster.view().add_malformed(1),
