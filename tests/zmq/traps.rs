@@ -10,6 +10,7 @@ use entity_sync_bus::{ClusterConfig, Epoch, NodeId};
 use entity_sync_core::Timestamp;
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_tests::{Client, wait_for};
+use entity_sync_zmq::{Broker, BrokerConfig, BrokerEndpoints, ZmqConfig};
 
 use super::{Loop, Peer, Store, address, bare_node, key, mesh};
 
@@ -56,20 +57,42 @@ fn twenty_thousand_keys_survive_a_publishers_restart() {
         it.buckets = 16_384;
         it.lost_after_heartbeats = 1_000;
     };
-    survive_a_restart(by_interest, 11_000);
+    let (a, b) = (address(), address());
+    survive_a_restart(&mesh(&a, &[&b]), &mesh(&b, &[&a]), by_interest, 11_000);
+}
+
+/// A broker is one who subscribes, too.
+#[test]
+fn twenty_thousand_keys_survive_it_behind_a_broker() {
+    let by_interest = |it: &mut ClusterConfig| {
+        it.by_interest = true;
+        it.buckets = 16_384;
+        it.lost_after_heartbeats = 1_000;
+    };
+    let (frontend, backend) = (address(), address());
+    let _broker = Broker::start(&BrokerConfig::new(frontend.clone(), backend.clone())).unwrap();
+    let mut config = ZmqConfig::default();
+    config.brokers = vec![BrokerEndpoints { frontend, backend }];
+    survive_a_restart(&config, &config, by_interest, 11_000);
 }
 
 #[test]
 fn twenty_thousand_keys_survive_it_by_default_too() {
-    survive_a_restart(|it| it.lost_after_heartbeats = 1_000, 0);
+    let (a, b) = (address(), address());
+    let rules = |it: &mut ClusterConfig| it.lost_after_heartbeats = 1_000;
+    survive_a_restart(&mesh(&a, &[&b]), &mesh(&b, &[&a]), rules, 0);
 }
 
-fn survive_a_restart(rules: fn(&mut ClusterConfig), min_subscriptions: usize) {
+fn survive_a_restart(
+    of_receiver: &ZmqConfig,
+    of_publisher: &ZmqConfig,
+    rules: fn(&mut ClusterConfig),
+    min_subscriptions: usize,
+) {
     const CLIENTS: usize = 20;
     const KEYS_EACH: usize = 1_000;
     let store = Store::default();
-    let (a, b) = (address(), address());
-    let receiver = Peer::start_with(&store, mesh(&a, &[&b]), rules);
+    let receiver = Peer::start_with(&store, of_receiver.clone(), rules);
     let id = |number: usize| format!("key {number}");
     let clients: Vec<Client> = (0..CLIENTS)
         .map(|client| {
@@ -80,7 +103,7 @@ fn survive_a_restart(rules: fn(&mut ClusterConfig), min_subscriptions: usize) {
 
     // Twice: the second one is a publisher that comes back.
     for run in 0..2u64 {
-        let publisher = Loop::start(&mesh(&b, &[&a]), |it| {
+        let publisher = Loop::start(of_publisher, |it| {
             rules(it);
             it.node = NodeId(7);
         });

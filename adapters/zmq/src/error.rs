@@ -103,7 +103,7 @@ impl fmt::Display for ZmqError {
             }
             Self::NoCurve => f.write_str(
                 "this libzmq was built without CURVE: link the system's, which has it on Debian and others (see \
-                 \"Encrypt ZeroMQ\" in the README), or leave out the keys and give the cluster a secret",
+                 docs/zeromq.md), or leave out the keys and give the cluster a secret",
             ),
             Self::NoServerKeys => f.write_str(
                 "with CURVE, a node that binds needs the keys that others know it by, and a list of those it admits",

@@ -33,6 +33,11 @@
 
 #![forbid(unsafe_code)]
 
+/// Its examples are tested with this crate's.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/zeromq.md")]
+mod page {}
+
 mod broker;
 mod bus;
 mod config;
