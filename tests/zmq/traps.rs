@@ -10,9 +10,9 @@ use entity_sync_bus::{ClusterConfig, Epoch, NodeId};
 use entity_sync_core::Timestamp;
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_tests::{Client, wait_for};
-use entity_sync_zmq::{Broker, BrokerConfig, BrokerEndpoints, ZmqConfig};
+use entity_sync_zmq::{Broker, BrokerConfig, BrokerEndpoints, Turn, ZmqBus, ZmqConfig};
 
-use super::{Loop, Peer, Store, address, bare_node, key, mesh};
+use super::{Loop, Peer, Store, address, bare_node, cluster, key, mesh};
 
 /// The fd says only once that there is something. With heartbeats a minute apart, nothing else than the fd and the waker
 /// makes the loops look, so that a message which is left lying stays there.
@@ -46,6 +46,59 @@ fn an_edge_is_never_missed() {
     for node in nodes {
         assert_eq!((node.counts().gaps, node.counts().repeated), (0, 0));
     }
+}
+
+/// More than a turn takes in, with nothing behind it that would make the loop look again.
+#[test]
+fn a_burst_longer_than_a_turn_is_taken_to_its_end() {
+    let (a, bursts) = (address(), address());
+    let node = Loop::start(&mesh(&a, &[&bursts]), |it| it.heartbeat = Duration::from_secs(60));
+    let context = ::zmq::Context::new();
+    let publisher = context.socket(::zmq::PUB).unwrap();
+    publisher.set_linger(0).unwrap();
+    publisher.set_sndhwm(0).unwrap();
+    publisher.bind(&bursts.to_string()).unwrap();
+    let burst = |messages: u64| {
+        for _ in 0..messages {
+            publisher.send("entity-sync.all\0nonsense", 0).unwrap();
+        }
+    };
+    wait_for("a connection", || {
+        burst(1);
+        node.counts().other_versions > 0
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let mut seen = node.counts().other_versions;
+    for messages in [1, 1_023, 1_024, 1_025, 2_048, 5_000, 50_000, 1] {
+        burst(messages);
+        seen += messages;
+        wait_for("the whole burst", || node.counts().other_versions == seen);
+    }
+}
+
+/// And more than a turn sends.
+#[test]
+fn a_turn_ends_although_there_is_more_to_say() {
+    let (node, clock) = bare_node();
+    let rules = cluster(|it| {
+        it.by_interest = true;
+        it.buckets = 16_384;
+    });
+    let waker = std::task::Waker::noop().clone();
+    let mut bus = ZmqBus::new(&mesh(&address(), &[]), rules, node.clone(), clock(), waker).unwrap();
+    for id in 0..5_000 {
+        node.notify(clock(), &key(&id.to_string())).unwrap();
+    }
+    let mut before = 0;
+    let mut turns = 0;
+    while bus.process(clock()) == Turn::Again {
+        turns += 1;
+        let published = bus.view().status().counts.published;
+        assert!(published - before <= 1_100, "{published} after {before}");
+        before = published;
+    }
+    assert!(turns >= 3, "{turns} turns");
+    assert!(bus.view().status().counts.published > 4_000);
 }
 
 /// Subscriptions beyond a SUB's high-water mark are lost silently, and again whenever a publisher comes back. Here there are
@@ -265,11 +318,11 @@ fn greeting_one_does_not_pardon_another() {
         };
         ClusterConfig::new(NodeId::of_name(name), epoch)
     };
-    let cluster = |name| {
+    let cluster_of = |name| {
         let waker = std::task::Waker::noop().clone();
         Cluster::new(bare_node().0, config(name), Timestamp::START, waker).unwrap()
     };
-    let mut peer = cluster("peer");
+    let mut peer = cluster_of("peer");
     peer.handle(at(0), ClusterInput::Connected);
     peer.handle_timeout(at(0));
     let mut digests = Vec::new();
@@ -279,7 +332,7 @@ fn greeting_one_does_not_pardon_another() {
         }
     }
     for (input, is_lost) in [(ClusterInput::Reached, true), (ClusterInput::Connected, false)] {
-        let mut node = cluster("node");
+        let mut node = cluster_of("node");
         node.handle(at(0), ClusterInput::Connected);
         for digest in &digests {
             node.handle(at(0), ClusterInput::Message(digest));

@@ -209,7 +209,8 @@ impl ZmqBus {
 
     /// Takes in what has arrived, publishes what was notified, and does what it is time for: a part of it, if there is much.
     pub fn process(&mut self, now: Timestamp) -> Turn {
-        if self.next_look <= now {
+        let is_time_to_look = self.next_look <= now;
+        if is_time_to_look {
             self.next_look = now + LOOK_EVERY;
             self.look_at_names(now);
             self.look_at_links(now);
@@ -229,16 +230,10 @@ impl ZmqBus {
         if has_more || std::mem::take(&mut self.is_touched) {
             return Turn::Again;
         }
-        let at = self
-            .greet_at
-            .into_iter()
-            .fold(self.cluster.poll_timeout(), Timestamp::min);
-        // An event may have been left for later.
-        Turn::Until(if now < self.next_look && self.next_look < at {
-            self.next_look
-        } else {
-            at
-        })
+        // What was not looked at now may have been what it was called for.
+        let next_look = (!is_time_to_look).then_some(self.next_look);
+        let others = next_look.into_iter().chain(self.greet_at);
+        Turn::Until(others.fold(self.cluster.poll_timeout(), Timestamp::min))
     }
 
     /// Publishes what was notified, and nothing else. Says whether there is more.
