@@ -314,7 +314,7 @@ impl Cluster {
             .add(1);
             return;
         }
-        self.counters.messages.add(1);
+        self.counters.messages.add_alone(1);
         peer.messages += 1;
         loop {
             let section = match sections.next() {
@@ -341,7 +341,7 @@ impl Cluster {
             for _ in 0..section.keys {
                 match sections.key() {
                     Ok(key) if is_new => {
-                        self.counters.keys.add(1);
+                        self.counters.keys.add_alone(1);
                         self.node.hear(now, key);
                     }
                     Ok(_) => {}
@@ -457,7 +457,7 @@ impl Cluster {
             self.writer.section(bucket, number, if is_whole { &[] } else { keys });
             self.keys.truncate(first);
             self.whole.retain(|&it| it != bucket);
-            self.counters.published.add(1);
+            self.counters.published.add_alone(1);
             if self.writer.is_full() || self.config.by_interest {
                 topic = bucket;
                 break;
