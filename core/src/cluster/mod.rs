@@ -388,15 +388,13 @@ impl Cluster {
             self.next_heartbeat = now.min(self.next_heartbeat);
         }
         self.counters.digests.add(1);
-        // Of a goodbye in parts, all are needed.
-        let is_whole = !digest.is_continued || peer.is_next_digest(digest.number);
-        peer.hear(now, digest.number, digest.heartbeat, digest.name);
+        peer.hear(now, digest.number, digest.is_continued, digest.heartbeat, digest.name);
         for (bucket, number) in digest.entries() {
             let is_heard = self.topics.hears(bucket);
             peer.announce(now, bucket, number, is_heard, self.config.heartbeat);
         }
-        if digest.is_leaving && is_whole {
-            peer.state = State::Left;
+        if digest.is_leaving {
+            peer.leave();
         }
     }
 
