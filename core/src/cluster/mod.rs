@@ -28,6 +28,7 @@ mod status;
 mod tests;
 mod topics;
 mod track;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
