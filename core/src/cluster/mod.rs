@@ -28,6 +28,7 @@ mod status;
 mod tests;
 mod topics;
 mod track;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -203,18 +204,17 @@ impl Cluster {
 
     /// What is to be done next. Call it until `None` after each call of another method, and when the waker was called.
     pub fn poll_output(&mut self) -> Option<ClusterOutput<'_>> {
+        // The parts of a digest tell of the same moment; but a last one goes behind everything.
+        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {
+            self.take_lane();
+        }
+        // Only now: who becomes interested from here on sees that the waker is to be called.
         if self.topics.has_changes(&self.node) {
             return self.topics.next_change();
         }
-        let is_empty = self.keys.is_empty() && self.whole.is_empty();
-        // What has been given a number goes out before the digest that tells of it; and a last digest behind everything.
-        if self.digest.next_bucket.is_none() || !is_empty || self.is_leaving {
-            if is_empty {
-                self.take_lane();
-            }
-            if !self.keys.is_empty() || !self.whole.is_empty() {
-                return self.write_changes();
-            }
+        // What has been given a number goes out before the digest that tells of it.
+        if !self.has_told() {
+            return self.write_changes();
         }
         self.write_digest()
     }
@@ -388,15 +388,13 @@ impl Cluster {
             self.next_heartbeat = now.min(self.next_heartbeat);
         }
         self.counters.digests.add(1);
-        // Of a goodbye in parts, all are needed.
-        let is_whole = !digest.is_continued || peer.is_next_digest(digest.number);
-        peer.hear(now, digest.number, digest.heartbeat, digest.name);
+        peer.hear(now, digest.number, digest.is_continued, digest.heartbeat, digest.name);
         for (bucket, number) in digest.entries() {
-            let is_heard = self.topics.hears(bucket);
+            let is_heard = self.topics.hears(&self.node, bucket);
             peer.announce(now, bucket, number, is_heard, self.config.heartbeat);
         }
-        if digest.is_leaving && is_whole {
-            peer.state = State::Left;
+        if digest.is_leaving {
+            peer.leave();
         }
     }
 
@@ -410,6 +408,11 @@ impl Cluster {
     fn sweep(&mut self, now: Timestamp) {
         self.counters.sweeps.add(1);
         self.repairs.add_all(now, self.node.current_ticket());
+    }
+
+    /// Whether all that was taken of what was notified here has been published.
+    fn has_told(&self) -> bool {
+        self.keys.is_empty() && self.whole.is_empty()
     }
 
     /// Takes what was notified here, as keys in the order of their buckets.
