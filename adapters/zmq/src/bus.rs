@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use entity_sync_bus::{ClusterConfig, ClusterView, StartError};
+use entity_sync_bus::{ClusterConfig, ClusterView, StartError, log_events};
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_core::{Node, Timestamp};
 
@@ -225,6 +225,7 @@ impl ZmqBus {
             self.cluster.handle(now, ClusterInput::Reached);
             self.cluster.handle_timeout(now);
         }
+        log_events(&mut self.cluster);
         has_more |= self.publish(now);
         // Where there was more to say, what has arrived meanwhile comes before the rest of it.
         if has_more || std::mem::take(&mut self.is_touched) {

@@ -18,6 +18,7 @@
 
 mod buckets;
 mod config;
+mod event;
 mod message;
 mod peers;
 mod plain;
@@ -43,6 +44,8 @@ use crate::time::Timestamp;
 
 pub(crate) use buckets::{BucketSet, MAX_BUCKETS};
 pub use config::{ClusterConfig, ClusterConfigError, Epoch, NodeId};
+pub use event::ClusterEvent;
+use event::Events;
 pub use message::MAX_MESSAGE_BYTES;
 use message::{Body, Digest, Reject, Sections, Sender, Writer};
 use peers::{Peer, State};
@@ -67,6 +70,7 @@ pub struct Cluster {
     numbers: Box<[u64]>,
     peers: BTreeMap<NodeId, Peer>,
     repairs: Repairs,
+    events: Events,
     topics: Topics,
     writer: Writer,
     /// Of what was notified here, that which is being published.
@@ -161,6 +165,7 @@ impl Cluster {
             numbers: vec![0; config.buckets as usize].into(),
             peers: BTreeMap::new(),
             repairs: Repairs::new(config.buckets, seed),
+            events: Events::default(),
             topics: Topics::new(&config.prefix, config.buckets, config.by_interest),
             writer: Writer::default(),
             lane: Lane::new(seed),
@@ -235,7 +240,7 @@ impl Cluster {
         }
         self.last_timeout = now;
         let mut lost = 0;
-        for peer in self.peers.values_mut() {
+        for (&node, peer) in &mut self.peers {
             while let Some(bucket) = peer.next_gap(now) {
                 self.counters.gaps.add(1);
                 self.repairs.add(now, bucket, self.node.current_ticket());
@@ -243,6 +248,8 @@ impl Cluster {
             if self.is_connected && peer.state == State::Alive && peer.lost_at(&self.config) <= now {
                 peer.state = State::Lost;
                 lost += 1;
+                let name = peer.name.clone();
+                self.events.push(ClusterEvent::PeerLost { node, name });
             }
         }
         if lost > 0 {
@@ -266,6 +273,12 @@ impl Cluster {
             self.begin_digest();
             self.view.show(now, &self.peers, self.repairs.len());
         }
+    }
+
+    /// What has happened that is worth a line in a log. Ask until `None`, as often as you like; the oldest are forgotten if
+    /// nobody asks.
+    pub fn poll_event(&mut self) -> Option<ClusterEvent> {
+        self.events.pop()
     }
 
     /// This node leaves: the others are told, and need not wonder. Take the outputs, and drop it.
@@ -387,6 +400,14 @@ impl Cluster {
             // Tell it early where this node is.
             self.next_heartbeat = now.min(self.next_heartbeat);
         }
+        let (node, epoch, name) = (sender.node, sender.epoch, || digest.name.to_owned());
+        let was = peer.state;
+        if is_new_run {
+            let name = name();
+            self.events.push(ClusterEvent::PeerJoined { node, name, epoch });
+        } else if was == State::Lost {
+            self.events.push(ClusterEvent::PeerFound { node, name: name() });
+        }
         self.counters.digests.add(1);
         peer.hear(now, digest.number, digest.is_continued, digest.heartbeat, digest.name);
         for (bucket, number) in digest.entries() {
@@ -395,6 +416,9 @@ impl Cluster {
         }
         if digest.is_leaving {
             peer.leave();
+            if peer.state == State::Left && was != State::Left {
+                self.events.push(ClusterEvent::PeerLeft { node, name: name() });
+            }
         }
     }
 
