@@ -33,7 +33,7 @@ use crate::subscriptions::TopicId;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
 use gate::Gate;
-pub(crate) use outgoing::{Lane, Outgoing};
+pub(crate) use outgoing::{LANES, Lane, Outgoing};
 pub(crate) use port::Inbox;
 #[cfg(loom)]
 pub(crate) use port::Port;

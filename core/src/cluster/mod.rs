@@ -39,7 +39,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use crate::key::EntityKey;
-use crate::node::{Lane, Node, Outgoing};
+use crate::node::{LANES, Lane, Node, Outgoing};
 use crate::time::Timestamp;
 
 pub(crate) use buckets::{BucketSet, MAX_BUCKETS};
@@ -78,6 +78,8 @@ pub struct Cluster {
     keys: Vec<EntityKey>,
     /// Buckets of which no keys are named.
     whole: Vec<u32>,
+    /// When these are told of, there are no others, unless the waker is called.
+    is_drained: bool,
     digest: DigestState,
     next_heartbeat: Timestamp,
     next_sweep: Option<Timestamp>,
@@ -171,6 +173,7 @@ impl Cluster {
             lane: Lane::new(seed),
             keys: Vec::new(),
             whole: Vec::new(),
+            is_drained: false,
             digest: DigestState::default(),
             next_heartbeat: now + Duration::from_micros(phase),
             next_sweep: config.sweep_every.map(|every| now + every),
@@ -211,7 +214,7 @@ impl Cluster {
     pub fn poll_output(&mut self) -> Option<ClusterOutput<'_>> {
         // The parts of a digest tell of the same moment; but a last one goes behind everything.
         if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {
-            self.take_lane();
+            self.take_lanes();
         }
         // Only now: who becomes interested from here on sees that the waker is to be called.
         if self.topics.has_changes(&self.node) {
@@ -284,6 +287,7 @@ impl Cluster {
     /// This node leaves: the others are told, and need not wonder. Take the outputs, and drop it.
     pub fn leave(&mut self) {
         self.is_leaving = true;
+        self.is_drained = false;
         self.begin_digest();
     }
 
@@ -439,20 +443,31 @@ impl Cluster {
         self.keys.is_empty() && self.whole.is_empty()
     }
 
-    /// Takes what was notified here, as keys in the order of their buckets.
-    fn take_lane(&mut self) {
+    /// Takes what was notified here, about as much as one message tells of, as keys in the order of their buckets.
+    fn take_lanes(&mut self) {
         let Some(outgoing) = self.node.outgoing() else {
             return;
         };
-        if !outgoing.take(&mut self.lane) {
+        // There was no more a moment ago. If there is since, the waker was called for it.
+        if std::mem::take(&mut self.is_drained) {
             return;
         }
         let buckets = self.config.buckets;
-        // All were applied here: a numbered bus brings nobody its own.
-        self.keys.extend(self.lane.keys.drain().map(|(key, _)| key));
-        self.keys.extend(self.lane.counted.drain(..).map(|(key, _)| key));
-        for key in self.lane.crowded_out.drain(..) {
-            self.whole.push(key.bucket(buckets));
+        // Each lane about once: what changes all the time would go in again and again.
+        for _ in 0..LANES {
+            if self.keys.len() >= message::MAX_KEYS {
+                break;
+            }
+            if !outgoing.take(&mut self.lane) {
+                self.is_drained = !self.has_told();
+                break;
+            }
+            // All were applied here: a numbered bus brings nobody its own.
+            self.keys.extend(self.lane.keys.drain().map(|(key, _)| key));
+            self.keys.extend(self.lane.counted.drain(..).map(|(key, _)| key));
+            for key in self.lane.crowded_out.drain(..) {
+                self.whole.push(key.bucket(buckets));
+            }
         }
         if !self.whole.is_empty() {
             self.whole.sort_unstable();

@@ -13,7 +13,7 @@ use crate::key::EntityKey;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// As many as there are bits in [`Outgoing::dirty`]. The model checker needs but one.
-const LANES: u32 = if cfg!(loom) { 1 } else { 64 };
+pub(crate) const LANES: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// Keys that may wait in one lane. Beyond, only the fact that something in their buckets has changed is kept.
 const MAX_LANE_KEYS: usize = 16 * 1024;
@@ -22,6 +22,8 @@ pub(crate) struct Outgoing {
     lanes: Box<[Mutex<Lane>]>,
     /// A bit for each lane that holds something.
     dirty: AtomicU64,
+    /// The lane that is looked at first. Only the bus's thread uses it.
+    turn: std::sync::atomic::AtomicU32,
     /// The bus's thread will look without being woken.
     pending: AtomicBool,
     /// The bus brings this node its own notifies too, so that they are not to be applied when they are made.
@@ -46,6 +48,7 @@ impl Outgoing {
             interest: None,
             lanes: (0..LANES).map(|_| Mutex::new(Lane::new(seed))).collect(),
             dirty: AtomicU64::new(0),
+            turn: Default::default(),
             pending: AtomicBool::new(false),
             echoes: AtomicBool::new(false),
             waker,
@@ -117,7 +120,10 @@ impl Outgoing {
             if dirty == 0 {
                 return false;
             }
-            let number = dirty.trailing_zeros();
+            // In turns, or keys that change all the time would hold up those of other lanes.
+            let turn = self.turn.load(Ordering::Relaxed);
+            let number = (turn + dirty.rotate_right(turn).trailing_zeros()) % u64::BITS;
+            self.turn.store(number + 1, Ordering::Relaxed);
             // Before the lane is looked at: what is added afterwards sets the bit again.
             self.dirty.fetch_and(!(1 << number), Ordering::SeqCst);
             std::mem::swap(&mut *lock(&self.lanes[number as usize]), into);
@@ -197,6 +203,22 @@ mod tests {
         let counted: usize = lanes.iter().map(|it| it.counted.len()).sum();
         assert_eq!((keys, counted), (1, 3));
         assert!(take_all(&outgoing).is_empty());
+    }
+
+    #[test]
+    fn one_lane_that_changes_all_the_time_holds_up_no_other() {
+        let outgoing = Outgoing::new(Seed(1, 2), Waker::noop().clone());
+        let of_lane = |lane| (0..).map(key).find(|key| key.bucket(LANES) == lane).expect("one");
+        for (busy, other) in [(0, 63), (63, 0), (5, 4)].map(|(a, b)| (of_lane(a), of_lane(b))) {
+            outgoing.add(&other, false, true);
+            let is_taken = (0..3).any(|_| {
+                outgoing.add(&busy, false, true);
+                let mut lane = Lane::new(Seed(1, 2));
+                outgoing.take(&mut lane) && lane.keys.contains_key(&other)
+            });
+            assert!(is_taken, "{other:?} waits behind {busy:?}");
+            take_all(&outgoing);
+        }
     }
 
     #[test]

@@ -181,3 +181,21 @@ fn a_lost_message_is_found_by_the_next_one_and_a_lost_last_one_by_the_digest() {
         assert_eq!(b.received(), ["1=new"]);
     }
 }
+
+/// However many locks they waited behind: a message is what costs.
+#[test]
+fn what_waits_together_leaves_together() {
+    let (mut a, _) = pair(1024);
+    let keys: Vec<_> = (0..100).map(key).collect();
+    for key in &keys {
+        a.notify(at(1000), key);
+    }
+    let messages = a.publishes();
+    let told = messages.iter().flat_map(|it| sections(it)).map(|(.., keys)| keys.len());
+    assert_eq!((messages.len(), told.sum::<usize>()), (1, 100));
+    // And what comes afterwards wakes it.
+    a.was_woken();
+    a.notify(at(1000), &key(1000));
+    assert!(a.was_woken());
+    assert_eq!(a.publishes().len(), 1);
+}
