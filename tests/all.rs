@@ -20,6 +20,7 @@ mod milestone;
 mod mio_server;
 mod mock_drivers;
 mod nats;
+mod own_bus;
 mod postgres;
 mod simulation;
 mod zmq;

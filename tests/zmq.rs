@@ -161,7 +161,7 @@ fn bare_node() -> (Node, Clock) {
 }
 
 /// A node whose bus is driven by an event loop of the test's, which waits for nothing but what the documentation says: its
-/// fd, its waker and its time.
+/// fds, its waker and its time.
 struct Loop {
     node: Node,
     clock: Clock,
@@ -201,10 +201,13 @@ impl Loop {
             Waker::from(alarm.clone()),
         )
         .unwrap();
-        let fd = bus.fd();
-        poll.registry()
-            .register(&mut SourceFd(&fd), Token(1), Interest::READABLE)
-            .unwrap();
+        let [first, second] = bus.link_fds();
+        for fd in [bus.fd(), first, second] {
+            let registry = poll.registry();
+            registry
+                .register(&mut SourceFd(&fd), Token(1), Interest::READABLE)
+                .unwrap();
+        }
         let (view, links) = (bus.view().clone(), bus.zmq_view().clone());
         let (of_thread, now) = (alarm.clone(), clock.clone());
         let thread = std::thread::spawn(move || {

@@ -184,6 +184,11 @@ impl Flight {
         }
     }
 
+    /// From now on, reads may only look whether something has changed.
+    pub(crate) fn begin_looking(&mut self) {
+        self.settling.get_or_insert_default();
+    }
+
     pub(crate) fn join(&mut self, shard: u32, topic: TopicId) {
         debug_assert!(self.interest(shard).is_none());
         self.interests.push(Interest {

@@ -297,20 +297,24 @@ impl Node {
         let Some(entity) = self.0.entities.find(key.entity()) else {
             return FlightId::NOWHERE;
         };
-        let (number, mut stripe) = self.stripe_of(key);
-        let index = stripe.find_or_insert(self.seed(), key, audience, || {
-            let options = self.0.entities.options(entity);
-            let outgoing = self.outgoing();
-            if let Some(outgoing) = outgoing {
-                outgoing.has_flight(key);
-            }
-            let looks = options.settle.is_some() || outgoing.is_some();
-            Flight::new(key.clone(), audience.clone(), entity, options, looks)
-        });
+        let mut is_new_interest = false;
         let mut id = FlightId::NOWHERE;
-        if let Some((slot, flight)) = stripe.flights.at_mut(index) {
-            flight.join(shard, topic);
-            id = FlightId { stripe: number, slot };
+        {
+            let (number, mut stripe) = self.stripe_of(key);
+            let index = stripe.find_or_insert(self.seed(), key, audience, || {
+                let options = self.0.entities.options(entity);
+                let outgoing = self.outgoing();
+                is_new_interest = outgoing.is_some_and(|it| it.has_flight(key));
+                let looks = options.settle.is_some() || outgoing.is_some();
+                Flight::new(key.clone(), audience.clone(), entity, options, looks)
+            });
+            if let Some((slot, flight)) = stripe.flights.at_mut(index) {
+                flight.join(shard, topic);
+                id = FlightId { stripe: number, slot };
+            }
+        }
+        if is_new_interest && let Some(outgoing) = self.outgoing() {
+            outgoing.wake();
         }
         id
     }

@@ -43,7 +43,7 @@ fn a_broker_forwards_and_may_be_killed_and_started_again() {
     let broker = place.start();
     for node in &nodes {
         node.wait_for_peers(1);
-        assert!(node.member.view().status().is_connected);
+        wait_for("the connection", || node.member.view().status().is_connected);
         assert_eq!((node.links().brokers, node.links().connected_brokers), (1, 1));
     }
     let mut client = nodes[1].client(&["1", "2"]);
@@ -165,11 +165,7 @@ fn a_broker_misses_no_edge() {
         }
         nodes.iter().all(|it| it.counts().digests > 0)
     });
-    let settled = || {
-        let [a, b] = nodes.map(Loop::counts);
-        a.keys == b.published && b.keys == a.published && a.strangers + b.strangers < u64::MAX
-    };
-    let _ = settled;
+    // What was on its way then has arrived.
     std::thread::sleep(std::time::Duration::from_millis(300));
     let mut keys = nodes.map(|it| it.counts().keys);
     for round in 0..100 {

@@ -49,7 +49,7 @@ fn a_free_port_is_told_of() {
     let [address] = node.links.addresses() else {
         panic!("{:?}", node.links.addresses());
     };
-    let port = address.strip_prefix("tcp://127.0.0.1:").unwrap();
+    let port = address.strip_prefix("tcp://127.0.0.1:").expect(address);
     assert_ne!(port.parse::<u16>().unwrap(), 0);
 }
 
@@ -92,8 +92,9 @@ fn whoever_leaves_has_said_everything_before() {
     staying.wait_for_peers(1);
     leaving.wait_for_peers(1);
     let mut client = staying.client(&["last"]);
+    // So much that it can't all be in the system's buffers by the time that the sockets are closed.
     for id in 0..20_000 {
-        leaving.notify(&id.to_string());
+        leaving.notify(&format!("{id} {}", "x".repeat(1_500)));
     }
     leaving.put("last", "of all");
     leaving.member.leave(Duration::from_secs(20));

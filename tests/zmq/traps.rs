@@ -10,8 +10,9 @@ use entity_sync_bus::{ClusterConfig, Epoch, NodeId};
 use entity_sync_core::Timestamp;
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_tests::{Client, wait_for};
+use entity_sync_zmq::{Broker, BrokerConfig, BrokerEndpoints, Turn, ZmqBus, ZmqConfig};
 
-use super::{Loop, Peer, Store, address, bare_node, key, mesh};
+use super::{Loop, Peer, Store, address, bare_node, cluster, key, mesh};
 
 /// The fd says only once that there is something. With heartbeats a minute apart, nothing else than the fd and the waker
 /// makes the loops look, so that a message which is left lying stays there.
@@ -47,6 +48,59 @@ fn an_edge_is_never_missed() {
     }
 }
 
+/// More than a turn takes in, with nothing behind it that would make the loop look again.
+#[test]
+fn a_burst_longer_than_a_turn_is_taken_to_its_end() {
+    let (a, bursts) = (address(), address());
+    let node = Loop::start(&mesh(&a, &[&bursts]), |it| it.heartbeat = Duration::from_secs(60));
+    let context = ::zmq::Context::new();
+    let publisher = context.socket(::zmq::PUB).unwrap();
+    publisher.set_linger(0).unwrap();
+    publisher.set_sndhwm(0).unwrap();
+    publisher.bind(&bursts.to_string()).unwrap();
+    let burst = |messages: u64| {
+        for _ in 0..messages {
+            publisher.send("entity-sync.all\0nonsense", 0).unwrap();
+        }
+    };
+    wait_for("a connection", || {
+        burst(1);
+        node.counts().other_versions > 0
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let mut seen = node.counts().other_versions;
+    for messages in [1, 1_023, 1_024, 1_025, 2_048, 5_000, 50_000, 1] {
+        burst(messages);
+        seen += messages;
+        wait_for("the whole burst", || node.counts().other_versions == seen);
+    }
+}
+
+/// And more than a turn sends.
+#[test]
+fn a_turn_ends_although_there_is_more_to_say() {
+    let (node, clock) = bare_node();
+    let rules = cluster(|it| {
+        it.by_interest = true;
+        it.buckets = 16_384;
+    });
+    let waker = std::task::Waker::noop().clone();
+    let mut bus = ZmqBus::new(&mesh(&address(), &[]), rules, node.clone(), clock(), waker).unwrap();
+    for id in 0..5_000 {
+        node.notify(clock(), &key(&id.to_string())).unwrap();
+    }
+    let mut before = 0;
+    let mut turns = 0;
+    while bus.process(clock()) == Turn::Again {
+        turns += 1;
+        let published = bus.view().status().counts.published;
+        assert!(published - before <= 1_100, "{published} after {before}");
+        before = published;
+    }
+    assert!(turns >= 3, "{turns} turns");
+    assert!(bus.view().status().counts.published > 4_000);
+}
+
 /// Subscriptions beyond a SUB's high-water mark are lost silently, and again whenever a publisher comes back. Here there are
 /// more of them than the usual mark of 1,000.
 #[test]
@@ -56,20 +110,42 @@ fn twenty_thousand_keys_survive_a_publishers_restart() {
         it.buckets = 16_384;
         it.lost_after_heartbeats = 1_000;
     };
-    survive_a_restart(by_interest, 11_000);
+    let (a, b) = (address(), address());
+    survive_a_restart(&mesh(&a, &[&b]), &mesh(&b, &[&a]), by_interest, 11_000);
+}
+
+/// A broker is one who subscribes, too.
+#[test]
+fn twenty_thousand_keys_survive_it_behind_a_broker() {
+    let by_interest = |it: &mut ClusterConfig| {
+        it.by_interest = true;
+        it.buckets = 16_384;
+        it.lost_after_heartbeats = 1_000;
+    };
+    let (frontend, backend) = (address(), address());
+    let _broker = Broker::start(&BrokerConfig::new(frontend.clone(), backend.clone())).unwrap();
+    let mut config = ZmqConfig::default();
+    config.brokers = vec![BrokerEndpoints { frontend, backend }];
+    survive_a_restart(&config, &config, by_interest, 11_000);
 }
 
 #[test]
 fn twenty_thousand_keys_survive_it_by_default_too() {
-    survive_a_restart(|it| it.lost_after_heartbeats = 1_000, 0);
+    let (a, b) = (address(), address());
+    let rules = |it: &mut ClusterConfig| it.lost_after_heartbeats = 1_000;
+    survive_a_restart(&mesh(&a, &[&b]), &mesh(&b, &[&a]), rules, 0);
 }
 
-fn survive_a_restart(rules: fn(&mut ClusterConfig), min_subscriptions: usize) {
+fn survive_a_restart(
+    of_receiver: &ZmqConfig,
+    of_publisher: &ZmqConfig,
+    rules: fn(&mut ClusterConfig),
+    min_subscriptions: usize,
+) {
     const CLIENTS: usize = 20;
     const KEYS_EACH: usize = 1_000;
     let store = Store::default();
-    let (a, b) = (address(), address());
-    let receiver = Peer::start_with(&store, mesh(&a, &[&b]), rules);
+    let receiver = Peer::start_with(&store, of_receiver.clone(), rules);
     let id = |number: usize| format!("key {number}");
     let clients: Vec<Client> = (0..CLIENTS)
         .map(|client| {
@@ -80,7 +156,7 @@ fn survive_a_restart(rules: fn(&mut ClusterConfig), min_subscriptions: usize) {
 
     // Twice: the second one is a publisher that comes back.
     for run in 0..2u64 {
-        let publisher = Loop::start(&mesh(&b, &[&a]), |it| {
+        let publisher = Loop::start(of_publisher, |it| {
             rules(it);
             it.node = NodeId(7);
         });
@@ -242,11 +318,11 @@ fn greeting_one_does_not_pardon_another() {
         };
         ClusterConfig::new(NodeId::of_name(name), epoch)
     };
-    let cluster = |name| {
+    let cluster_of = |name| {
         let waker = std::task::Waker::noop().clone();
         Cluster::new(bare_node().0, config(name), Timestamp::START, waker).unwrap()
     };
-    let mut peer = cluster("peer");
+    let mut peer = cluster_of("peer");
     peer.handle(at(0), ClusterInput::Connected);
     peer.handle_timeout(at(0));
     let mut digests = Vec::new();
@@ -256,7 +332,7 @@ fn greeting_one_does_not_pardon_another() {
         }
     }
     for (input, is_lost) in [(ClusterInput::Reached, true), (ClusterInput::Connected, false)] {
-        let mut node = cluster("node");
+        let mut node = cluster_of("node");
         node.handle(at(0), ClusterInput::Connected);
         for digest in &digests {
             node.handle(at(0), ClusterInput::Message(digest));

@@ -34,11 +34,11 @@ mod probe;
 pub use bus::{Bus, Inbox, NotSent};
 pub use bytes::Bytes;
 pub use entity_sync_core::cluster::{
-    ClusterConfig, ClusterConfigError, ClusterCounts, ClusterSecret, ClusterStatus, ClusterView, Epoch, JoinError,
-    NodeId, PeerState, PeerStatus, PlainConfig, ShortSecret,
+    ClusterConfig, ClusterConfigError, ClusterCounts, ClusterEvent, ClusterSecret, ClusterStatus, ClusterView, Epoch,
+    JoinError, NodeId, PeerState, PeerStatus, PlainConfig, ShortSecret,
 };
 pub use member::{Clock, Join, Member, StartError, cluster_config};
-pub use numbered::{Numbered, numbered};
+pub use numbered::{Numbered, log_events, numbered};
 pub use plain::{BadTopic, PlainBus, PlainInbox, Receipt};
 pub use plain_thread::{Plain, plain};
 pub use probe::{Probe, Told};

@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use entity_sync_core::Node;
-use entity_sync_core::cluster::{Cluster, ClusterConfig, ClusterInput, ClusterOutput, ClusterView};
+use entity_sync_core::cluster::{Cluster, ClusterConfig, ClusterEvent, ClusterInput, ClusterOutput, ClusterView};
 
 use crate::alarm::Alarm;
 use crate::bus::{Bus, Inbox};
@@ -48,6 +48,16 @@ impl<B: Bus> Join for Numbered<B> {
             .spawn(move || driver.run_and_end(&mut bus))
             .map_err(StartError::Thread)?;
         Ok(Box::new(OnThread { alarm, view }))
+    }
+}
+
+/// Writes what has happened in a cluster to the log: for drivers of a [`Cluster`] of their own.
+pub fn log_events(cluster: &mut Cluster) {
+    while let Some(event) = cluster.poll_event() {
+        match event {
+            ClusterEvent::PeerLost { .. } => tracing::warn!("{event}"),
+            _ => tracing::info!("{event}"),
+        }
     }
 }
 
@@ -112,6 +122,7 @@ impl Driver {
             if self.cluster.poll_timeout() <= now {
                 self.cluster.handle_timeout(now);
             }
+            log_events(&mut self.cluster);
             self.put_out(bus);
             if let Some(by) = self.alarm.leave_by() {
                 self.cluster.leave();
@@ -131,11 +142,18 @@ impl Driver {
         for _ in 0..EVENTS_PER_TURN {
             let input = match self.inbox.pop() {
                 Some(Event::Message(ref message)) => {
+                    tracing::trace!(bytes = message.len(), "bus message");
                     self.cluster.handle(now, ClusterInput::Message(message));
                     continue;
                 }
-                Some(Event::Connected(true)) => ClusterInput::Connected,
-                Some(Event::Connected(false)) => ClusterInput::Disconnected,
+                Some(Event::Connected(true)) => {
+                    tracing::info!("the bus is connected");
+                    ClusterInput::Connected
+                }
+                Some(Event::Connected(false)) => {
+                    tracing::warn!("the bus has lost its connection");
+                    ClusterInput::Disconnected
+                }
                 Some(Event::Receipt { .. }) => continue,
                 None => {
                     self.view.add_overflowed(self.inbox.take_dropped());

@@ -99,11 +99,18 @@ impl Driver {
         for _ in 0..EVENTS_PER_TURN {
             let input = match self.inbox.pop() {
                 Some(Event::Message(ref body)) => {
+                    tracing::trace!(bytes = body.len(), "bus message");
                     self.cluster.handle(now, PlainInput::Message(body));
                     continue;
                 }
-                Some(Event::Connected(true)) => PlainInput::Connected,
-                Some(Event::Connected(false)) => PlainInput::Disconnected,
+                Some(Event::Connected(true)) => {
+                    tracing::info!("the bus is connected");
+                    PlainInput::Connected
+                }
+                Some(Event::Connected(false)) => {
+                    tracing::warn!("the bus has lost its connection: notifies of other nodes are not heard");
+                    PlainInput::Disconnected
+                }
                 Some(Event::Receipt { number, is_confirmed }) => PlainInput::Receipt { number, is_confirmed },
                 None => {
                     let dropped = self.inbox.take_dropped();

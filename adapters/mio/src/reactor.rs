@@ -3,7 +3,7 @@
 //! A turn: wait; tell the shard what happened; do what it says. Events are edge-triggered, so a socket is read until it
 //! has nothing more, but only a little in one turn: the rest stays on a list, so that one loud client starves nobody.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use entity_sync_core::{ConnId, Input, Opening, Output, Shard, Timestamp};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
+use tracing::Span;
 
 use crate::adopt::{Adopted, Inbox};
 use crate::clock::Clock;
@@ -40,6 +41,8 @@ pub(crate) struct Reactor {
     poll: Poll,
     listeners: Vec<Listener>,
     sockets: Sockets,
+    /// Of each connection, if anyone wants to hear of them: the sockets are to stay small.
+    spans: HashMap<ConnId, Span>,
     /// Sockets that may have more to read.
     readable: VecDeque<ConnId>,
     buffer: Vec<u8>,
@@ -111,6 +114,7 @@ impl Reactor {
             poll,
             listeners,
             sockets: Sockets::default(),
+            spans: HashMap::new(),
             readable: VecDeque::new(),
             buffer: vec![0; READ_BUFFER_BYTES],
             clock,
@@ -278,7 +282,11 @@ impl Reactor {
             self.shard.handle(now, Input::Closed { conn });
             return None;
         }
-        tracing::debug!(client = %self.shard.client_id(conn), peer = ?opening.peer, "connected");
+        let span = tracing::debug_span!("connection", client = %self.shard.client_id(conn), peer = ?opening.peer);
+        if !span.is_disabled() {
+            span.in_scope(|| tracing::debug!("connected"));
+            self.spans.insert(conn, span);
+        }
         Some(conn)
     }
 
@@ -310,7 +318,17 @@ impl Reactor {
                 Err(_) => Input::Closed { conn },
             };
             let is_over = !matches!(input, Input::Received { .. });
-            self.shard.handle(now, input);
+            // What a client says is heard within its span; what it is sent is not, as nothing is looked up on that way.
+            let span = if self.spans.is_empty() {
+                None
+            } else {
+                self.spans.get(&conn)
+            };
+            let shard = &mut self.shard;
+            match span {
+                Some(span) => span.in_scope(|| shard.handle(now, input)),
+                None => shard.handle(now, input),
+            }
             if is_over {
                 return false;
             }
@@ -321,7 +339,11 @@ impl Reactor {
     /// Does what the shard says. Says whether that was all.
     fn act(&mut self) -> bool {
         let Self {
-            shard, sockets, clock, ..
+            shard,
+            sockets,
+            spans,
+            clock,
+            ..
         } = self;
         let mut writes = 0;
         while writes < WRITES_PER_TURN {
@@ -338,7 +360,9 @@ impl Reactor {
                 Some(Output::Shutdown(conn)) => sockets.shut_down(conn),
                 Some(Output::Close(conn)) => {
                     sockets.remove(conn);
-                    tracing::debug!(client = %shard.client_id(conn), "disconnected");
+                    if let Some(span) = spans.remove(&conn) {
+                        span.in_scope(|| tracing::debug!("disconnected"));
+                    }
                 }
             }
         }

@@ -48,4 +48,6 @@ mod pages {
     struct Readme;
     #[doc = include_str!("../../../docs/migrating.md")]
     struct Migrating;
+    #[doc = include_str!("../../../docs/cluster.md")]
+    struct Cluster;
 }

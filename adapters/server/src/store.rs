@@ -9,6 +9,7 @@
 //!
 //! [`get`](Store::get) reads beside that, from any number of threads, and [`StoreResolver`] reads for a server.
 
+mod answers;
 mod database;
 mod error;
 mod queue;
@@ -210,7 +211,8 @@ impl Store {
             })?,
             None => return Err(StoreError::Closed),
         }
-        answer.await.map_err(|_| StoreError::WriterGone)?
+        let answers = answer.await.map_err(|_| StoreError::WriterGone)?;
+        answers.own()
     }
 
     fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {

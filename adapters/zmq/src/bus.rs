@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use entity_sync_bus::{ClusterConfig, ClusterView, StartError};
+use entity_sync_bus::{ClusterConfig, ClusterView, StartError, log_events};
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_core::{Node, Timestamp};
 
@@ -57,6 +57,8 @@ pub struct ZmqBus {
     view: Arc<ZmqView>,
     message: zmq::Message,
     frame: Vec<u8>,
+    /// What this node has subscribed to first: the topic of digests, and of everything unless by interest.
+    usual: Vec<u8>,
     /// The next frame belongs to a message that is dropped.
     is_amid_parts: bool,
     /// The subscriber was told something, which may have swallowed what its fd was to tell.
@@ -161,6 +163,7 @@ impl ZmqBus {
             view,
             message: zmq::Message::new(),
             frame: Vec::new(),
+            usual: Vec::new(),
             is_amid_parts: false,
             is_touched: false,
             next_look: now,
@@ -206,7 +209,8 @@ impl ZmqBus {
 
     /// Takes in what has arrived, publishes what was notified, and does what it is time for: a part of it, if there is much.
     pub fn process(&mut self, now: Timestamp) -> Turn {
-        if self.next_look <= now {
+        let is_time_to_look = self.next_look <= now;
+        if is_time_to_look {
             self.next_look = now + LOOK_EVERY;
             self.look_at_names(now);
             self.look_at_links(now);
@@ -221,21 +225,16 @@ impl ZmqBus {
             self.cluster.handle(now, ClusterInput::Reached);
             self.cluster.handle_timeout(now);
         }
+        log_events(&mut self.cluster);
         has_more |= self.publish(now);
         // Where there was more to say, what has arrived meanwhile comes before the rest of it.
         if has_more || std::mem::take(&mut self.is_touched) {
             return Turn::Again;
         }
-        let at = self
-            .greet_at
-            .into_iter()
-            .fold(self.cluster.poll_timeout(), Timestamp::min);
-        // An event may have been left for later.
-        Turn::Until(if now < self.next_look && self.next_look < at {
-            self.next_look
-        } else {
-            at
-        })
+        // What was not looked at now may have been what it was called for.
+        let next_look = (!is_time_to_look).then_some(self.next_look);
+        let others = next_look.into_iter().chain(self.greet_at);
+        Turn::Until(others.fold(self.cluster.poll_timeout(), Timestamp::min))
     }
 
     /// Publishes what was notified, and nothing else. Says whether there is more.
@@ -253,6 +252,9 @@ impl ZmqBus {
                 }
                 ClusterOutput::Subscribe(topic) => {
                     envelope::subscription(&mut self.frame, topic);
+                    if self.usual.is_empty() {
+                        self.usual.clone_from(&self.frame);
+                    }
                     self.is_touched = true;
                     self.subscriber.set_subscribe(&self.frame)
                 }
@@ -307,7 +309,7 @@ impl ZmqBus {
             let is_last = !self.message.get_more();
             let is_whole = is_last && !self.is_amid_parts;
             self.is_amid_parts = !is_last;
-            let message = envelope::open(&self.message).filter(|_| is_whole);
+            let message = envelope::open(&self.message, &self.usual).filter(|_| is_whole);
             match message {
                 Some(message) => self.cluster.handle(now, ClusterInput::Message(message)),
                 None if is_last => self.cluster.view().add_malformed(1),

@@ -102,8 +102,8 @@ impl fmt::Display for ZmqError {
                 f.write_str("ZeroMQ is out of files: raise the limit on open files (ulimit -n), or close other sockets")
             }
             Self::NoCurve => f.write_str(
-                "this libzmq was built without CURVE: link one that has it (built with libsodium, as Debian's libzmq5 \
-                 is), or leave out the keys and keep the bus in a network of its own, with a cluster secret",
+                "this libzmq was built without CURVE: link the system's, which has it on Debian and others (see \
+                 docs/zeromq.md), or leave out the keys and give the cluster a secret",
             ),
             Self::NoServerKeys => f.write_str(
                 "with CURVE, a node that binds needs the keys that others know it by, and a list of those it admits",

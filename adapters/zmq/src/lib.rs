@@ -1,4 +1,4 @@
-//! A cluster over [ZeroMQ](https://zeromq.org), with the system's libzmq.
+//! A cluster over [ZeroMQ](https://zeromq.org).
 //!
 //! ```no_run
 //! use entity_sync_bus::{Clock, Join, Member, cluster_config};
@@ -21,7 +21,22 @@
 //! [secret](entity_sync_bus::ClusterConfig::secret) or the sockets have [`Curve`]. Without `Curve`, whoever reaches one may
 //! also subscribe to as many topics as it likes, which libzmq keeps: leave the ports to a network of the cluster's own.
 
+//! # Which libzmq
+//!
+//! The crate `zmq-sys` builds a libzmq of its own, without CURVE. To link the system's, which has it on Debian and others,
+//! install its development files (`libzmq3-dev`) and have your `.cargo/config.toml` say:
+//!
+//! ```toml
+//! [target.x86_64-unknown-linux-gnu.zmq]
+//! rustc-link-lib = ["zmq"]
+//! ```
+
 #![forbid(unsafe_code)]
+
+/// Its examples are tested with this crate's.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/zeromq.md")]
+mod page {}
 
 mod broker;
 mod bus;

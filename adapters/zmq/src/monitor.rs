@@ -80,7 +80,7 @@ impl Monitor {
 }
 
 /// An endpoint as [`Endpoint`] writes it: libzmq writes IPv4 addresses as mapped to IPv6, sometimes.
-fn canonical(endpoint: &str) -> String {
+pub(crate) fn canonical(endpoint: &str) -> String {
     let address = endpoint
         .strip_prefix("tcp://")
         .and_then(|it| it.parse::<SocketAddr>().ok());

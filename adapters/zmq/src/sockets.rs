@@ -10,6 +10,7 @@ use crate::curve::{CurveKeyPair, CurvePublicKey, CurveServer};
 use crate::endpoint::Endpoint;
 use crate::envelope::MAX_TOPIC_BYTES;
 use crate::error::{BindError, ZmqError};
+use crate::monitor::canonical;
 
 /// What CURVE and ZMTP add to a frame, with some to spare.
 const FRAME_OVERHEAD_BYTES: usize = 256;
@@ -104,7 +105,7 @@ pub(crate) fn bind(socket: &zmq::Socket, endpoint: &Endpoint) -> Result<String, 
     let failed = match bound {
         Ok(Ok(())) => {
             let last = socket.get_last_endpoint()?;
-            return Ok(last.unwrap_or(text));
+            return Ok(last.map_or(text, |last| canonical(&last)));
         }
         Ok(Err(zmq::Error::EMFILE)) => return Err(ZmqError::TooManyFiles),
         Ok(Err(error)) => error.into(),

@@ -1,4 +1,4 @@
-//! [`zmq`]: a [`ZmqBus`] on a thread of its own.
+//! [`zmq()`]: a [`ZmqBus`] on a thread of its own.
 
 use std::fmt;
 use std::io;
@@ -38,7 +38,7 @@ pub fn zmq(config: ZmqConfig, cluster: ClusterConfig) -> Zmq {
     }
 }
 
-/// A bus over ZeroMQ, to be started: see [`zmq`].
+/// A bus over ZeroMQ, to be started: see [`zmq()`].
 #[derive(Debug)]
 pub struct Zmq {
     config: ZmqConfig,

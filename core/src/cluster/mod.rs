@@ -18,6 +18,7 @@
 
 mod buckets;
 mod config;
+mod event;
 mod message;
 mod peers;
 mod plain;
@@ -28,6 +29,7 @@ mod status;
 mod tests;
 mod topics;
 mod track;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -42,6 +44,8 @@ use crate::time::Timestamp;
 
 pub(crate) use buckets::{BucketSet, MAX_BUCKETS};
 pub use config::{ClusterConfig, ClusterConfigError, Epoch, NodeId};
+pub use event::ClusterEvent;
+use event::Events;
 pub use message::MAX_MESSAGE_BYTES;
 use message::{Body, Digest, Reject, Sections, Sender, Writer};
 use peers::{Peer, State};
@@ -66,6 +70,7 @@ pub struct Cluster {
     numbers: Box<[u64]>,
     peers: BTreeMap<NodeId, Peer>,
     repairs: Repairs,
+    events: Events,
     topics: Topics,
     writer: Writer,
     /// Of what was notified here, that which is being published.
@@ -160,6 +165,7 @@ impl Cluster {
             numbers: vec![0; config.buckets as usize].into(),
             peers: BTreeMap::new(),
             repairs: Repairs::new(config.buckets, seed),
+            events: Events::default(),
             topics: Topics::new(&config.prefix, config.buckets, config.by_interest),
             writer: Writer::default(),
             lane: Lane::new(seed),
@@ -203,18 +209,17 @@ impl Cluster {
 
     /// What is to be done next. Call it until `None` after each call of another method, and when the waker was called.
     pub fn poll_output(&mut self) -> Option<ClusterOutput<'_>> {
+        // The parts of a digest tell of the same moment; but a last one goes behind everything.
+        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {
+            self.take_lane();
+        }
+        // Only now: who becomes interested from here on sees that the waker is to be called.
         if self.topics.has_changes(&self.node) {
             return self.topics.next_change();
         }
-        let is_empty = self.keys.is_empty() && self.whole.is_empty();
-        // What has been given a number goes out before the digest that tells of it; and a last digest behind everything.
-        if self.digest.next_bucket.is_none() || !is_empty || self.is_leaving {
-            if is_empty {
-                self.take_lane();
-            }
-            if !self.keys.is_empty() || !self.whole.is_empty() {
-                return self.write_changes();
-            }
+        // What has been given a number goes out before the digest that tells of it.
+        if !self.has_told() {
+            return self.write_changes();
         }
         self.write_digest()
     }
@@ -235,7 +240,7 @@ impl Cluster {
         }
         self.last_timeout = now;
         let mut lost = 0;
-        for peer in self.peers.values_mut() {
+        for (&node, peer) in &mut self.peers {
             while let Some(bucket) = peer.next_gap(now) {
                 self.counters.gaps.add(1);
                 self.repairs.add(now, bucket, self.node.current_ticket());
@@ -243,6 +248,8 @@ impl Cluster {
             if self.is_connected && peer.state == State::Alive && peer.lost_at(&self.config) <= now {
                 peer.state = State::Lost;
                 lost += 1;
+                let name = peer.name.clone();
+                self.events.push(ClusterEvent::PeerLost { node, name });
             }
         }
         if lost > 0 {
@@ -266,6 +273,12 @@ impl Cluster {
             self.begin_digest();
             self.view.show(now, &self.peers, self.repairs.len());
         }
+    }
+
+    /// What has happened that is worth a line in a log. Ask until `None`, as often as you like; the oldest are forgotten if
+    /// nobody asks.
+    pub fn poll_event(&mut self) -> Option<ClusterEvent> {
+        self.events.pop()
     }
 
     /// This node leaves: the others are told, and need not wonder. Take the outputs, and drop it.
@@ -314,7 +327,7 @@ impl Cluster {
             .add(1);
             return;
         }
-        self.counters.messages.add(1);
+        self.counters.messages.add_alone(1);
         peer.messages += 1;
         loop {
             let section = match sections.next() {
@@ -341,7 +354,7 @@ impl Cluster {
             for _ in 0..section.keys {
                 match sections.key() {
                     Ok(key) if is_new => {
-                        self.counters.keys.add(1);
+                        self.counters.keys.add_alone(1);
                         self.node.hear(now, key);
                     }
                     Ok(_) => {}
@@ -387,16 +400,25 @@ impl Cluster {
             // Tell it early where this node is.
             self.next_heartbeat = now.min(self.next_heartbeat);
         }
+        let (node, epoch, name) = (sender.node, sender.epoch, || digest.name.to_owned());
+        let was = peer.state;
+        if is_new_run {
+            let name = name();
+            self.events.push(ClusterEvent::PeerJoined { node, name, epoch });
+        } else if was == State::Lost {
+            self.events.push(ClusterEvent::PeerFound { node, name: name() });
+        }
         self.counters.digests.add(1);
-        // Of a goodbye in parts, all are needed.
-        let is_whole = !digest.is_continued || peer.is_next_digest(digest.number);
-        peer.hear(now, digest.number, digest.heartbeat, digest.name);
+        peer.hear(now, digest.number, digest.is_continued, digest.heartbeat, digest.name);
         for (bucket, number) in digest.entries() {
-            let is_heard = self.topics.hears(bucket);
+            let is_heard = self.topics.hears(&self.node, bucket);
             peer.announce(now, bucket, number, is_heard, self.config.heartbeat);
         }
-        if digest.is_leaving && is_whole {
-            peer.state = State::Left;
+        if digest.is_leaving {
+            peer.leave();
+            if peer.state == State::Left && was != State::Left {
+                self.events.push(ClusterEvent::PeerLeft { node, name: name() });
+            }
         }
     }
 
@@ -410,6 +432,11 @@ impl Cluster {
     fn sweep(&mut self, now: Timestamp) {
         self.counters.sweeps.add(1);
         self.repairs.add_all(now, self.node.current_ticket());
+    }
+
+    /// Whether all that was taken of what was notified here has been published.
+    fn has_told(&self) -> bool {
+        self.keys.is_empty() && self.whole.is_empty()
     }
 
     /// Takes what was notified here, as keys in the order of their buckets.
@@ -457,7 +484,7 @@ impl Cluster {
             self.writer.section(bucket, number, if is_whole { &[] } else { keys });
             self.keys.truncate(first);
             self.whole.retain(|&it| it != bucket);
-            self.counters.published.add(1);
+            self.counters.published.add_alone(1);
             if self.writer.is_full() || self.config.by_interest {
                 topic = bucket;
                 break;

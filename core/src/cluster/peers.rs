@@ -18,6 +18,8 @@ pub(super) struct Peer {
     pub(super) heard: Timestamp,
     /// The number of that digest.
     digest: u64,
+    /// Of the digest whose part that one is, all parts before it have come too.
+    has_all_parts: bool,
     /// How often it says that it sends them.
     heartbeat: Duration,
     /// Runs of it that are over, and the last digest of each, so that a replay doesn't bring one back.
@@ -56,6 +58,7 @@ impl Peer {
             state: State::Alive,
             heard: now,
             digest: 0,
+            has_all_parts: false,
             heartbeat: Duration::ZERO,
             earlier_runs: VecDeque::new(),
             tracks: vec![Track::new(); buckets as usize].into(),
@@ -90,13 +93,9 @@ impl Peer {
         };
     }
 
-    /// Whether no digest is missing between the newest one and this.
-    pub(super) fn is_next_digest(&self, number: u64) -> bool {
-        number == self.digest + 1
-    }
-
-    /// A digest has come: it is alive.
-    pub(super) fn hear(&mut self, now: Timestamp, number: u64, heartbeat: Duration, name: &str) {
+    /// A digest has come: it is alive. One that is continued goes on where the one before it ended.
+    pub(super) fn hear(&mut self, now: Timestamp, number: u64, is_continued: bool, heartbeat: Duration, name: &str) {
+        self.has_all_parts = !is_continued || (self.has_all_parts && number == self.digest + 1);
         self.digest = number;
         self.heard = now;
         // It may say what it likes, but not keep us waiting for ever.
@@ -105,6 +104,13 @@ impl Peer {
             name.clone_into(&mut self.name);
         }
         self.state = State::Alive;
+    }
+
+    /// It has said goodbye, if all was heard that it said before.
+    pub(super) fn leave(&mut self) {
+        if self.has_all_parts {
+            self.state = State::Left;
+        }
     }
 
     /// A message has come. What is missing may be late by `patience`.

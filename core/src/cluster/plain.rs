@@ -6,12 +6,10 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use hashbrown::HashSet;
-
 use super::repairs::Repairs;
 use super::status::{ClusterCounters, ClusterView};
+use super::waiting::Waiting;
 use super::{ClusterConfig, Epoch, JoinError, NodeId};
-use crate::hash::Seed;
 use crate::key::EntityKey;
 use crate::node::{Lane, Node, Outgoing};
 use crate::time::Timestamp;
@@ -19,9 +17,6 @@ use crate::wire::decode_entity_key;
 
 /// Messages that may wait for their confirmation at the same time.
 const MAX_UNCONFIRMED: usize = 1024;
-
-/// Keys that may wait until they can be published.
-const MAX_WAITING: usize = 1024 * 1024;
 
 /// How a node takes part in a cluster over a plain queue.
 #[derive(Clone, Debug)]
@@ -61,9 +56,7 @@ pub struct PlainCluster {
     repairs: Repairs,
     lane: Lane,
     /// To be published, in order.
-    waiting: VecDeque<EntityKey>,
-    /// Those of them that are not counted, so that each waits once.
-    uncounted: HashSet<EntityKey, Seed>,
+    waiting: Waiting,
     /// Published and not confirmed, in order.
     unconfirmed: VecDeque<Published>,
     next_number: u64,
@@ -75,6 +68,7 @@ pub struct PlainCluster {
 struct Published {
     number: u64,
     key: EntityKey,
+    is_counted: bool,
     since: Timestamp,
     state: PublishedState,
 }
@@ -150,8 +144,7 @@ impl PlainCluster {
             counters,
             repairs: Repairs::new(1, seed),
             lane: Lane::new(seed),
-            waiting: VecDeque::new(),
-            uncounted: HashSet::with_hasher(seed),
+            waiting: Waiting::new(seed),
             unconfirmed: VecDeque::new(),
             next_number: 0,
             body: Vec::new(),
@@ -193,7 +186,11 @@ impl PlainCluster {
                 // What was published meanwhile has passed this node by.
                 self.sweep(now);
             }
-            PlainInput::Disconnected => self.set_connected(false),
+            PlainInput::Disconnected => {
+                self.set_connected(false);
+                // Nobody knows when their echoes would come.
+                self.waiting.apply(|_| true, |key| self.node.hear(now, key.as_ref()));
+            }
             PlainInput::Overflowed => self.sweep(now),
             PlainInput::Receipt { number, is_confirmed } => self.receive_receipt(now, number, is_confirmed),
         }
@@ -205,16 +202,19 @@ impl PlainCluster {
         if !self.is_connected || self.unconfirmed.len() >= MAX_UNCONFIRMED {
             return None;
         }
-        let key = self.waiting.pop_front()?;
-        self.uncounted.remove(&key);
+        let waiting = self.waiting.pop()?;
         self.next_number += 1;
-        write_body(&mut self.body, &key);
+        write_body(&mut self.body, &waiting.key);
         self.counters.published.add(1);
         self.unconfirmed.push_back(Published {
             number: self.next_number,
-            key,
+            key: waiting.key,
+            is_counted: waiting.is_counted,
             since: now,
-            state: PublishedState::Expected,
+            state: match waiting.is_applied {
+                true => PublishedState::Applied,
+                false => PublishedState::Expected,
+            },
         });
         Some(PlainOutput::Publish {
             number: self.next_number,
@@ -226,9 +226,13 @@ impl PlainCluster {
     /// When [`handle_timeout`](Self::handle_timeout) is to be called, if ever. Any call may change it.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let expected = self.unconfirmed.iter().find(|it| it.state == PublishedState::Expected);
-        let expected = expected.map(|it| it.since + self.config.confirm_within);
+        let unapplied = expected
+            .map(|it| it.since)
+            .into_iter()
+            .chain(self.waiting.unapplied_since());
+        let unapplied = unapplied.map(|since| since + self.config.confirm_within);
         let others = self.repairs.poll_timeout().into_iter().chain(self.next_sweep);
-        expected.into_iter().chain(others).min()
+        unapplied.chain(others).min()
     }
 
     /// Time has passed: applies what is not confirmed, begins repairs.
@@ -244,6 +248,10 @@ impl PlainCluster {
                 self.node.hear(now, published.key.as_ref());
             }
         }
+        // Those behind a queue that takes nothing, too.
+        let node = &self.node;
+        let applied = (self.waiting).apply(|since| since + limit <= now, |key| node.hear(now, key.as_ref()));
+        self.counters.unconfirmed.add(applied);
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.next_sweep = self.config.sweep_every.map(|every| now + every);
             self.sweep(now);
@@ -292,15 +300,14 @@ impl PlainCluster {
     }
 
     fn tell(&mut self, now: Timestamp, key: EntityKey, is_counted: bool, is_applied: bool) {
-        if !self.is_connected && !is_applied {
-            // It was notified while the queue still seemed to be there.
+        // It may have been notified while the queue still seemed to be there.
+        let mut is_expected = self.is_connected && !is_applied;
+        if !self.waiting.push(now, &key, is_counted, !is_expected) {
+            self.counters.untold.add(1);
+            is_expected = false;
+        }
+        if !is_applied && !is_expected {
             self.node.hear(now, key.as_ref());
-        }
-        if self.waiting.len() >= MAX_WAITING {
-            return self.counters.untold.add(1);
-        }
-        if is_counted || self.uncounted.insert(key.clone()) {
-            self.waiting.push_back(key);
         }
     }
 
@@ -316,15 +323,12 @@ impl PlainCluster {
         if is_confirmed {
             self.counters.confirmed.add(1);
         } else if state != PublishedState::Over {
-            let key = published.key.clone();
+            let (key, is_counted) = (published.key.clone(), published.is_counted);
             if state == PublishedState::Expected {
                 self.counters.unconfirmed.add(1);
                 self.node.hear(now, key.as_ref());
             }
-            // Before what was notified later.
-            if self.uncounted.insert(key.clone()) {
-                self.waiting.push_front(key);
-            }
+            self.waiting.push_again(now, key, is_counted);
         }
         while self
             .unconfirmed
@@ -337,7 +341,7 @@ impl PlainCluster {
 }
 
 /// Writes a key as Go's `json.Marshal` writes the original's: entity first, `<`, `>`, `&` and two line separators escaped.
-fn write_body(body: &mut Vec<u8>, key: &EntityKey) {
+pub(super) fn write_body(body: &mut Vec<u8>, key: &EntityKey) {
     body.clear();
     body.extend(b"{\"entity\":");
     write_string(body, key.entity());

@@ -54,9 +54,11 @@ impl Topics {
         &self.topic
     }
 
-    /// Whether messages of this bucket are to come.
-    pub(super) fn hears(&self, bucket: u32) -> bool {
-        !self.by_interest || self.heard.contains(bucket)
+    /// Whether messages of this bucket are to come: it is heard, or is to be as soon as anybody looks. A digest that comes
+    /// before that may tell of changes after the interest began.
+    pub(super) fn hears(&self, node: &Node, bucket: u32) -> bool {
+        let interest = || node.outgoing().and_then(|it| it.interest());
+        !self.by_interest || self.heard.contains(bucket) || interest().is_some_and(|it| it.is_in(bucket))
     }
 
     /// Whether there is a topic to begin or to stop hearing.

@@ -44,7 +44,8 @@ impl Interest {
     }
 
     pub(crate) fn is_in(&self, bucket: u32) -> bool {
-        self.counts[bucket as usize].load(Ordering::SeqCst) > 0
+        let count = self.counts.get(bucket as usize);
+        count.is_some_and(|it| it.load(Ordering::SeqCst) > 0)
     }
 
     /// Calls `changed` with each bucket that has changed since the last call.

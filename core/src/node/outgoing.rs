@@ -62,12 +62,10 @@ impl Outgoing {
         self.interest.as_ref()
     }
 
-    pub(super) fn has_flight(&self, key: &EntityKey) {
-        if let Some(interest) = &self.interest
-            && interest.add(key.bucket(interest.buckets()))
-        {
-            self.wake();
-        }
+    /// There is one flight more. Says whether the bus is to be woken.
+    pub(super) fn has_flight(&self, key: &EntityKey) -> bool {
+        let interest = self.interest.as_ref();
+        interest.is_some_and(|it| it.add(key.bucket(it.buckets())))
     }
 
     pub(super) fn has_flight_no_more(&self, key: &EntityKey) {

@@ -11,6 +11,12 @@ use crate::time::Timestamp;
 impl Node {
     /// From now on, what is notified here goes out over a bus, too.
     pub(crate) fn attach_bus(&self, outgoing: Outgoing) -> Result<(), HasBus> {
+        // All of them: a flight that comes later finds the bus, and one that has gone before is not counted.
+        let mut stripes: Vec<_> = (0..STRIPES).map(|number| self.lock(number)).collect();
+        for (_, flight) in stripes.iter_mut().flat_map(|it| it.flights.iter_mut()) {
+            flight.begin_looking();
+            outgoing.has_flight(&flight.key);
+        }
         self.0.outgoing.set(outgoing).map_err(|_| HasBus)
     }
 

@@ -10,9 +10,10 @@ use crossbeam_channel::Receiver;
 use entity_sync_core::EntityKey;
 use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::StoreError;
+use super::answers::{Answers, Reply};
 use super::database::{self, Checkpoint};
 use super::queue::{Held, Queues};
 use super::resolver;
@@ -38,7 +39,7 @@ pub(super) struct Write {
     /// `None` deletes.
     pub(super) body: Option<String>,
     /// Told whether the key was there before.
-    pub(super) reply: oneshot::Sender<Result<bool, StoreError>>,
+    pub(super) reply: Reply,
     /// Its share of what may wait, given back when the write is answered.
     pub(super) _permit: OwnedSemaphorePermit,
 }
@@ -117,17 +118,18 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
         let mut written = HashMap::new();
         // After an error it is for the file to say what is in it.
         let is_known = !reads.is_empty() && results.iter().all(Result::is_ok);
+        let mut answers = Vec::with_capacity(batch.len());
         for (write, result) in batch.drain(..).zip(results) {
             let answer = match result {
                 Ok(_) if !told => Err(StoreError::NotTold),
                 result => result,
             };
-            // A caller who no longer waits needs no answer.
-            let _ = write.reply.send(answer);
+            answers.push((write.reply, answer));
             if is_known {
                 written.insert(write.key, write.body);
             }
         }
+        Answers::send(answers);
         if is_known {
             self.answer_reads(&reads, &written);
         }

@@ -21,7 +21,7 @@ pub(crate) struct Bus {
     disconnected: BTreeSet<usize>,
     /// Topics that are heard, by node.
     subscriptions: BTreeSet<(usize, String)>,
-    remembered: Vec<Rc<[u8]>>,
+    remembered: Vec<Remembered>,
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
 }
@@ -38,7 +38,20 @@ pub(crate) struct Flying {
     pub(crate) from: usize,
     pub(crate) to: usize,
     pub(crate) message: Rc<[u8]>,
+    pub(crate) origin: Origin,
 }
+
+/// Where a message comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A node published it, as the so many-th message of all.
+    Published(u64),
+    /// Nobody said it.
+    Garbage,
+}
+
+/// A message that was published, and as the how many-th.
+pub(crate) type Remembered = (u64, Rc<[u8]>);
 
 impl Bus {
     pub(crate) fn set_faults(&mut self, faults: Faults) {
@@ -83,13 +96,14 @@ impl Bus {
 
     pub(crate) fn publish(&mut self, now: Timestamp, from: usize, topic: &str, message: &[u8], rng: &mut Rng) {
         let message: Rc<[u8]> = message.into();
+        self.messages += 1;
+        let number = self.messages;
         if self.remembered.len() < MAX_REMEMBERED {
-            self.remembered.push(message.clone());
+            self.remembered.push((number, message.clone()));
         } else {
             let at = rng.usize(..MAX_REMEMBERED);
-            self.remembered[at] = message.clone();
+            self.remembered[at] = (number, message.clone());
         }
-        self.messages += 1;
         self.bytes += message.len() as u64;
         let heard_by: Vec<usize> = self
             .subscriptions
@@ -105,8 +119,13 @@ impl Bus {
             let copies = if rng.u8(..100) < self.faults.repeated { 2 } else { 1 };
             for _ in 0..copies {
                 let delay = self.faults.delay.mul_f64(rng.f64());
-                let message = message.clone();
-                self.fly(now + delay, Flying { from, to, message });
+                let flying = Flying {
+                    from,
+                    to,
+                    message: message.clone(),
+                    origin: Origin::Published(number),
+                };
+                self.fly(now + delay, flying);
             }
         }
     }
@@ -123,7 +142,7 @@ impl Bus {
         self.flying.remove(&at)
     }
 
-    pub(crate) fn remembered(&self, message: usize) -> Option<Rc<[u8]>> {
+    pub(crate) fn remembered(&self, message: usize) -> Option<Remembered> {
         let at = message.checked_rem(self.remembered.len())?;
         Some(self.remembered[at].clone())
     }

@@ -3,6 +3,7 @@
 mod bus;
 mod op;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
@@ -10,14 +11,14 @@ use std::time::Duration;
 
 use entity_sync_core::Timestamp;
 use entity_sync_core::cluster::{
-    Cluster, ClusterConfig, ClusterCounts, ClusterInput, ClusterOutput, ClusterSecret, Epoch, NodeId,
+    Cluster, ClusterConfig, ClusterCounts, ClusterInput, ClusterOutput, ClusterSecret, Epoch, NodeId, PeerState,
 };
 use fastrand::Rng;
 
 use crate::entities::{KEYS, Kind, kind_of};
 use crate::op::{Answer, Driver, Op};
 use crate::world::{Stats, Trace, World};
-use bus::{Bus, Faults, Flying};
+use bus::{Bus, Faults, Flying, Origin};
 pub use op::ClusterOp;
 
 const MAX_SITES: usize = 4;
@@ -49,6 +50,8 @@ pub struct ClusterWorld {
     has_failing_reads: bool,
     by_interest: bool,
     is_signed: bool,
+    /// Repairs take their time.
+    repair_rate: u32,
     restarts: u64,
     failures_before: u64,
     /// Times that the tight bound was asserted.
@@ -63,6 +66,10 @@ struct Site {
     cluster: Cluster,
     flag: Arc<Flag>,
     is_stopped: bool,
+    /// Its process has ended, and none has taken its place. It counts as stopped, too.
+    is_dead: bool,
+    /// Messages that it has taken as news.
+    news: BTreeSet<u64>,
     shards: usize,
     /// When it started, by its own clock of day.
     started_ms: u64,
@@ -93,6 +100,7 @@ impl ClusterWorld {
             has_failing_reads: rng.bool(),
             by_interest: rng.u8(..3) == 0,
             is_signed: rng.bool(),
+            repair_rate: [100, 10_000][rng.usize(..2)],
             restarts: 0,
             failures_before: 0,
             strict_settles: 0,
@@ -122,13 +130,7 @@ impl ClusterWorld {
         Ok(())
     }
 
-    fn start(
-        &mut self,
-        number: usize,
-        shards: usize,
-        clock_s: i8,
-        versions: std::collections::BTreeMap<u8, Vec<Timestamp>>,
-    ) -> Site {
+    fn start(&mut self, number: usize, shards: usize, clock_s: i8, versions: BTreeMap<u8, Vec<Timestamp>>) -> Site {
         self.restarts += 1;
         self.has_skewed_clocks |= clock_s != 0;
         let trace = self.trace.as_ref().map(|it| it.of(&format!("node {number}: ")));
@@ -143,6 +145,7 @@ impl ClusterWorld {
         config.buckets = BUCKETS;
         config.heartbeat = self.heartbeat;
         config.by_interest = self.by_interest;
+        config.repair_rate = self.repair_rate;
         config.name = format!("node-{number}");
         if self.is_signed {
             config.secret = ClusterSecret::new(b"a secret of sufficient length", "es").ok();
@@ -160,6 +163,8 @@ impl ClusterWorld {
             cluster,
             flag,
             is_stopped: false,
+            is_dead: false,
+            news: BTreeSet::new(),
             shards,
             started_ms: epoch.started_ms,
         }
@@ -250,6 +255,10 @@ impl ClusterWorld {
                 let number = site(number);
                 self.wake_up(number)?;
             }
+            ClusterOp::Die { site: number } => {
+                let number = site(number);
+                self.die(number);
+            }
             ClusterOp::Restart {
                 site: number,
                 is_graceful,
@@ -264,11 +273,19 @@ impl ClusterWorld {
             }
             ClusterOp::Replay { site: to, message } => {
                 let to = site(to);
-                if let Some(message) = self.bus.remembered(message.into()) {
+                if let Some((number, message)) = self.bus.remembered(message.into()) {
                     // Who never heard a run whose clock was ahead can't know that it is over.
                     self.went_back |= self.has_skewed_clocks;
-                    let from = usize::MAX;
-                    self.bus.fly(self.now, Flying { from, to, message });
+                    let (from, origin) = (usize::MAX, Origin::Published(number));
+                    self.bus.fly(
+                        self.now,
+                        Flying {
+                            from,
+                            to,
+                            message,
+                            origin,
+                        },
+                    );
                 }
             }
         }
@@ -320,12 +337,34 @@ impl ClusterWorld {
     fn wake_up(&mut self, number: usize) -> Result<(), String> {
         let now = self.now;
         let site = &mut self.sites[number];
-        if std::mem::take(&mut site.is_stopped) {
+        if !site.is_dead && std::mem::take(&mut site.is_stopped) {
             let missed = now.since(site.world.now());
             site.world.advance(missed);
             site.world.look()?;
         }
         Ok(())
+    }
+
+    /// A node's process ends, with what it has not published. What it said to those who had given it up already, or never
+    /// knew it, nobody can tell them unless it comes back: so all others must believe that it lives. And the last one stays.
+    fn die(&mut self, number: usize) {
+        let epoch = self.sites[number].cluster.view().status().epoch;
+        let mut others = (0..)
+            .zip(&self.sites)
+            .filter(|(other, it)| *other != number && !it.is_dead);
+        let lost_after = 6 * self.heartbeat;
+        let believes = |(_, other): (usize, &Site)| {
+            let status = other.cluster.view().status();
+            let mut alive = status.peers.iter().filter(|it| it.state == PeerState::Alive);
+            // As of a heartbeat ago.
+            alive.any(|it| it.epoch == epoch && it.heard_ago + self.heartbeat < lost_after)
+        };
+        if others.clone().count() > 0 && others.all(believes) {
+            self.sites[number].is_dead = true;
+            self.sites[number].is_stopped = true;
+            self.bus.forget(number);
+            self.last_death = self.now;
+        }
     }
 
     /// Another process takes a node's place. What the last one has not published is lost with it.
@@ -358,7 +397,7 @@ impl ClusterWorld {
     fn send_garbage(&mut self, to: usize, bit: usize) {
         let message = match self.bus.remembered(bit) {
             // Without a proof, a changed message is as good as any, and may say what nobody said.
-            Some(message) if self.is_signed && bit < message.len() * 8 => {
+            Some((_, message)) if self.is_signed && bit < message.len() * 8 => {
                 let mut changed = message.to_vec();
                 changed[bit / 8] ^= 1 << (bit % 8);
                 changed
@@ -372,9 +411,13 @@ impl ClusterWorld {
                 bytes
             }
         };
-        let message = message.into();
-        let from = usize::MAX;
-        self.bus.fly(self.now, Flying { from, to, message });
+        let flying = Flying {
+            from: usize::MAX,
+            to,
+            message: message.into(),
+            origin: Origin::Garbage,
+        };
+        self.bus.fly(self.now, flying);
     }
 
     /// Time passes for all that are not stopped, in small steps.
@@ -399,20 +442,7 @@ impl ClusterWorld {
             let mut did = false;
             if let Some(flying) = self.bus.arrive(self.now, |to| !sites[to].is_stopped) {
                 did = true;
-                let from_elsewhere = flying.from != flying.to;
-                let number = flying.to;
-                let heard = |cluster: &Cluster| cluster.view().counters().snapshot();
-                let site = &mut self.sites[number];
-                let before = heard(&site.cluster);
-                site.cluster.handle(self.now, ClusterInput::Message(&flying.message));
-                let after = heard(&site.cluster);
-                site.flag.0.store(true, Ordering::SeqCst);
-                let keys = after.keys - before.keys;
-                if keys > 0 && !from_elsewhere {
-                    return Err(format!("node {number} takes its own messages for news"));
-                }
-                site.world.allow_reads(keys * MAX_AUDIENCES);
-                site.world.look()?;
+                self.bring(&flying)?;
             }
             for number in 0..self.sites.len() {
                 let site = &mut self.sites[number];
@@ -438,9 +468,56 @@ impl ClusterWorld {
                 }
             }
             if !did {
-                return Ok(());
+                return self.check_told();
             }
         }
+    }
+
+    /// A message arrives.
+    fn bring(&mut self, flying: &Flying) -> Result<(), String> {
+        let number = flying.to;
+        let site = &mut self.sites[number];
+        let before = site.cluster.view().counters().snapshot();
+        site.cluster.handle(self.now, ClusterInput::Message(&flying.message));
+        let after = site.cluster.view().counters().snapshot();
+        site.flag.0.store(true, Ordering::SeqCst);
+        let keys = after.keys - before.keys;
+        if keys > 0 && flying.from == number {
+            return Err(format!("node {number} takes its own messages for news"));
+        }
+        if after.restarted_peers > before.restarted_peers {
+            // Of a run that comes back, nobody knows any more what had come.
+            site.news.clear();
+        }
+        match flying.origin {
+            Origin::Garbage => {
+                let rejected = |it: &ClusterCounts| it.forged + it.other_versions + it.malformed;
+                if rejected(&after) == rejected(&before) {
+                    return Err(format!("node {number} takes garbage for a message"));
+                }
+            }
+            Origin::Published(message) => {
+                if keys > 0 && !site.news.insert(message) {
+                    return Err(format!("node {number} takes a message for news twice"));
+                }
+            }
+        }
+        site.world.allow_reads(keys * MAX_AUDIENCES);
+        site.world.look()
+    }
+
+    /// Whoever has something to say has told so.
+    fn check_told(&mut self) -> Result<(), String> {
+        for (number, site) in self.sites.iter_mut().enumerate().filter(|(_, it)| !it.is_stopped) {
+            while let Some(output) = site.cluster.poll_output() {
+                match output {
+                    // There is no hurry.
+                    ClusterOutput::Unsubscribe(topic) => self.bus.subscribe(number, topic, false),
+                    other => return Err(format!("node {number} has told nobody of {other:?}")),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn put_out(&mut self, number: usize) -> Result<(), String> {
@@ -474,7 +551,9 @@ impl ClusterWorld {
         let lost_after = 6 * self.heartbeat;
         let mut bound = 2 * self.heartbeat + Duration::from_millis(600);
         let went_back = std::mem::take(&mut self.went_back);
-        if went_back || self.now.since(self.last_death) < lost_after + self.heartbeat {
+        // Who could not hear for a while grants everyone time anew, the dead too.
+        let has_dead = self.sites.iter().any(|it| it.is_dead);
+        if went_back || has_dead || self.now.since(self.last_death) < lost_after + self.heartbeat {
             bound += lost_after + self.heartbeat;
         }
         let failures = self.failures();
@@ -493,7 +572,7 @@ impl ClusterWorld {
         }
         self.settle_round()?;
         self.note_peers();
-        for (number, site) in self.sites.iter_mut().enumerate() {
+        for (number, site) in self.sites.iter_mut().enumerate().filter(|(_, it)| !it.is_dead) {
             site.world.end_settling();
             let result = site.world.check_convergence();
             result.map_err(|what| format!("G5: node {number}, {bound:?} after all faults: {what}"))?;
@@ -513,7 +592,7 @@ impl ClusterWorld {
     fn settle_round(&mut self) -> Result<(), String> {
         for _ in 0..2000 {
             let mut is_idle = true;
-            for site in &mut self.sites {
+            for site in self.sites.iter_mut().filter(|it| !it.is_dead) {
                 is_idle &= site.world.settle_round()? && !site.world.wants_poll();
             }
             self.pump()?;
@@ -526,13 +605,15 @@ impl ClusterWorld {
 
     /// Everyone knows everyone, and misses nothing.
     fn check_peers(&self) -> Result<(), String> {
-        for (number, site) in self.sites.iter().enumerate() {
+        let alive = self.sites.iter().filter(|it| !it.is_dead).count();
+        for (number, site) in self.sites.iter().enumerate().filter(|(_, it)| !it.is_dead) {
             let status = site.cluster.view().status();
-            let alive = status.peers.iter().filter(|it| it.state.as_str() == "alive");
-            if alive.count() + 1 < self.sites.len() {
+            let known = status.peers.iter().filter(|it| it.state == PeerState::Alive);
+            if known.count() + 1 != alive {
                 return Err(format!("G5: node {number} knows only of {:?}", status.peers));
             }
-            if let Some(peer) = status.peers.iter().find(|it| it.missing > 0) {
+            let mut alive = status.peers.iter().filter(|it| it.state == PeerState::Alive);
+            if let Some(peer) = alive.find(|it| it.missing > 0) {
                 return Err(format!("G5: node {number} still misses messages: {peer:?}"));
             }
         }

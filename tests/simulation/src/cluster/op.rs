@@ -62,6 +62,11 @@ pub enum ClusterOp {
         /// Which.
         site: u8,
     },
+    /// A node's process ends, and none takes its place until it is restarted.
+    Die {
+        /// Which.
+        site: u8,
+    },
     /// A node's process ends, and another one takes its place.
     Restart {
         /// Which.
@@ -108,6 +113,7 @@ impl ClusterOp {
             15 | 16 => Self::Connect { site },
             17 => Self::Stop { site },
             18 | 19 => Self::Continue { site },
+            26 if rng.bool() => Self::Die { site },
             20 | 21 => Self::Restart {
                 site,
                 is_graceful: rng.bool(),
