@@ -9,6 +9,7 @@
 
 mod axum_route;
 mod binary;
+mod cluster;
 mod conformance;
 mod door;
 mod durability;

@@ -5,43 +5,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 
 use entity_sync_tests::{Client, talk};
 
-/// Builds the binary once and says where it is.
+/// Where it is.
 pub(crate) fn binary() -> PathBuf {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY
-        .get_or_init(|| {
-            // Beside the folder of this test's own executable.
-            let profile = std::env::current_exe()
-                .unwrap()
-                .parent()
-                .unwrap()
-                .parent()
-                .unwrap()
-                .to_owned();
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let mut build = Command::new(cargo);
-            build.args([
-                "build",
-                "--quiet",
-                "--locked",
-                "-p",
-                "entity-sync",
-                "--bin",
-                "entity-sync",
-            ]);
-            build.arg("--target-dir").arg(profile.parent().unwrap());
-            if profile.ends_with("release") {
-                build.arg("--release");
-            }
-            let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
-            assert!(status.success());
-            profile.join("entity-sync")
-        })
-        .clone()
+    entity_sync_tests::program::binary()
 }
 
 /// A running process. It is killed at the end of the test, if it hasn't ended by then.

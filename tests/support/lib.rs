@@ -1,9 +1,15 @@
 //! What the tests share: a WebSocket client that waits no longer than it should, and the messages of protocol v1.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a failure here is a failed test")]
 
+pub mod crowd;
+pub mod data;
+pub mod load;
 pub mod nats;
+pub mod node;
 pub mod nsqd;
 pub mod postgres;
+pub mod program;
+pub mod proxy;
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};

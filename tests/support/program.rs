@@ -1,0 +1,51 @@
+//! Where the `entity-sync` binary is, and addresses for it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Builds the binary once, in the profile of the program that asks, and says where it is.
+pub fn binary() -> PathBuf {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY
+        .get_or_init(|| {
+            let own = std::env::current_exe().unwrap();
+            let mut profile = own.parent().unwrap();
+            // Tests are in a folder beside the programs.
+            if profile.ends_with("deps") {
+                profile = profile.parent().unwrap();
+            }
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let mut build = Command::new(cargo);
+            build.args([
+                "build",
+                "--quiet",
+                "--locked",
+                "-p",
+                "entity-sync",
+                "--bin",
+                "entity-sync",
+            ]);
+            build.arg("--target-dir").arg(profile.parent().unwrap());
+            if profile.ends_with("release") {
+                build.arg("--release");
+            }
+            let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+            assert!(status.success());
+            profile.join("entity-sync")
+        })
+        .clone()
+}
+
+/// An address of this machine that nothing else has, now or later, so that all of its ports are free, also for who comes
+/// back to one: all of 127.0.0.0/8 is this machine.
+pub fn own_address() -> IpAddr {
+    // Others count from 1 on.
+    static NEXT: AtomicU32 = AtomicU32::new(100);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert!(number < 255, "no more addresses");
+    let process = std::process::id();
+    IpAddr::V4(Ipv4Addr::new(127, (process >> 8) as u8, process as u8, number as u8))
+}
