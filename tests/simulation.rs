@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use entity_sync_simulation::run_seed;
+use entity_sync_simulation::{ClusterOp, ClusterWorld, run_cluster_seed, run_seed};
 
 #[test]
 fn guarantees_hold_on_every_seed() {
@@ -17,6 +17,36 @@ fn guarantees_hold_on_every_seed() {
             );
         }
     }
+}
+
+#[test]
+fn guarantees_hold_in_a_cluster_on_every_seed() {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let random = clock.as_nanos() as u64;
+    println!("random seeds from {random}");
+    for seed in (0..150).chain(random..random + 50) {
+        if let Err(failure) = run_cluster_seed(seed, 400, false) {
+            panic!(
+                "seed {seed}: {}\nreplay: cargo run -p entity-sync-simulation -- --cluster --seed {seed}",
+                failure.what
+            );
+        }
+    }
+}
+
+#[test]
+fn a_seed_of_a_cluster_replays_exactly() {
+    let trace = |seed| {
+        let mut world = ClusterWorld::new(seed, true);
+        let mut rng = entity_sync_simulation::rng(seed);
+        for _ in 0..300 {
+            world.apply(ClusterOp::random(&mut rng)).unwrap();
+        }
+        world.settle().unwrap();
+        (world.trace(), world.traffic())
+    };
+    assert_eq!(trace(7), trace(7));
+    assert_ne!(trace(7), trace(8));
 }
 
 #[test]

@@ -39,7 +39,8 @@ impl Interest {
 
     fn change(&self, bucket: u32) -> bool {
         lock(&self.changed).insert(bucket);
-        self.has_changed.store(true, Ordering::SeqCst);
+        // Not a store, which the model checker lets a later swap pass by.
+        self.has_changed.swap(true, Ordering::SeqCst);
         true
     }
 

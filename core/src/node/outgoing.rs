@@ -78,7 +78,7 @@ impl Outgoing {
     }
 
     /// A key was notified. `is_applied` says that this node's clients are owed a read for it already.
-    pub(super) fn add(&self, key: &EntityKey, is_counted: bool, is_applied: bool) {
+    pub(crate) fn add(&self, key: &EntityKey, is_counted: bool, is_applied: bool) {
         let number = key.bucket(LANES);
         {
             let mut lane = lock(&self.lanes[number as usize]);

@@ -2,7 +2,7 @@
 //! seed which fails fails again; the guarantees of the design (G1 to G4 and G6) and the tables' own invariants are
 //! asserted after every step; in a cluster, G5 whenever faults stop.
 //!
-//! The same [`Op`]s drive the fuzzer, which takes them from its bytes ([`run_ops`]).
+//! The same [`Op`]s and [`ClusterOp`]s drive the fuzzer, which takes them from its bytes ([`run_ops`], [`run_cluster_ops`]).
 
 mod client;
 mod cluster;
@@ -90,6 +90,19 @@ pub fn rng(seed: u64) -> Rng {
 /// What was violated.
 pub fn run_ops(seed: u64, shards: usize, ops: impl IntoIterator<Item = Op>) -> Result<Stats, String> {
     let mut world = World::new(seed, shards, false);
+    for op in ops {
+        world.apply(op)?;
+    }
+    world.settle()?;
+    Ok(world.stats())
+}
+
+/// As [`run_ops`], with a cluster of nodes.
+///
+/// # Errors
+/// What was violated.
+pub fn run_cluster_ops(seed: u64, ops: impl IntoIterator<Item = ClusterOp>) -> Result<(Stats, ClusterCounts), String> {
+    let mut world = ClusterWorld::new(seed, false);
     for op in ops {
         world.apply(op)?;
     }

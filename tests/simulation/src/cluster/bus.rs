@@ -17,6 +17,8 @@ pub(crate) struct Bus {
     sent: u64,
     faults: Faults,
     cuts: BTreeSet<(usize, usize)>,
+    /// Whose next message nobody gets.
+    losers: BTreeSet<usize>,
     /// Who has no connection.
     disconnected: BTreeSet<usize>,
     /// Topics that are heard, by node.
@@ -62,9 +64,14 @@ impl Bus {
         self.cuts.insert((a.min(b), a.max(b)));
     }
 
-    /// Says who has a connection again that had none.
+    /// The next message of this node reaches nobody.
+    pub(crate) fn lose_next(&mut self, site: usize) {
+        self.losers.insert(site);
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cuts.clear();
+        self.losers.clear();
     }
 
     pub(crate) fn is_connected(&self, site: usize) -> bool {
@@ -105,6 +112,9 @@ impl Bus {
             self.remembered[at] = (number, message.clone());
         }
         self.bytes += message.len() as u64;
+        if self.losers.remove(&from) {
+            return;
+        }
         let heard_by: Vec<usize> = self
             .subscriptions
             .iter()

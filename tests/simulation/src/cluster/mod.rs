@@ -23,9 +23,6 @@ pub use op::ClusterOp;
 
 const MAX_SITES: usize = 4;
 
-/// Few, so that keys share them and numbers grow.
-const BUCKETS: u32 = 4;
-
 /// Audiences that a key can have.
 const MAX_AUDIENCES: u64 = 3;
 
@@ -50,6 +47,8 @@ pub struct ClusterWorld {
     has_failing_reads: bool,
     by_interest: bool,
     is_signed: bool,
+    /// Few, so that keys share them and numbers grow.
+    buckets: u32,
     /// Repairs take their time.
     repair_rate: u32,
     restarts: u64,
@@ -100,6 +99,7 @@ impl ClusterWorld {
             has_failing_reads: rng.bool(),
             by_interest: rng.u8(..3) == 0,
             is_signed: rng.bool(),
+            buckets: [1, 4][rng.usize(..2)],
             repair_rate: [100, 10_000][rng.usize(..2)],
             restarts: 0,
             failures_before: 0,
@@ -142,7 +142,7 @@ impl ClusterWorld {
             nonce: self.restarts,
         };
         let mut config = ClusterConfig::new(NodeId(number as u64 + 1), epoch);
-        config.buckets = BUCKETS;
+        config.buckets = self.buckets;
         config.heartbeat = self.heartbeat;
         config.by_interest = self.by_interest;
         config.repair_rate = self.repair_rate;
@@ -216,8 +216,15 @@ impl ClusterWorld {
                 site: number,
                 key,
                 count,
+                is_first_lost,
             } => {
                 let number = site(number);
+                if is_first_lost {
+                    self.bus.lose_next(number);
+                    let key = key.wrapping_add(1);
+                    self.apply_to(number, Op::Notify { key })?;
+                    self.pump()?;
+                }
                 for _ in 0..count {
                     self.apply_to(number, Op::Notify { key })?;
                     self.pump()?;

@@ -23,6 +23,8 @@ pub enum ClusterOp {
         key: u8,
         /// How many.
         count: u8,
+        /// Before, one of another key, which is lost.
+        is_first_lost: bool,
     },
     /// From now on, the bus is so bad.
     Faults {
@@ -101,6 +103,7 @@ impl ClusterOp {
                 site,
                 key: rng.u8(..),
                 count: rng.u8(1..100),
+                is_first_lost: rng.bool(),
             },
             3..=7 => Self::Faults {
                 lost: [0, 0, 5, 30, 100][rng.usize(..5)],
