@@ -435,8 +435,8 @@ const BUGS: &[Bug] = &[
     Bug {
         name: "interest is looked at before the bus's flag is cleared",
         file: "core/src/cluster/mod.rs",
-        good: "        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {\n            self.take_lane();",
-        bad: "        if self.topics.has_changes(&self.node) {\n            return self.topics.next_change();\n        }\n        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {\n            self.take_lane();\n            if self.has_told() {\n                return self.write_digest();\n            }",
+        good: "        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {\n            self.take_lanes();",
+        bad: "        if self.topics.has_changes(&self.node) {\n            return self.topics.next_change();\n        }\n        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {\n            self.take_lanes();\n            if self.has_told() {\n                return self.write_digest();\n            }",
         found_by: Models,
     },
     Bug {
