@@ -1,12 +1,55 @@
 //! A peer that lies.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use entity_sync_tests::program::own_address;
 use entity_sync_tests::{PATIENCE, wait_for};
 
 use super::{Cluster, Costs, owned, settle};
+
+/// Who connects is answered with what no ZeroMQ says, or what none says yet.
+#[test]
+fn a_peer_whose_place_another_program_had_is_heard_when_it_comes() {
+    let mut cluster = Cluster::prepare(2);
+    for index in 0..2 {
+        let flags = cluster.mesh_flags(index);
+        cluster.nodes[index].set_flags(flags);
+    }
+    let other = TcpListener::bind(cluster.nodes[1].bus()).unwrap();
+    cluster.nodes[0].start();
+    let answers: [&[u8]; 3] = [
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+        // A greeting as ZeroMQ's, of a mechanism that there is not; and a message before any handshake.
+        b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NONSENSE\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\xff\xff\xff\xff\xff\xff\xff\xff",
+    ];
+    other.set_nonblocking(true).unwrap();
+    for answer in answers {
+        let mut connection = None;
+        // It comes again after each of them.
+        wait_for("a connection", || {
+            connection = other.accept().ok();
+            connection.is_some()
+        });
+        let (mut stream, _) = connection.unwrap();
+        stream.write_all(answer).unwrap();
+        // Until it has understood, and hung up or not.
+        stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        while stream.read(&mut [0; 1024]).is_ok_and(|bytes| bytes > 0) {}
+    }
+    drop(other);
+    cluster.nodes[1].start();
+    cluster.wait_for_peers();
+    let crowds = cluster.crowds(2, 10, 5);
+    for id in 0..10 {
+        cluster.nodes[1].put(id, &format!("{id} by the second"));
+    }
+    settle(&cluster.data(), &crowds);
+    cluster.check_logs();
+}
 
 /// Sockets of the test's own: one that nodes take for a peer's, and one that hears the first node.
 struct Hostile {
@@ -208,7 +251,7 @@ fn other_versions_and_garbage_are_counted_and_hurt_nobody() {
     garbage.extend(changed(|message| message.truncate(20)));
     garbage.extend(changed(Vec::clear));
     hostile.send_until(&garbage, || node.count("malformed") >= 100);
-    // It hangs up on whoever sends so much, and hears them again later.
+    // libzmq hangs up on whoever sends so much, for ever if nobody tells it otherwise.
     let long = changed(|message| message.resize(4 << 20, 1));
     long.iter().for_each(|it| hostile.sends.send(it, 0).unwrap());
     let before_long = node.count("other_versions");

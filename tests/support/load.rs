@@ -28,10 +28,12 @@ pub struct Load {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// No two changes of this process write the same row.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
+
 #[derive(Default)]
 struct State {
     is_over: AtomicBool,
-    number: AtomicU64,
     done: AtomicU64,
     refused: AtomicU64,
     unanswered: AtomicU64,
@@ -88,7 +90,7 @@ impl State {
         let agent = agent(GIVE_UP_AFTER);
         while !self.is_over.load(Ordering::Relaxed) {
             let id = rng.u32(..keys);
-            let number = self.number.fetch_add(1, Ordering::Relaxed);
+            let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
             let api = apis[rng.usize(..apis.len())];
             let answer = call(
                 &agent,

@@ -214,6 +214,8 @@ impl ZmqBus {
             self.next_look = now + LOOK_EVERY;
             self.look_at_names(now);
             self.look_at_links(now);
+            let overdue = self.links.overdue(now);
+            self.make(now, overdue);
         }
         let mut has_more = self.receive(now);
         // What has arrived comes first, but not for ever: the others wait for this node's digests.
@@ -334,11 +336,11 @@ impl ZmqBus {
                         if side == Side::Publisher {
                             self.greet_at.get_or_insert(now + GREET_AFTER);
                         }
-                        self.links.set_up(side, endpoint, true);
+                        self.links.set_up(now, side, endpoint, true);
                     }
                     Event::Down(endpoint) => {
                         tracing::debug!(endpoint, ?side, "disconnected");
-                        self.links.set_up(side, endpoint, false);
+                        self.links.set_up(now, side, endpoint, false);
                     }
                     Event::Refused(endpoint) => {
                         self.view.add_refused();

@@ -12,6 +12,9 @@ use crate::endpoint::{DnsName, Endpoint, Kind};
 /// Addresses of one name that are made use of. DNS comes from the network too.
 const MAX_ADDRESSES: usize = 1_000;
 
+/// A connection that is not made again by libzmq within this is asked for anew.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// One of a node's two sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Side {
@@ -44,6 +47,9 @@ pub(crate) struct Links {
     /// How many targets have this address: it is connected to once.
     wanted: BTreeMap<(Side, String), usize>,
     up: BTreeSet<(Side, String)>,
+    /// Of those that are wanted, which have been lost, or have failed in their handshake, and since when. libzmq tries most
+    /// of them again by itself, but never one whose other side has said what no ZeroMQ says, or too much of it.
+    down: BTreeMap<(Side, String), Timestamp>,
 }
 
 /// An endpoint of the configuration.
@@ -160,23 +166,52 @@ impl Links {
                 }
                 if let Some(change) = unwant(&mut self.wanted, side, &known.endpoint) {
                     // libzmq does not tell of what it was asked for.
-                    self.up.remove(&(side, known.endpoint.clone()));
+                    let key = (side, known.endpoint.clone());
+                    self.up.remove(&key);
+                    self.down.remove(&key);
                     changes.push(change);
                 }
                 false
             });
         }
+        if changes.iter().any(|it| matches!(it, Change::Connect(..))) {
+            changes = self.again(now, changes);
+        }
         changes
     }
 
     /// A connection has come or gone. Those that others have made are not kept count of.
-    pub(crate) fn set_up(&mut self, side: Side, endpoint: String, is_up: bool) {
+    pub(crate) fn set_up(&mut self, now: Timestamp, side: Side, endpoint: String, is_up: bool) {
         let key = (side, endpoint);
-        if !is_up {
+        if !self.wanted.contains_key(&key) {
             self.up.remove(&key);
-        } else if self.wanted.contains_key(&key) {
+        } else if is_up {
+            self.down.remove(&key);
             self.up.insert(key);
+        } else {
+            self.up.remove(&key);
+            self.down.entry(key).or_insert(now);
         }
+    }
+
+    /// What to do about connections that have not come back.
+    pub(crate) fn overdue(&mut self, now: Timestamp) -> Vec<Change> {
+        let is_any = self.down.values().any(|&since| now.since(since) >= AGAIN_AFTER);
+        match is_any {
+            true => self.again(now, Vec::new()),
+            false => Vec::new(),
+        }
+    }
+
+    /// All that are down are connected to anew, and `changes` made in between. libzmq keeps the address in memory of each
+    /// session that it has given up, and takes whatever has that address for it when it is told to disconnect. So that is
+    /// said of all of them before anything is connected to.
+    fn again(&mut self, now: Timestamp, changes: Vec<Change>) -> Vec<Change> {
+        let all: Vec<_> = self.down.keys().cloned().collect();
+        self.down.values_mut().for_each(|since| *since = now);
+        let disconnects = all.iter().map(|(side, it)| Change::Disconnect(*side, it.clone()));
+        let connects = all.iter().map(|(side, it)| Change::Connect(*side, it.clone()));
+        disconnects.chain(changes).chain(connects).collect()
     }
 
     pub(crate) fn counts(&self) -> LinkCounts {
@@ -263,7 +298,7 @@ mod tests {
     fn what_has_vanished_is_disconnected_after_a_while() {
         let (mut links, _) = Links::new(&config(|it| it.peer_names = vec!["nodes:5".parse().expect("good")]));
         assert_eq!(links.resolved(at(0), 0, &addresses(&[1, 2])), [connect(1), connect(2)]);
-        links.set_up(SUB, "tcp://10.0.0.2:5".to_owned(), true);
+        links.set_up(at(0), SUB, "tcp://10.0.0.2:5".to_owned(), true);
         assert_eq!(links.counts().connected_peers, 1);
         assert_eq!(links.resolved(at(10), 0, &addresses(&[1])), []);
         // It is back in time.
@@ -291,15 +326,39 @@ mod tests {
         let (mut links, changes) = Links::new(&config(|it| it.brokers = vec![broker(1), broker(2)]));
         assert_eq!(changes.len(), 4);
         let connected = |links: &Links| links.counts().connected_brokers;
-        links.set_up(Side::Publisher, "tcp://10.0.0.1:5".to_owned(), true);
-        links.set_up(SUB, "tcp://10.0.0.2:6".to_owned(), true);
+        links.set_up(at(0), Side::Publisher, "tcp://10.0.0.1:5".to_owned(), true);
+        links.set_up(at(0), SUB, "tcp://10.0.0.2:6".to_owned(), true);
         assert_eq!(connected(&links), 0);
-        links.set_up(SUB, "tcp://10.0.0.1:6".to_owned(), true);
+        links.set_up(at(0), SUB, "tcp://10.0.0.1:6".to_owned(), true);
         assert_eq!(connected(&links), 1);
-        links.set_up(Side::Publisher, "tcp://10.0.0.1:5".to_owned(), false);
+        links.set_up(at(0), Side::Publisher, "tcp://10.0.0.1:5".to_owned(), false);
         assert_eq!(connected(&links), 0);
         // Of nobody that was asked for.
-        links.set_up(SUB, "tcp://10.0.0.9:6".to_owned(), true);
+        links.set_up(at(0), SUB, "tcp://10.0.0.9:6".to_owned(), true);
         assert_eq!(links.counts().connected_peers, 0);
+    }
+    #[test]
+    fn what_does_not_come_back_is_connected_to_anew() {
+        let (mut links, _) = Links::new(&config(|it| {
+            it.peers = (1..4).map(|it| addresses(&[it])[0].into()).collect();
+            it.peer_names = vec!["nodes:5".parse().expect("good")];
+        }));
+        let endpoint = |last: u8| format!("tcp://10.0.0.{last}:5");
+        // One that was never reached is left to libzmq.
+        assert_eq!(links.overdue(at(100)), []);
+        links.set_up(at(100), SUB, endpoint(1), true);
+        links.set_up(at(101), SUB, endpoint(1), false);
+        links.set_up(at(104), SUB, endpoint(2), false);
+        links.set_up(at(104), SUB, endpoint(9), false);
+        assert_eq!(links.overdue(at(105)), []);
+        let both = [disconnect(1), disconnect(2), connect(1), connect(2)];
+        assert_eq!(links.overdue(at(106)), both);
+        assert_eq!(links.overdue(at(110)), []);
+        links.set_up(at(110), SUB, endpoint(2), true);
+        assert_eq!(links.overdue(at(111)), [disconnect(1), connect(1)]);
+        let new = links.resolved(at(112), 0, &addresses(&[4]));
+        assert_eq!(new, [disconnect(1), connect(4), connect(1)]);
+        links.set_up(at(113), SUB, endpoint(1), true);
+        assert_eq!(links.overdue(at(200)), []);
     }
 }
