@@ -110,8 +110,8 @@ fn who_leaves_says_so_and_who_dies_is_missed() {
         let mut peers = heard["peers"].as_array().unwrap().iter();
         let first = peers.find(|it| it["node"] == view["node"]).unwrap();
         assert_eq!(first["epoch"], view["epoch"], "{heard}");
-        // 50 keys, of which hardly any share a bucket.
-        first["buckets"].as_u64() > Some(30) && first["messages"] == 50
+        // 50 keys, of which hardly any share a bucket; what comes while the bus is busy shares a message.
+        first["buckets"].as_u64() > Some(30) && first["messages"].as_u64() > Some(0)
     });
 
     cluster.nodes[2].stop();
