@@ -161,7 +161,7 @@ fn settle(data: &Data, crowds: &[Crowd]) {
 }
 
 /// What a node has counted of that which costs something.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Costs {
     reads: u64,
     repairs: u64,
@@ -185,8 +185,19 @@ struct Meanwhile {
 }
 
 impl Costs {
-    /// Until now.
+    /// Until now, once it has done what there was to do: nothing changes any more, or not yet.
     fn of(node: &Node) -> Self {
+        let mut last = None;
+        wait_for("it to be quiet", || {
+            let before = last.replace(Self::sample(node));
+            let is_quiet = before == last && node.cluster()["waiting_repairs"] == 0;
+            pause(0.05);
+            is_quiet
+        });
+        last.unwrap()
+    }
+
+    fn sample(node: &Node) -> Self {
         let counts = &node.cluster()["counts"];
         let count = |name: &str| counts[name].as_u64().unwrap();
         Self {

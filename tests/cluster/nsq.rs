@@ -30,9 +30,10 @@ fn each_notify_is_one_push_on_both_nodes_and_so_is_one_of_the_original() {
     let cluster = start(&nsqd);
     assert_eq!(nsqd.channels("items").len(), 2);
     let mut clients = Vec::from_iter(cluster.nodes.iter().map(|it| Client::connect(it.clients)));
+    cluster.data().write([(100, "100 snapshot".to_owned())]);
     for client in &mut clients {
         client.subscribe("items", "100");
-        client.sync();
+        assert_eq!(client.row(), "100 snapshot");
     }
     for round in 0..20 {
         let row = format!("100 round {round}");
