@@ -311,7 +311,7 @@ const BUGS: &[Bug] = &[
         file: "core/src/cluster/mod.rs",
         good: "        if peer.epoch != sender.epoch {\n",
         bad: "        if peer.epoch < sender.epoch {\n",
-        found_by: ClusterSeeds(60),
+        found_by: ClusterSeeds(150),
     },
     Bug {
         name: "a run that seems older is refused for ever",
@@ -346,7 +346,7 @@ const BUGS: &[Bug] = &[
         file: "core/src/cluster/peers.rs",
         good: "            // Nobody asked for these.\n            track.give_up();",
         bad: "            // Nobody asked for these.\n            track.announce(number + 1);\n            track.give_up();",
-        found_by: ClusterSeeds(300),
+        found_by: ClusterSeeds(150),
     },
     Bug {
         name: "the queue of repairs forgets what doesn't fit into one turn",

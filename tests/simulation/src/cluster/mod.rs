@@ -108,6 +108,10 @@ impl ClusterWorld {
             trace: traced.then(Trace::default),
             rng,
         };
+        if world.by_interest {
+            // So many that some are of no interest to some.
+            world.buckets *= 4;
+        }
         for site in 0..world.rng.usize(2..=MAX_SITES) {
             let shards = world.rng.usize(1..=2);
             let site = world.start(site, shards, 0, Default::default());
