@@ -161,8 +161,11 @@ fn numbered_messages_repair_what_the_queue_loses() {
     assert_eq!(clients[0].row(), row);
     memory.state().is_cut = false;
     assert_eq!(clients[1].row(), row);
-    let status = servers[1].cluster().unwrap().status();
-    assert!(status.counts.gaps > 0 && status.counts.repairs > 0, "{status:?}");
+    // It is counted after it has begun.
+    wait_for("the repair to be counted", || {
+        let counts = servers[1].cluster().unwrap().status().counts;
+        counts.gaps > 0 && counts.repairs > 0
+    });
     let [first, second] = servers;
     first.shutdown(Duration::from_secs(1));
     wait_for("the other to hear that it has left", || {

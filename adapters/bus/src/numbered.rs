@@ -142,8 +142,8 @@ impl Driver {
         for _ in 0..EVENTS_PER_TURN {
             let input = match self.inbox.pop() {
                 Some(Event::Message(ref message)) => {
-                    tracing::trace!(bytes = message.len(), "bus message");
-                    self.cluster.handle(now, ClusterInput::Message(message));
+                    let span = tracing::trace_span!("bus message", bytes = message.len());
+                    span.in_scope(|| self.cluster.handle(now, ClusterInput::Message(message)));
                     continue;
                 }
                 Some(Event::Connected(true)) => {

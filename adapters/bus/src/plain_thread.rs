@@ -99,8 +99,8 @@ impl Driver {
         for _ in 0..EVENTS_PER_TURN {
             let input = match self.inbox.pop() {
                 Some(Event::Message(ref body)) => {
-                    tracing::trace!(bytes = body.len(), "bus message");
-                    self.cluster.handle(now, PlainInput::Message(body));
+                    let span = tracing::trace_span!("bus message", bytes = body.len());
+                    span.in_scope(|| self.cluster.handle(now, PlainInput::Message(body)));
                     continue;
                 }
                 Some(Event::Connected(true)) => {

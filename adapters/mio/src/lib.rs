@@ -301,7 +301,9 @@ impl Handle {
     /// # Errors
     /// [`UnknownEntity`] if entities are registered and this is none of them.
     pub fn notify(&self, key: &EntityKey) -> Result<(), UnknownEntity> {
-        tracing::trace!(entity = key.entity(), id = key.id(), "notify");
+        let span = tracing::trace_span!("notify", entity = key.entity(), id = key.id());
+        let _entered = span.enter();
+        tracing::trace!("notified");
         self.node.notify(self.clock.now(), key)
     }
 

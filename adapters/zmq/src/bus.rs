@@ -313,7 +313,10 @@ impl ZmqBus {
             self.is_amid_parts = !is_last;
             let message = envelope::open(&self.message, &self.usual).filter(|_| is_whole);
             match message {
-                Some(message) => self.cluster.handle(now, ClusterInput::Message(message)),
+                Some(message) => {
+                    let _span = tracing::trace_span!("bus message", bytes = message.len()).entered();
+                    self.cluster.handle(now, ClusterInput::Message(message));
+                }
                 None if is_last => self.cluster.view().add_malformed(1),
                 None => {}
             }
