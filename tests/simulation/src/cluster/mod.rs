@@ -23,8 +23,8 @@ pub use op::ClusterOp;
 
 const MAX_SITES: usize = 4;
 
-/// Audiences that a key can have.
-const MAX_AUDIENCES: u64 = 3;
+/// Audiences that a key can have: three secrets, and none.
+const MAX_AUDIENCES: u64 = 4;
 
 /// How finely time passes.
 const STEP: Duration = Duration::from_millis(20);
