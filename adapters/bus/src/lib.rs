@@ -22,14 +22,15 @@
 //!
 //! With `entity-sync`'s builder, it is `EntitySync::builder().bus(numbered(queue, config))`.
 
-mod alarm;
 mod bus;
+mod driver;
 mod inbox;
 mod member;
 mod numbered;
 mod plain;
-mod plain_thread;
+mod plain_cluster;
 mod probe;
+mod thread;
 
 pub use bus::{Bus, Inbox, NotSent};
 pub use bytes::Bytes;
@@ -40,5 +41,6 @@ pub use entity_sync_core::cluster::{
 pub use member::{Clock, Join, Member, StartError, cluster_config};
 pub use numbered::{Numbered, log_events, numbered};
 pub use plain::{BadTopic, PlainBus, PlainInbox, Receipt};
-pub use plain_thread::{Plain, plain};
+pub use plain_cluster::{Plain, plain};
 pub use probe::{Probe, Told};
+pub use thread::{BusThread, Departure};

@@ -1,0 +1,128 @@
+//! [`Driver`]: drives a cluster and its bus, of either kind.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use entity_sync_core::Timestamp;
+use entity_sync_core::cluster::{ClusterView, JoinError};
+
+use crate::inbox::{Event, Shared};
+use crate::member::{Clock, Member, StartError};
+use crate::thread::{BusThread, Departure, Unparker};
+
+/// Events that are handled before what they lead to is published, and the time looked at.
+const EVENTS_PER_TURN: usize = 1024;
+
+/// A cluster with its bus, of one kind or the other.
+pub(crate) trait Machine: Send + 'static {
+    fn view(&self) -> Arc<ClusterView>;
+
+    /// Starts the bus.
+    fn start(&mut self, inbox: &Arc<Shared>);
+
+    fn handle(&mut self, now: Timestamp, event: Event);
+
+    /// Messages were dropped before they came to be events.
+    fn overflowed(&mut self, now: Timestamp);
+
+    fn poll_timeout(&self) -> Option<Timestamp>;
+
+    fn handle_timeout(&mut self, now: Timestamp);
+
+    /// Hands the bus what the cluster says.
+    fn put_out(&mut self, now: Timestamp, inbox: &Arc<Shared>);
+
+    /// Says goodbye, and stops the bus.
+    fn leave(&mut self, now: Timestamp, inbox: &Arc<Shared>, timeout: Duration);
+}
+
+struct Driver<M> {
+    machine: M,
+    clock: Clock,
+    inbox: Arc<Shared>,
+    view: Arc<ClusterView>,
+}
+
+/// Drives what `make` makes with a waker, on a thread of its own.
+pub(crate) fn drive<M: Machine>(
+    clock: Clock,
+    make: impl FnOnce(Timestamp, Waker) -> Result<M, JoinError>,
+) -> Result<Box<dyn Member>, StartError> {
+    let unparker = Arc::<Unparker>::default();
+    let waker = Waker::from(unparker.clone());
+    let machine = make(clock(), waker.clone())?;
+    let view = machine.view();
+    let driver = Driver {
+        machine,
+        clock,
+        inbox: Arc::new(Shared::new(waker.clone())),
+        view: view.clone(),
+    };
+    BusThread::spawn(view, waker, move |departure| {
+        unparker.set_here();
+        driver.run_and_end(departure);
+    })
+}
+
+impl<M: Machine> Driver<M> {
+    fn run_and_end(mut self, departure: &Departure) {
+        if catch_unwind(AssertUnwindSafe(|| self.run(departure))).is_err() {
+            tracing::error!("the bus panicked: this node tells and hears of no change any more, until it is restarted");
+            self.machine.handle((self.clock)(), Event::Connected(false));
+        }
+    }
+
+    fn run(&mut self, departure: &Departure) {
+        self.machine.start(&self.inbox);
+        loop {
+            let has_more = self.take_in();
+            let now = (self.clock)();
+            // What has arrived comes first, but not for ever: the others wait for this node's digests.
+            if self.machine.poll_timeout().is_some_and(|at| at <= now) {
+                self.machine.handle_timeout(now);
+            }
+            self.machine.put_out(now, &self.inbox);
+            if let Some(timeout) = departure.time_left() {
+                return self.machine.leave(now, &self.inbox, timeout);
+            }
+            if !has_more {
+                let now = (self.clock)();
+                match self.machine.poll_timeout() {
+                    Some(at) => std::thread::park_timeout(at.since(now)),
+                    None => std::thread::park(),
+                }
+            }
+        }
+    }
+
+    /// Says whether there may be more.
+    fn take_in(&mut self) -> bool {
+        let now = (self.clock)();
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(event) = self.inbox.pop() else {
+                let dropped = self.inbox.take_dropped();
+                if dropped > 0 {
+                    self.view.add_overflowed(dropped);
+                    self.machine.overflowed(now);
+                }
+                return false;
+            };
+            let _span = match &event {
+                Event::Message(message) => Some(tracing::trace_span!("bus message", bytes = message.len()).entered()),
+                Event::Connected(true) => {
+                    tracing::info!("the bus is connected");
+                    None
+                }
+                Event::Connected(false) => {
+                    tracing::warn!("the bus has lost its connection: this node and the others don't hear each other");
+                    None
+                }
+                Event::Receipt { .. } => None,
+            };
+            self.machine.handle(now, event);
+        }
+        true
+    }
+}

@@ -1,0 +1,84 @@
+//! [`plain`]: a cluster over a [`PlainBus`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use entity_sync_core::cluster::{ClusterView, PlainCluster, PlainConfig, PlainInput, PlainOutput};
+use entity_sync_core::{Node, Timestamp};
+
+use crate::driver::{Machine, drive};
+use crate::inbox::{Event, Shared};
+use crate::member::{Clock, Join, Member, StartError};
+use crate::plain::{PlainBus, PlainInbox, Receipt};
+
+/// A cluster over a plain queue of yours.
+pub fn plain<B: PlainBus>(bus: B, config: PlainConfig) -> Plain<B> {
+    Plain { bus, config }
+}
+
+/// A [`PlainBus`] to be started: see [`plain`].
+#[derive(Debug)]
+pub struct Plain<B> {
+    bus: B,
+    config: PlainConfig,
+}
+
+impl<B: PlainBus> Join for Plain<B> {
+    fn join(self: Box<Self>, node: Node, clock: Clock) -> Result<Box<dyn Member>, StartError> {
+        let Self { bus, config } = *self;
+        for topic in node.entity_names().into_iter().flatten() {
+            bus.check_topic(topic)?;
+        }
+        drive(clock, |now, waker| {
+            let cluster = PlainCluster::new(node, config, now, waker)?;
+            Ok(OverPlainBus { cluster, bus })
+        })
+    }
+}
+
+struct OverPlainBus<B> {
+    cluster: PlainCluster,
+    bus: B,
+}
+
+impl<B: PlainBus> Machine for OverPlainBus<B> {
+    fn view(&self) -> Arc<ClusterView> {
+        self.cluster.view().clone()
+    }
+
+    fn start(&mut self, inbox: &Arc<Shared>) {
+        self.bus.start(&self.cluster.topics(), PlainInbox(inbox.clone()));
+    }
+
+    fn handle(&mut self, now: Timestamp, event: Event) {
+        let input = match &event {
+            Event::Message(body) => PlainInput::Message(body),
+            Event::Connected(true) => PlainInput::Connected,
+            Event::Connected(false) => PlainInput::Disconnected,
+            &Event::Receipt { number, is_confirmed } => PlainInput::Receipt { number, is_confirmed },
+        };
+        self.cluster.handle(now, input);
+    }
+
+    fn overflowed(&mut self, now: Timestamp) {
+        self.cluster.handle(now, PlainInput::Overflowed);
+    }
+
+    fn poll_timeout(&self) -> Option<Timestamp> {
+        self.cluster.poll_timeout()
+    }
+
+    fn handle_timeout(&mut self, now: Timestamp) {
+        self.cluster.handle_timeout(now);
+    }
+
+    fn put_out(&mut self, now: Timestamp, inbox: &Arc<Shared>) {
+        while let Some(PlainOutput::Publish { number, topic, body }) = self.cluster.poll_output(now) {
+            self.bus.publish(topic, body, Receipt::new(inbox.clone(), number));
+        }
+    }
+
+    fn leave(&mut self, _: Timestamp, _: &Arc<Shared>, timeout: Duration) {
+        self.bus.stop(timeout);
+    }
+}
