@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use entity_sync_bus::ClusterView;
 use entity_sync_core::{EntityKey, UnknownEntity};
 use http_body_util::Full;
 use hyper::body::Body;
@@ -38,6 +39,7 @@ use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, Head
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::task::spawn_blocking;
 
+use crate::cluster;
 use crate::store::{Store, StoreError};
 use error::ApiError;
 use route::Route;
@@ -68,21 +70,12 @@ pub struct Parts {
     pub notify: Notify,
     /// What `GET /metrics` answers.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// What there is to say of the cluster, if it is one of one.
-    pub cluster: Option<OfCluster>,
+    /// What happens in the cluster, if it is one of one.
+    pub cluster: Option<Arc<ClusterView>>,
     /// What callers must know. Without it, serve the API on a loopback address only.
     pub token: Option<Token>,
     /// The server is being shut down.
     pub is_stopping: Arc<AtomicBool>,
-}
-
-/// What the API says of a cluster.
-#[derive(Clone)]
-pub struct OfCluster {
-    /// Whether the bus has ever been connected.
-    pub is_ready: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// What `GET /cluster` answers.
-    pub json: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 impl Parts {
@@ -222,7 +215,7 @@ impl Api {
 
     fn cluster(&self) -> Result<Answer, ApiError> {
         let cluster = self.0.cluster.as_ref().ok_or_else(ApiError::no_cluster)?;
-        Ok(json(StatusCode::OK, (cluster.json)()))
+        Ok(json(StatusCode::OK, cluster::to_json(cluster)))
     }
 
     async fn health(&self) -> Result<Answer, ApiError> {
@@ -236,7 +229,7 @@ impl Api {
         if self.0.is_stopping.load(Ordering::Relaxed) {
             return Err(ApiError::unhealthy(StoreError::Closed));
         }
-        if self.0.cluster.as_ref().is_some_and(|it| !(it.is_ready)()) {
+        if self.0.cluster.as_ref().is_some_and(|it| !it.has_been_connected()) {
             return Err(ApiError::not_connected());
         }
         self.health().await

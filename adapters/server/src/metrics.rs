@@ -1,5 +1,7 @@
 //! What is counted, as Prometheus reads it.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use entity_sync_mio::{Handle, LATENCY_BOUNDS, Pool};
@@ -21,8 +23,11 @@ pub struct Metrics {
     more: More,
 }
 
-/// Numbers from elsewhere: name, help and value.
-type More = std::sync::Arc<dyn Fn() -> Vec<(&'static str, &'static str, u64)> + Send + Sync>;
+/// A name, what it says, and how many there are.
+pub type Number = (Cow<'static, str>, &'static str, u64);
+
+/// Numbers from elsewhere.
+type More = Arc<dyn Fn() -> Vec<Number> + Send + Sync>;
 
 /// How the counters of core are named here, where that differs. The others have their own names.
 const NAMES: &[(&str, &str)] = &[("deliveries", "pushes"), ("delivered_bytes", "pushed_bytes")];
@@ -67,13 +72,13 @@ const GAUGES: &[&str] = &[
 impl Metrics {
     /// The numbers of the server behind `handle`, and of the threads that read for it.
     pub fn new(handle: Handle, pool: Pool) -> Self {
-        let more = std::sync::Arc::new(Vec::new);
+        let more = Arc::new(Vec::new);
         Self { handle, pool, more }
     }
 
     /// And these.
-    pub fn with(self, more: impl Fn() -> Vec<(&'static str, &'static str, u64)> + Send + Sync + 'static) -> Self {
-        let more = std::sync::Arc::new(more);
+    pub fn with(self, more: impl Fn() -> Vec<Number> + Send + Sync + 'static) -> Self {
+        let more = Arc::new(more);
         Self { more, ..self }
     }
 
@@ -141,9 +146,11 @@ impl Collector for Numbers {
             .iter()
             .chain(shards.iter())
             .chain(others)
+            .map(|(name, help, value)| (name.into(), help, value))
             .chain((self.more)())
             .collect();
-        for &(name, help, value) in &all {
+        for (name, help, value) in &all {
+            let name = &**name;
             let is_of = |kinds: &[(&str, &str)]| kinds.iter().any(|(counter, _)| *counter == name);
             if is_of(ERRORS) || is_of(DROPPED) {
                 continue;
@@ -152,10 +159,15 @@ impl Collector for Numbers {
             let name = renamed.map_or(name, |(_, name)| name);
             let help = help.trim_end_matches('.');
             if GAUGES.contains(&name) {
-                let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+                let gauge = ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX));
                 gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
             } else {
-                ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+                ConstCounter::new(*value).encode(encoder.encode_descriptor(
+                    name,
+                    help,
+                    None,
+                    MetricType::Counter,
+                )?)?;
             }
         }
         for (family, help, kinds) in [

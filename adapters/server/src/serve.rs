@@ -14,7 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::api;
 use crate::args::{LogFormat, LogLevel, Options};
-use crate::cluster::{self, BusError};
+use crate::cluster;
 use crate::metrics::Metrics;
 use crate::readers::{self, Readers};
 use crate::resolver::postgres::{Postgres, PostgresError};
@@ -61,8 +61,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let mut member = match &options.cluster {
         Some(cluster) => {
             let bus = cluster.bus().map_err(ServeError::Bus)?;
-            let joined = crate::builder::join(bus, &server_handle);
-            Some(joined.map_err(|error| ServeError::Bus(BusError::new(error)))?)
+            Some(crate::builder::join(bus, &server_handle).map_err(ServeError::Bus)?)
         }
         None => None,
     };
@@ -70,9 +69,10 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let view = member.as_ref().map(|member| member.view().clone());
     let of_cluster = view.clone();
     let metrics = Metrics::new(server_handle.clone(), pool.clone()).with(move || {
-        let mut all: Vec<_> = counted.iter().flat_map(Postgres::counts).collect();
-        all.extend(of_cluster.iter().flat_map(|view| cluster::numbers(view)));
-        all
+        let of_databases = counted.iter().flat_map(Postgres::counts);
+        let of_databases = of_databases.map(|(name, help, value)| (name.into(), help, value));
+        let of_cluster = of_cluster.iter().flat_map(|view| cluster::numbers(view));
+        of_databases.chain(of_cluster).collect()
     });
     let notify: api::Notify = Arc::new(move |keys| server_handle.notify_many(keys));
     let mut parts = api::Parts::new(store.clone(), notify);
@@ -80,13 +80,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     parts.metrics = Arc::new(move || metrics.text());
     let of_api = options.clone();
     parts.is_stored = Arc::new(move |entity| readers::is_stored(&of_api, entity));
-    parts.cluster = view.map(|view| {
-        let has_been_connected = view.clone();
-        api::OfCluster {
-            is_ready: Arc::new(move || has_been_connected.has_been_connected()),
-            json: Arc::new(move || cluster::to_json(&view)),
-        }
-    });
+    parts.cluster = view;
     let is_stopping = parts.is_stopping.clone();
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -217,7 +211,7 @@ pub enum ServeError {
     /// Clients can't be served.
     Clients(StartError),
     /// The cluster can't be joined.
-    Bus(BusError),
+    Bus(entity_sync_bus::StartError),
     /// The API's address can't be listened to.
     Api {
         /// Which.

@@ -1,0 +1,182 @@
+//! [`ArgsError`]: why a value is refused, and what to write instead.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::MAX_REACTORS;
+use crate::resolver::SourceError;
+use crate::values::ValueError;
+
+/// Why a value on the command line, in the environment or in the configuration file is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ArgsError {
+    /// Not a good value of its kind.
+    Value(ValueError),
+    /// The API would be reachable from other machines, by anyone.
+    ApiWithoutToken {
+        /// Where it was to be.
+        api: SocketAddr,
+    },
+    /// The file with the token can't be read.
+    TokenFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The token is none that can be sent, or can be guessed.
+    BadToken {
+        /// The file that it is in.
+        path: PathBuf,
+    },
+    /// Clients and the API can't share a port.
+    SamePort {
+        /// Where clients connect.
+        listen: SocketAddr,
+        /// Where the API was to be.
+        api: SocketAddr,
+    },
+    /// Not a sensible number of threads.
+    BadReactors,
+    /// The configuration file can't be read.
+    ConfigFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The configuration file has a key that is no flag.
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// Not where rows can come from. The value is not shown, as it may hold a password.
+    Source(SourceError),
+    /// What the configuration file says of an entity can't be.
+    BadEntity {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no query for anything.
+    NoQuery,
+    /// A flag is for another bus than the one that is taken.
+    OtherBus {
+        /// Which.
+        flag: &'static str,
+        /// The bus that it is for.
+        bus: String,
+    },
+    /// A bus has not what it needs.
+    BusWithout {
+        /// What is missing.
+        flags: &'static str,
+    },
+    /// The file with the cluster's secret can't be read.
+    SecretFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A table of the configuration file is of an entity that is none.
+    NoSuchEntity {
+        /// Its name.
+        name: String,
+    },
+    /// No client could say in time that it is there.
+    NoTimeForPings,
+    /// A value in the configuration file is of a kind that no flag has.
+    BadKind {
+        /// The file.
+        path: PathBuf,
+        /// Its key.
+        key: String,
+    },
+}
+
+impl fmt::Display for ArgsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(error) => error.fmt(f),
+            Self::ApiWithoutToken { api } => write!(
+                f,
+                "--api {api} can be reached from other machines, and without a token anyone there could write; keep \
+                 it on 127.0.0.1, or name a file that holds a token with --api-token-file"
+            ),
+            Self::TokenFile { path, reason } => write!(
+                f,
+                "the token file {} can't be read ({reason}); write one with: head -c 32 /dev/urandom | base64 > {}",
+                path.display(),
+                path.display()
+            ),
+            Self::BadToken { path } => write!(
+                f,
+                "the token in {} can't be used: it must be one line of at least 16 visible ASCII characters; write \
+                 one with: head -c 32 /dev/urandom | base64 > {}",
+                path.display(),
+                path.display()
+            ),
+            Self::SamePort { listen, api } => write!(
+                f,
+                "--listen {listen} and --api {api} need the same port; give one of them another"
+            ),
+            Self::BadReactors => write!(
+                f,
+                "write a number from 1 to {MAX_REACTORS}; the number of CPUs is taken if you leave it out"
+            ),
+            Self::ConfigFile { path, reason } => write!(
+                f,
+                "the configuration file {} can't be used: {}",
+                path.display(),
+                reason.trim_end()
+            ),
+            Self::UnknownKey { path, key, known } => {
+                write!(f, "{}: there is no {key:?}; there are {known} and [entities.NAME]", path.display())
+            }
+            Self::Source(error) => write!(f, "--resolver: {error}"),
+            Self::BadEntity { name, reason } => write!(f, "[entities.{name}] {reason}"),
+            Self::NoQuery => f.write_str(
+                "there is a database and no query: write one after it, as in postgres=DSN,SELECT id, row_to_json(items) \
+                 FROM items WHERE id = ANY($1), or one for each entity in the file that --config names: [entities.items] \
+                 and below it query = \"SELECT …\"",
+            ),
+            Self::OtherBus { flag, bus } => write!(f, "{flag} is for --bus {bus}: add that, or leave {flag} out"),
+            Self::BusWithout { flags } => write!(f, "this --bus needs {flags}"),
+            Self::SecretFile { path, reason } => write!(
+                f,
+                "the file with the cluster's secret, {}, can't be read ({reason}); write one with: head -c 32 \
+                 /dev/urandom | base64 > {}, and give all nodes the same",
+                path.display(),
+                path.display()
+            ),
+            Self::NoSuchEntity { name } => write!(
+                f,
+                "[entities.{name}] is none of the entities that --entity names: add --entity {name}, or leave the table out"
+            ),
+            Self::NoTimeForPings => f.write_str(
+                "--dead-after must be longer than --ping-interval: a client that says nothing can only answer pings",
+            ),
+            Self::BadKind { path, key } => write!(
+                f,
+                "{}: {key:?} must be a text, a number, true or false, or a list of such",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ArgsError {}
+
+impl From<ValueError> for ArgsError {
+    fn from(error: ValueError) -> Self {
+        Self::Value(error)
+    }
+}
