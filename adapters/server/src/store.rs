@@ -113,7 +113,8 @@ impl Store {
 
     /// Stores `body` under `key`, in place of what was there.
     ///
-    /// It needs no particular runtime. If the future is dropped, the write may or may not happen.
+    /// It needs no particular runtime. If the future is dropped, the write may or may not happen. Await it to its end or drop
+    /// it: one that is neither holds up the answers to writes that were committed with it.
     ///
     /// # Errors
     /// [`StoreError::Full`], [`StoreError::Busy`], [`StoreError::ReadOnly`], [`StoreError::Closed`] and

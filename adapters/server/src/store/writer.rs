@@ -1,6 +1,7 @@
 //! The one thread that writes. It commits together what waits together, since a commit costs a sync of the disk and a
 //! write costs next to nothing.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -50,7 +51,7 @@ pub(super) struct Writer<F> {
     writes: Receiver<Write>,
     queues: Arc<Queues>,
     /// What [`database::version_of_others`] was.
-    version_of_others: Option<i64>,
+    version_of_others: Cell<Option<i64>>,
     /// The length of the log, which SQLite tells with each commit.
     log_pages: Arc<AtomicI32>,
     restart_at: i32,
@@ -75,7 +76,7 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
             on_commit,
             writes,
             queues,
-            version_of_others: None,
+            version_of_others: Cell::new(None),
             log_pages,
             restart_at: RESTART_PAGES,
         })
@@ -135,22 +136,33 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
         }
     }
 
-    /// What was just written is what a read would find, unless somebody else has written since. Whoever asked did so after
-    /// the commit, and before this looks whether anybody has.
-    fn answer_reads(&mut self, reads: &Held, written: &HashMap<EntityKey, Option<String>>) {
-        let version = database::version_of_others(&self.connection.lock()).ok();
-        let before = std::mem::replace(&mut self.version_of_others, version);
-        if version.is_none() || version != before {
-            return;
-        }
+    /// What was just written is what a read would find, unless somebody else has written since; then the file is read.
+    fn answer_reads(&self, reads: &Held, written: &HashMap<EntityKey, Option<String>>) {
         let bytes: usize = written.values().flatten().map(String::len).sum();
         if bytes > ANSWER_BYTES {
             return;
         }
-        for ((key, _), reply) in reads.take(|key| written.contains_key(key)) {
-            let body = written.get(&key).and_then(Option::as_ref);
-            resolver::answer(Ok(body.map(|body| body.clone().into_bytes())), reply);
+        let asked = reads.take(|key| written.contains_key(key));
+        let bodies: Vec<_> = {
+            let connection = self.connection.lock();
+            // Only after the reads were taken: one that is asked for later may be because of what somebody else has written.
+            let is_ours = self.is_alone(&connection);
+            let body = |key: &EntityKey| match written.get(key) {
+                Some(body) if is_ours => Ok(body.clone().map(String::into_bytes)),
+                _ => database::get(&connection, key).map_err(StoreError::from),
+            };
+            asked.iter().map(|((key, _), _)| body(key)).collect()
+        };
+        for ((_, reply), body) in asked.into_iter().zip(bodies) {
+            resolver::answer(body, reply);
         }
+    }
+
+    /// Whether nobody else has written since this was last asked.
+    fn is_alone(&self, connection: &Connection) -> bool {
+        let version = database::version_of_others(connection).ok();
+        let before = self.version_of_others.replace(version);
+        version.is_some() && version == before
     }
 
     fn checkpoint(&mut self) {
