@@ -141,11 +141,13 @@ impl Reactor {
             self.accept();
             let has_adopted_all = self.adopt();
             self.read();
-            if self.stop.is_requested() && self.has_stopped() {
+            let is_over = self.stop.is_requested() && self.has_stopped();
+            self.shard.handle_timeout(self.clock.now());
+            // The last to leave are seen off, too.
+            is_done = self.act() && has_adopted_all;
+            if is_over {
                 return;
             }
-            self.shard.handle_timeout(self.clock.now());
-            is_done = self.act() && has_adopted_all;
         }
     }
 
