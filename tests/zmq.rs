@@ -140,6 +140,8 @@ fn cluster(rules: impl FnOnce(&mut ClusterConfig)) -> ClusterConfig {
     let mut cluster = cluster_config();
     cluster.heartbeat = Duration::from_millis(200);
     cluster.lost_after_heartbeats = 20;
+    // However rare heartbeats are in a test.
+    cluster.forget_after = Duration::from_secs(24 * 60 * 60);
     rules(&mut cluster);
     cluster
 }

@@ -67,10 +67,7 @@ pub(crate) struct Flight {
     state: State,
     /// The newest read whose rows are for everyone, or are known to everyone.
     began_for_all: Ticket,
-    /// Everyone may have missed a change, and is to be read for unless a read for all begins before.
-    repair_is_due: bool,
-    /// It stands in a queue of repairs.
-    repair_is_queued: bool,
+    repair: Repair,
     /// Its store may lag behind, so that a silent look proves nothing about what has changed shortly before.
     settles: bool,
     /// One for each shard with subscribers.
@@ -90,6 +87,25 @@ enum State {
     },
     Running(Ticket),
     Waiting,
+}
+
+/// Whether everyone may have missed a change, and is to be read for unless a read for all begins before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repair {
+    None,
+    /// It stands in a queue of repairs, and needs none any more.
+    Queued,
+    /// It stands in a queue of repairs.
+    Due,
+}
+
+impl Repair {
+    /// A read for all has begun, or there is nobody to read for.
+    fn done(&mut self) {
+        if *self == Self::Due {
+            *self = Self::Queued;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -175,8 +191,7 @@ impl Flight {
             failures: 0,
             state: State::Idle,
             began_for_all: Ticket(0),
-            repair_is_due: false,
-            repair_is_queued: false,
+            repair: Repair::None,
             settles: options.settle.is_some(),
             interests: SmallVec::new(),
             newest: None,
@@ -206,7 +221,7 @@ impl Flight {
         if self.interests.is_empty() {
             self.owed_to_all.clear();
             self.owed_silently = false;
-            self.repair_is_due = false;
+            self.repair.done();
         }
         self.forget_taken();
     }
@@ -252,14 +267,12 @@ impl Flight {
         if self.interests.is_empty() || self.began_for_all > since || is_owed {
             return false;
         }
-        self.repair_is_due = true;
-        !std::mem::replace(&mut self.repair_is_queued, true)
+        std::mem::replace(&mut self.repair, Repair::Due) == Repair::None
     }
 
     /// Its repair has come up in the queue. Says whether one was still due.
     pub(crate) fn repair(&mut self) -> bool {
-        self.repair_is_queued = false;
-        let is_due = std::mem::take(&mut self.repair_is_due);
+        let is_due = std::mem::replace(&mut self.repair, Repair::None) == Repair::Due;
         if is_due {
             self.owe_silently();
         }
@@ -313,7 +326,7 @@ impl Flight {
         self.running_silently = std::mem::take(&mut self.owed_silently);
         if self.running_for_all.is_some() || (self.running_silently && !self.settles) {
             self.began_for_all = ticket;
-            self.repair_is_due = false;
+            self.repair.done();
         }
         for interest in &mut self.interests {
             interest.running = std::mem::take(&mut interest.owed);

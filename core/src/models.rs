@@ -292,10 +292,10 @@ fn nothing_that_is_notified_is_lost_to_the_bus() {
     check(|| {
         let woken = Arc::<Woken>::default();
         let outgoing = Arc::new(Outgoing::new(Seed(1, 2), Waker::from(woken.clone())));
-        outgoing.add(&key("1"), false, true);
-        let notifier = thread::spawn({
+        // Of one lane, so that one of them leaves it to the other to say that there is something.
+        let notifiers = ["1", "2"].map(|id| {
             let outgoing = outgoing.clone();
-            move || outgoing.add(&key("2"), false, true)
+            thread::spawn(move || outgoing.add(&key(id), false, true))
         });
         let mut told = BTreeSet::new();
         let mut take_all = || {
@@ -307,7 +307,9 @@ fn nothing_that_is_notified_is_lost_to_the_bus() {
         };
         woken.0.store(0, SeqCst);
         let before = take_all();
-        notifier.join().unwrap();
+        for notifier in notifiers {
+            assert!(notifier.join().unwrap());
+        }
         let was_woken = woken.0.load(SeqCst) > 0;
         let after = take_all();
         assert!(

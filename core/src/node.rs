@@ -33,6 +33,7 @@ use crate::subscriptions::TopicId;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
 use gate::Gate;
+pub(crate) use interest::Interest;
 pub(crate) use outgoing::{LANES, Lane, Outgoing};
 pub(crate) use port::Inbox;
 #[cfg(loom)]
@@ -68,7 +69,7 @@ struct Inner {
     clock: std::sync::atomic::AtomicU64,
     ports: Box<[Port]>,
     /// Where notifies go to other nodes, in a cluster.
-    outgoing: OnceLock<Outgoing>,
+    outgoing: OnceLock<Arc<Outgoing>>,
     counters: NodeCounters,
     shard_counters: Box<[Arc<ShardCounters>]>,
     latencies: Box<[Arc<Histogram>]>,
@@ -132,12 +133,15 @@ impl Node {
             return Err(UnknownEntity { key: key.clone() });
         };
         let outgoing = self.outgoing();
-        let is_applied = !outgoing.is_some_and(Outgoing::echoes);
+        let is_applied = !outgoing.is_some_and(|it| it.echoes());
         if is_applied {
             self.owe_to_all(now, key.as_ref());
         }
         if let Some(outgoing) = outgoing {
-            outgoing.add(key, self.0.entities.options(entity).delivery == Every, is_applied);
+            let is_counted = self.0.entities.options(entity).delivery == Every;
+            if !outgoing.add(key, is_counted, is_applied) && !is_applied {
+                self.owe_to_all(now, key.as_ref());
+            }
         }
         Ok(())
     }
@@ -305,7 +309,7 @@ impl Node {
                 let options = self.0.entities.options(entity);
                 let outgoing = self.outgoing();
                 is_new_interest = outgoing.is_some_and(|it| it.has_flight(key));
-                let looks = options.settle.is_some() || outgoing.is_some();
+                let looks = self.looks(options);
                 Flight::new(key.clone(), audience.clone(), entity, options, looks)
             });
             if let Some((slot, flight)) = stripe.flights.at_mut(index) {
@@ -365,6 +369,11 @@ impl Node {
             Some(port) => port.command(command, self.0.config.max_handover_bytes),
             None => Ok(()),
         }
+    }
+
+    /// Whether reads of an entity may only look whether something has changed.
+    fn looks(&self, options: &EntityOptions) -> bool {
+        options.settle.is_some() || self.outgoing().is_some()
     }
 
     /// `None` for an entity that is not registered.

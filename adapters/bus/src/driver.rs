@@ -15,6 +15,9 @@ use crate::thread::{BusThread, Departure, Unparker};
 /// Events that are handled before what they lead to is published, and the time looked at.
 const EVENTS_PER_TURN: usize = 1024;
 
+/// Outputs that are handed to the bus before what has arrived is looked at.
+pub(crate) const OUTPUTS_PER_TURN: usize = 1024;
+
 /// A cluster with its bus, of one kind or the other.
 pub(crate) trait Machine: Send + 'static {
     fn view(&self) -> Arc<ClusterView>;
@@ -31,8 +34,11 @@ pub(crate) trait Machine: Send + 'static {
 
     fn handle_timeout(&mut self, now: Timestamp);
 
-    /// Hands the bus what the cluster says.
-    fn put_out(&mut self, now: Timestamp, inbox: &Arc<Shared>);
+    /// Hands the bus what the cluster says, and says whether there may be more.
+    fn put_out(&mut self, now: Timestamp, inbox: &Arc<Shared>) -> bool;
+
+    /// Whether something waits until the bus can take it. It is waited for when the node leaves.
+    fn has_unsent(&self) -> bool;
 
     /// Says goodbye, and stops the bus.
     fn leave(&mut self, now: Timestamp, inbox: &Arc<Shared>, timeout: Duration);
@@ -42,6 +48,7 @@ struct Driver<M> {
     machine: M,
     clock: Clock,
     inbox: Arc<Shared>,
+    unparker: Arc<Unparker>,
     view: Arc<ClusterView>,
 }
 
@@ -58,10 +65,11 @@ pub(crate) fn drive<M: Machine>(
         machine,
         clock,
         inbox: Arc::new(Shared::new(waker.clone())),
+        unparker,
         view: view.clone(),
     };
     BusThread::spawn(view, waker, move |departure| {
-        unparker.set_here();
+        driver.unparker.set_here();
         driver.run_and_end(departure);
     })
 }
@@ -77,22 +85,22 @@ impl<M: Machine> Driver<M> {
     fn run(&mut self, departure: &Departure) {
         self.machine.start(&self.inbox);
         loop {
-            let has_more = self.take_in();
+            let mut has_more = self.take_in();
             let now = (self.clock)();
             // What has arrived comes first, but not for ever: the others wait for this node's digests.
             if self.machine.poll_timeout().is_some_and(|at| at <= now) {
                 self.machine.handle_timeout(now);
             }
-            self.machine.put_out(now, &self.inbox);
-            if let Some(timeout) = departure.time_left() {
+            has_more |= self.machine.put_out(now, &self.inbox);
+            let time_left = departure.time_left();
+            if let Some(timeout) = time_left
+                && (timeout.is_zero() || !(has_more || self.machine.has_unsent()))
+            {
                 return self.machine.leave(now, &self.inbox, timeout);
             }
             if !has_more {
-                let now = (self.clock)();
-                match self.machine.poll_timeout() {
-                    Some(at) => std::thread::park_timeout(at.since(now)),
-                    None => std::thread::park(),
-                }
+                let until_timeout = self.machine.poll_timeout().map(|at| at.since((self.clock)()));
+                self.unparker.park(until_timeout.into_iter().chain(time_left).min());
             }
         }
     }

@@ -5,6 +5,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use crossbeam_queue::SegQueue;
+use entity_sync_core::cluster::Outcome;
 
 /// Bytes of messages that may wait; one more is let in when there are fewer.
 const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
@@ -25,7 +26,7 @@ pub(crate) struct Shared {
 pub(crate) enum Event {
     Message(Bytes),
     Connected(bool),
-    Receipt { number: u64, is_confirmed: bool },
+    Receipt { number: u64, outcome: Outcome },
 }
 
 impl Shared {
@@ -53,8 +54,8 @@ impl Shared {
         self.push(Event::Connected(is_connected));
     }
 
-    pub(crate) fn receipt(&self, number: u64, is_confirmed: bool) {
-        self.push(Event::Receipt { number, is_confirmed });
+    pub(crate) fn receipt(&self, number: u64, outcome: Outcome) {
+        self.push(Event::Receipt { number, outcome });
     }
 
     fn push(&self, event: Event) {

@@ -36,7 +36,7 @@ pub use bus::{Bus, Inbox, NotSent};
 pub use bytes::Bytes;
 pub use entity_sync_core::cluster::{
     ClusterConfig, ClusterConfigError, ClusterCounts, ClusterEvent, ClusterSecret, ClusterStatus, ClusterView, Epoch,
-    JoinError, NodeId, PeerState, PeerStatus, PlainConfig, ShortSecret,
+    JoinError, NodeId, Outcome, PeerState, PeerStatus, PlainConfig, ShortSecret,
 };
 pub use member::{Clock, Join, Member, StartError, cluster_config};
 pub use numbered::{Numbered, log_events, numbered};

@@ -7,7 +7,7 @@ use entity_sync_core::cluster::{Cluster, ClusterConfig, ClusterEvent, ClusterInp
 use entity_sync_core::{Node, Timestamp};
 
 use crate::bus::{Bus, Inbox};
-use crate::driver::{Machine, drive};
+use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Join, Member, StartError};
 
@@ -69,9 +69,12 @@ impl<B: Bus> Machine for OverBus<B> {
         self.cluster.handle_timeout(now);
     }
 
-    fn put_out(&mut self, _: Timestamp, _: &Arc<Shared>) {
+    fn put_out(&mut self, _: Timestamp, _: &Arc<Shared>) -> bool {
         log_events(&mut self.cluster);
-        while let Some(output) = self.cluster.poll_output() {
+        for _ in 0..OUTPUTS_PER_TURN {
+            let Some(output) = self.cluster.poll_output() else {
+                return false;
+            };
             match output {
                 // What is not sent is noticed by those who miss it.
                 ClusterOutput::Publish { topic, message } => _ = self.bus.publish(topic, message),
@@ -79,11 +82,17 @@ impl<B: Bus> Machine for OverBus<B> {
                 ClusterOutput::Unsubscribe(topic) => self.bus.unsubscribe(topic),
             }
         }
+        true
+    }
+
+    fn has_unsent(&self) -> bool {
+        // What is said is handed over as it is said.
+        false
     }
 
     fn leave(&mut self, now: Timestamp, inbox: &Arc<Shared>, timeout: Duration) {
         self.cluster.leave();
-        self.put_out(now, inbox);
+        while self.put_out(now, inbox) {}
         self.bus.stop(timeout);
     }
 }

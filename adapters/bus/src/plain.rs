@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use entity_sync_core::cluster::Outcome;
 
 use crate::inbox::Shared;
 
@@ -62,7 +63,7 @@ pub trait PlainBus: Send + 'static {
     fn start(&mut self, topics: &[String], inbox: PlainInbox);
 
     /// Publishes a body, now or soon, and [confirms](Receipt::confirm) it once the queue has it. A receipt that is dropped
-    /// means that it does not have it.
+    /// means that it does not have it, and leads to another try.
     fn publish(&mut self, topic: &str, body: &[u8], receipt: Receipt);
 
     /// This node leaves: sends what was published, for about `timeout` at most, and closes.
@@ -85,8 +86,8 @@ pub struct BadTopic {
 pub struct PlainInbox(pub(crate) Arc<Shared>);
 
 impl PlainInbox {
-    /// A message has come, under whichever topic: its body names the entity. When too many wait already it is dropped and counted, and everything is read again as after a
-    /// lost connection.
+    /// A message has come, under whichever topic: its body names the entity. When too many wait already it is dropped and
+    /// counted, and everything is read again as after a lost connection.
     pub fn message(&self, body: impl Into<Bytes>) {
         self.0.message(body.into());
     }
@@ -107,7 +108,7 @@ impl PlainInbox {
 pub struct Receipt {
     inbox: Arc<Shared>,
     number: u64,
-    is_confirmed: bool,
+    outcome: Outcome,
 }
 
 impl Receipt {
@@ -115,19 +116,24 @@ impl Receipt {
         Self {
             inbox,
             number,
-            is_confirmed: false,
+            outcome: Outcome::Lost,
         }
     }
 
     /// The queue has it.
     pub fn confirm(mut self) {
-        self.is_confirmed = true;
+        self.outcome = Outcome::Confirmed;
+    }
+
+    /// The queue will never take it, whenever it is asked: it is not published again.
+    pub fn refuse(mut self) {
+        self.outcome = Outcome::Refused;
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        self.inbox.receipt(self.number, self.is_confirmed);
+        self.inbox.receipt(self.number, self.outcome);
     }
 }
 

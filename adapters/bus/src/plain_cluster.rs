@@ -6,7 +6,7 @@ use std::time::Duration;
 use entity_sync_core::cluster::{ClusterView, PlainCluster, PlainConfig, PlainInput, PlainOutput};
 use entity_sync_core::{Node, Timestamp};
 
-use crate::driver::{Machine, drive};
+use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Join, Member, StartError};
 use crate::plain::{PlainBus, PlainInbox, Receipt};
@@ -55,7 +55,7 @@ impl<B: PlainBus> Machine for OverPlainBus<B> {
             Event::Message(body) => PlainInput::Message(body),
             Event::Connected(true) => PlainInput::Connected,
             Event::Connected(false) => PlainInput::Disconnected,
-            &Event::Receipt { number, is_confirmed } => PlainInput::Receipt { number, is_confirmed },
+            &Event::Receipt { number, outcome } => PlainInput::Receipt { number, outcome },
         };
         self.cluster.handle(now, input);
     }
@@ -72,10 +72,18 @@ impl<B: PlainBus> Machine for OverPlainBus<B> {
         self.cluster.handle_timeout(now);
     }
 
-    fn put_out(&mut self, now: Timestamp, inbox: &Arc<Shared>) {
-        while let Some(PlainOutput::Publish { number, topic, body }) = self.cluster.poll_output(now) {
+    fn put_out(&mut self, now: Timestamp, inbox: &Arc<Shared>) -> bool {
+        for _ in 0..OUTPUTS_PER_TURN {
+            let Some(PlainOutput::Publish { number, topic, body }) = self.cluster.poll_output(now) else {
+                return false;
+            };
             self.bus.publish(topic, body, Receipt::new(inbox.clone(), number));
         }
+        true
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.cluster.has_unsent()
     }
 
     fn leave(&mut self, _: Timestamp, _: &Arc<Shared>, timeout: Duration) {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::Bytes;
+use entity_sync_core::cluster::Outcome;
 
 use crate::bus::Inbox;
 use crate::inbox::{Event, Shared};
 use crate::plain::{PlainInbox, Receipt};
 
-/// Stands in for a node in tests of a [`Bus`](crate::Bus) or a [`PlainBus`](crate::PlainBus): what the bus has put into its inbox comes out here, in order.
+/// Stands in for a node in tests of a [`Bus`](crate::Bus) or a [`PlainBus`](crate::PlainBus): what the bus has put into its
+/// inbox comes out here, in order.
 ///
 /// ```
 /// use entity_sync_bus::{Probe, Told};
@@ -34,10 +36,8 @@ pub enum Told {
     Disconnected,
     /// [`Inbox::message`].
     Message(Bytes),
-    /// The receipt of this number was [confirmed](Receipt::confirm).
-    Confirmed(u64),
-    /// The receipt of this number was dropped.
-    Dropped(u64),
+    /// What became of the message with this number.
+    Receipt(u64, Outcome),
 }
 
 impl Probe {
@@ -68,8 +68,7 @@ impl Probe {
             Event::Connected(true) => Told::Connected,
             Event::Connected(false) => Told::Disconnected,
             Event::Message(message) => Told::Message(message),
-            Event::Receipt { number, is_confirmed } if is_confirmed => Told::Confirmed(number),
-            Event::Receipt { number, .. } => Told::Dropped(number),
+            Event::Receipt { number, outcome } => Told::Receipt(number, outcome),
         })
     }
 

@@ -1,6 +1,7 @@
 //! [`BusThread`]: a cluster that is driven on a thread of its own; how that is told to go, and waited for.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
@@ -49,9 +50,8 @@ impl BusThread {
         std::thread::Builder::new()
             .name("entity-sync bus".to_owned())
             .spawn(move || {
+                let _over = OverAtLast(&of_thread);
                 drive(&of_thread);
-                *of_thread.is_over.lock() = true;
-                of_thread.over.notify_all();
             })
             .map_err(StartError::Thread)?;
         Ok(Box::new(Self { departure, waker, view }))
@@ -75,6 +75,16 @@ impl Departure {
         let mut is_over = self.is_over.lock();
         self.over.wait_while_for(&mut is_over, |is_over| !*is_over, timeout);
         *is_over
+    }
+}
+
+/// Says that the thread has ended, however it does.
+struct OverAtLast<'a>(&'a Departure);
+
+impl Drop for OverAtLast<'_> {
+    fn drop(&mut self) {
+        *self.0.is_over.lock() = true;
+        self.0.over.notify_all();
     }
 }
 
@@ -115,12 +125,28 @@ impl fmt::Debug for Departure {
 
 /// Wakes a thread that parks.
 #[derive(Default)]
-pub(crate) struct Unparker(OnceLock<Thread>);
+pub(crate) struct Unparker {
+    thread: OnceLock<Thread>,
+    /// It was woken since it parked last. A bus may park on this thread too, and take the wake-up away.
+    is_rung: AtomicBool,
+}
 
 impl Unparker {
     /// To be called on the thread, before it looks at anything.
     pub(crate) fn set_here(&self) {
-        let _ = self.0.set(std::thread::current());
+        let _ = self.thread.set(std::thread::current());
+    }
+
+    /// Parks the thread until it is woken, or was, or the time is over, or for no reason.
+    pub(crate) fn park(&self, timeout: Option<Duration>) {
+        if !self.is_rung.load(Ordering::SeqCst) {
+            match timeout {
+                Some(timeout) => std::thread::park_timeout(timeout),
+                None => std::thread::park(),
+            }
+        }
+        // What is woken for from here on wakes again: everything is looked at afterwards.
+        self.is_rung.store(false, Ordering::SeqCst);
     }
 }
 
@@ -130,8 +156,9 @@ impl Wake for Unparker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        self.is_rung.store(true, Ordering::SeqCst);
         // Before it is known, the thread has not looked at anything yet.
-        if let Some(thread) = self.0.get() {
+        if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
     }

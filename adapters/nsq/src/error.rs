@@ -66,6 +66,11 @@ impl Answer {
         !matches!(self.code(), "E_FIN_FAILED" | "E_REQ_FAILED" | "E_TOUCH_FAILED")
     }
 
+    /// Whether the same message would be answered the same the next time.
+    pub(crate) fn is_for_good(&self) -> bool {
+        matches!(self.code(), "E_BAD_MESSAGE" | "E_BAD_TOPIC")
+    }
+
     fn code(&self) -> &str {
         self.0.0.split(' ').next().unwrap_or_default()
     }

@@ -107,9 +107,13 @@ impl Producer {
                 match frame {
                     Frame::Response(wire::OK) => owed.confirm(),
                     Frame::Error(data) => {
-                        owed.refuse();
+                        let answer = Answer::new(data);
+                        match answer.is_for_good() {
+                            true => owed.refuse(),
+                            false => owed.send_back(),
+                        }
                         // nsqd closes the connection now, whatever it was.
-                        return Err(SessionError::Answer(Answer::new(data)));
+                        return Err(SessionError::Answer(answer));
                     }
                     Frame::Response(other) => return Err(SessionError::Unexpected(Said::new(other))),
                     Frame::Message(message) => return Err(SessionError::Unexpected(Said::new(message.body))),

@@ -60,9 +60,18 @@ pub(crate) async fn run(
     tasks.spawn(Producer { shared, waiting }.run());
     tokio::select! {
         () = stop.expired() => {}
-        () = async { while tasks.join_next().await.is_some() {} } => {}
+        () = finish(&mut tasks) => {}
     }
     // Whatever is not done by now is dropped, and with it the receipts.
+}
+
+/// Waits for all of them.
+async fn finish(tasks: &mut JoinSet<()>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(panic) = ended {
+            tracing::error!("a part of the bus panicked, and is missing until this node is restarted: {panic}");
+        }
+    }
 }
 
 impl Stop {

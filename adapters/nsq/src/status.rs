@@ -264,8 +264,16 @@ impl Owed {
         }
     }
 
-    /// nsqd doesn't take it.
+    /// nsqd will never take it.
     pub(crate) fn refuse(mut self) {
+        if let Some(receipt) = self.receipt.take() {
+            add(&self.shared.counters.refused);
+            receipt.refuse();
+        }
+    }
+
+    /// nsqd doesn't take it now.
+    pub(crate) fn send_back(mut self) {
         add(&self.shared.counters.refused);
         self.receipt = None;
     }

@@ -2,20 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use entity_sync_bus::PlainBus;
-use entity_sync_bus::Told;
+use entity_sync_bus::{Outcome, PlainBus, Told};
 use entity_sync_nsq::Config;
 use entity_sync_tests::nsqd::{Nsqd, frame};
 use entity_sync_tests::{PATIENCE, wait_for};
 
-use crate::node::{BODY, Node, at, config, message};
+use crate::node::{BODY, Node, at, config, confirmed, lost, message, refused};
 
 #[test]
 fn nsqd_may_come_later() {
     let address = Nsqd::free_address();
     let mut node = Node::start(at([address.to_string()]), &["items", "people"]);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Dropped(1));
+    assert_eq!(node.next(), lost(1));
     node.wait_for_failure("is nsqd running there?");
     assert!(!node.status.is_connected());
     let nsqd = Nsqd::start_at(address);
@@ -23,7 +22,7 @@ fn nsqd_may_come_later() {
     assert!(node.status.is_connected());
     // It tries again at once when a subscription was made.
     node.publish(2, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(2), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(2), message(BODY)]);
     assert_eq!(node.counts().reconnects, 0, "these are the first connections");
     assert_eq!(nsqd.open_connections(), 3);
 }
@@ -52,13 +51,13 @@ fn a_connection_that_was_made_ends_the_waiting_of_others() {
     let mut node = Node::start(config_of_both, &["items"]);
     wait_for("the subscription to be asked for", || nsqd.count(b"RDY 1\n") == 1);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Dropped(1));
+    assert_eq!(node.next(), lost(1));
     node.publish(2, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Dropped(2));
+    assert_eq!(node.next(), lost(2));
     nsqd.inject(&frame(0, b"OK"));
     assert_eq!(node.next(), Told::Connected);
     node.publish(3, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Confirmed(3));
+    assert_eq!(node.next(), confirmed(3));
 }
 
 #[test]
@@ -66,7 +65,7 @@ fn killed_and_restarted() {
     let mut nsqd = Nsqd::start();
     let mut node = Node::connected(&nsqd);
     node.publish(0, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(0), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(0), message(BODY)]);
     let channels = nsqd.channels("items");
     nsqd.misbehave(|it| it.ignored = vec!["PUB"]);
     (1..=3).for_each(|number| node.publish(number, "items", BODY.as_bytes()));
@@ -75,7 +74,7 @@ fn killed_and_restarted() {
         nsqd.kill();
         let mut expected = vec![Told::Disconnected];
         if round == 1 {
-            expected.extend((1..=3).map(Told::Dropped));
+            expected.extend((1..=3).map(lost));
             expected.sort_by_key(|it| format!("{it:?}"));
         }
         assert_eq!(node.next_sorted(expected.len()), expected);
@@ -91,7 +90,7 @@ fn killed_and_restarted() {
         assert_ne!(new_channels, channels);
     }
     node.publish(4, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(4), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(4), message(BODY)]);
     let counts = node.counts();
     assert!(counts.reconnects >= 4, "{counts:?}");
     assert_eq!(counts.published, counts.confirmed + counts.dropped + counts.refused);
@@ -116,7 +115,7 @@ fn a_stuck_nsqd_blocks_nobody_and_is_given_up() {
     let nsqd = Nsqd::start();
     let mut node = Node::connected(&nsqd);
     node.publish(0, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(0), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(0), message(BODY)]);
     nsqd.misbehave(|it| it.is_stuck = true);
     // More than sockets hold, and than may wait.
     let start = Instant::now();
@@ -130,7 +129,7 @@ fn a_stuck_nsqd_blocks_nobody_and_is_given_up() {
     assert_eq!(told.iter().filter(|it| **it == Told::Disconnected).count(), 1);
     told.retain(|it| *it != Told::Disconnected);
     assert!(
-        told.iter().all(|it| matches!(it, Told::Dropped(_))),
+        told.iter().all(|it| matches!(it, Told::Receipt(_, Outcome::Lost))),
         "a receipt is confirmed"
     );
     assert_eq!(node.counts().dropped, 3_000);
@@ -138,7 +137,7 @@ fn a_stuck_nsqd_blocks_nobody_and_is_given_up() {
     assert_eq!(node.next(), Told::Connected);
     wait_for("nsqd to take messages again", || {
         node.publish(4_000, "items", b"again");
-        (0..2).any(|_| node.next() == Told::Confirmed(4_000))
+        (0..2).any(|_| node.next() == confirmed(4_000))
     });
 }
 
@@ -151,7 +150,7 @@ fn an_nsqd_that_never_says_a_word() {
     config.timeout = Duration::from_millis(200);
     let mut node = Node::start(config, &["items"]);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Dropped(1));
+    assert_eq!(node.next(), lost(1));
     node.wait_for_failure("nsqd doesn't answer");
     nsqd.behave();
     assert_eq!(node.next(), Told::Connected);
@@ -193,12 +192,12 @@ fn messages_that_are_not_answered_are_dropped_though_nsqd_lives() {
     nsqd.misbehave(|it| it.ignored = vec!["PUB"]);
     let mut node = Node::connected(&nsqd);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Dropped(1));
+    assert_eq!(node.next(), lost(1));
     node.wait_for_failure("nsqd doesn't answer");
     nsqd.behave();
     wait_for("nsqd to take messages again", || {
         node.publish(2, "items", BODY.as_bytes());
-        node.next() == Told::Confirmed(2)
+        node.next() == confirmed(2)
     });
     assert!(
         node.status.is_connected(),
@@ -208,18 +207,27 @@ fn messages_that_are_not_answered_are_dropped_though_nsqd_lives() {
 
 #[test]
 fn what_nsqd_refuses_is_not_confirmed() {
-    let nsqd = Nsqd::start();
-    nsqd.misbehave(|it| it.refused = vec![("PUB", "E_BAD_MESSAGE PUB message too big 29 > 10")]);
-    let mut node = Node::connected(&nsqd);
-    node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Dropped(1));
-    node.wait_for_failure("raise nsqd's --max-msg-size");
-    assert_eq!((node.counts().refused, node.counts().errors), (1, 1));
-    nsqd.behave();
-    wait_for("nsqd to take messages again", || {
-        node.publish(2, "items", BODY.as_bytes());
-        node.next() == Told::Confirmed(2)
-    });
+    for (answer, outcome, advice) in [
+        (
+            "E_BAD_MESSAGE PUB message too big 29 > 10",
+            refused(1),
+            "raise nsqd's --max-msg-size",
+        ),
+        ("E_PUB_FAILED PUB failed disk full", lost(1), "whether its disk is full"),
+    ] {
+        let nsqd = Nsqd::start();
+        nsqd.misbehave(|it| it.refused = vec![("PUB", answer)]);
+        let mut node = Node::connected(&nsqd);
+        node.publish(1, "items", BODY.as_bytes());
+        assert_eq!(node.next(), outcome);
+        node.wait_for_failure(advice);
+        assert_eq!((node.counts().refused, node.counts().errors), (1, 1));
+        nsqd.behave();
+        wait_for("nsqd to take messages again", || {
+            node.publish(2, "items", BODY.as_bytes());
+            node.next() == confirmed(2)
+        });
+    }
 }
 
 #[test]
@@ -249,7 +257,7 @@ fn bad_names_and_bodies_never_reach_nsqd() {
     let nsqd = Nsqd::start();
     let mut node = Node::connected(&nsqd);
     let too_long = vec![b'x'; 1024 * 1024 + 1];
-    let refused: [(&str, &[u8]); 6] = [
+    let unfit: [(&str, &[u8]); 6] = [
         ("my items", b"x"),
         ("items\nCLS", b"x"),
         ("", b"x"),
@@ -257,13 +265,13 @@ fn bad_names_and_bodies_never_reach_nsqd() {
         ("items", b""),
         ("items", &too_long),
     ];
-    for (number, (topic, body)) in (0..).zip(refused) {
+    for (number, (topic, body)) in (0..).zip(unfit) {
         node.publish(number, topic, body);
-        assert_eq!(node.next(), Told::Dropped(number));
+        assert_eq!(node.next(), refused(number));
     }
     assert_eq!((node.counts().refused, nsqd.connections()), (6, 1));
     node.publish(6, "items", &too_long[1..]);
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(6), message(&too_long[1..])]);
+    assert_eq!(node.next_sorted(2), [confirmed(6), message(&too_long[1..])]);
 }
 
 /// An entity that was not asked about before.
@@ -295,8 +303,8 @@ fn garbage_ends_the_connection_and_no_more() {
     for (number, (garbage, expected)) in (1..).zip(cases) {
         nsqd.inject(garbage);
         assert_eq!(node.next(), Told::Disconnected, "{expected}");
+        wait_for("the violation to be counted", || node.counts().violations == number);
         node.wait_for_failure(expected);
-        assert_eq!(node.counts().violations, number);
         assert_eq!(node.next(), Told::Connected);
     }
     // The client is not too strict, either. nsqd has not heard of this message, and says so.
@@ -315,7 +323,7 @@ fn answers_that_fit_no_question_confirm_nothing_later() {
     nsqd.misbehave(|it| it.answered = vec![("PUB", twice)]);
     let mut node = Node::connected(&nsqd);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Confirmed(1));
+    assert_eq!(node.next(), confirmed(1));
     node.wait_for_failure("what it wasn't asked: OK");
     nsqd.misbehave(|it| {
         it.answered.clear();
@@ -323,7 +331,7 @@ fn answers_that_fit_no_question_confirm_nothing_later() {
     });
     wait_for("the producer to be back, and its message to be dropped", || {
         node.publish(2, "items", BODY.as_bytes());
-        assert_eq!(node.next(), Told::Dropped(2));
+        assert_eq!(node.next(), lost(2));
         nsqd.count(b"PUB items\n") > 1
     });
 }
@@ -361,11 +369,11 @@ fn leaving_a_stuck_nsqd_takes_no_longer_than_was_said() {
     let start = Instant::now();
     node.bus.stop(Duration::from_millis(100));
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    assert_eq!(node.next_sorted(2), [Told::Disconnected, Told::Dropped(1)]);
+    assert_eq!(node.next_sorted(2), [Told::Disconnected, lost(1)]);
     // One without any nsqd has nothing to wait for.
     let mut node = Node::start(Config::new([Nsqd::free_address().to_string()]), &["items"]);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next(), Told::Dropped(1));
+    assert_eq!(node.next(), lost(1));
     node.bus.stop(Duration::MAX);
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use entity_sync_bus::{Bytes, PlainBus, Probe, Told};
+use entity_sync_bus::{Bytes, Outcome, PlainBus, Probe, Told};
 use entity_sync_nsq::{Config, Counts, Nsq, Status};
 use entity_sync_tests::nsqd::Nsqd;
 use entity_sync_tests::{PATIENCE, wait_for};
@@ -42,10 +42,10 @@ impl Node {
         self.next_within(PATIENCE).expect("nothing was told")
     }
 
-    /// The next so many things told, sorted by what they are: a confirmation and the message it is for race.
+    /// The next so many things told, messages last: a confirmation and the message it is for race.
     pub(crate) fn next_sorted(&self, count: usize) -> Vec<Told> {
         let mut told: Vec<_> = (0..count).map(|_| self.next()).collect();
-        told.sort_by_key(|it| format!("{it:?}"));
+        told.sort_by_key(|it| (matches!(it, Told::Message(_)), format!("{it:?}")));
         told
     }
 
@@ -93,4 +93,16 @@ pub(crate) fn at(addresses: impl IntoIterator<Item = String>) -> Config {
 
 pub(crate) fn message(body: impl AsRef<[u8]>) -> Told {
     Told::Message(Bytes::copy_from_slice(body.as_ref()))
+}
+
+pub(crate) fn confirmed(number: u64) -> Told {
+    Told::Receipt(number, Outcome::Confirmed)
+}
+
+pub(crate) fn lost(number: u64) -> Told {
+    Told::Receipt(number, Outcome::Lost)
+}
+
+pub(crate) fn refused(number: u64) -> Told {
+    Told::Receipt(number, Outcome::Refused)
 }

@@ -3,13 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use entity_sync_bus::PlainBus;
-use entity_sync_bus::Told;
+use entity_sync_bus::{Outcome, PlainBus, Told};
 use entity_sync_nsq::Config;
 use entity_sync_tests::nsqd::{FEATURES, Nsqd, frame};
 use entity_sync_tests::wait_for;
 
-use crate::node::{BODY, Node, config, message};
+use crate::node::{BODY, Node, config, confirmed, message};
 
 /// As recorded, but for `user_agent`.
 #[test]
@@ -38,7 +37,7 @@ fn byte_for_byte() {
     );
 
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(1), message(BODY)]);
     let publish = [b"PUB items\n\0\0\0\x1d", BODY.as_bytes()].concat();
     let mut producer = [&identify[..], &publish].concat();
     same(&nsqd, 1, &producer);
@@ -53,7 +52,7 @@ fn byte_for_byte() {
 
     // Another message takes the same way.
     node.publish(2, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(2), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(2), message(BODY)]);
     producer.extend(&publish);
     same(&nsqd, 1, &producer);
     consumer.extend(b"RDY 1\nFIN 18a5dc70ee669002\n");
@@ -112,13 +111,10 @@ fn two_nodes_hear_each_other_and_themselves() {
     let nsqd = Nsqd::start();
     let mut nodes = [0; 2].map(|_| Node::connected(&nsqd));
     nodes[0].publish(1, "items", b"from the first");
-    assert_eq!(nodes[0].next_sorted(2), [Told::Confirmed(1), message("from the first")]);
+    assert_eq!(nodes[0].next_sorted(2), [confirmed(1), message("from the first")]);
     assert_eq!(nodes[1].next(), message("from the first"));
     nodes[1].publish(2, "items", b"from the second");
-    assert_eq!(
-        nodes[1].next_sorted(2),
-        [Told::Confirmed(2), message("from the second")]
-    );
+    assert_eq!(nodes[1].next_sorted(2), [confirmed(2), message("from the second")]);
     assert_eq!(nodes[0].next(), message("from the second"));
     nodes
         .iter()
@@ -150,7 +146,7 @@ fn in_order(max_in_flight: u16) {
             sent += 1;
         }
         match node.next() {
-            Told::Confirmed(number) => {
+            Told::Receipt(number, Outcome::Confirmed) => {
                 assert_eq!(number, confirmed);
                 confirmed += 1;
             }
@@ -210,7 +206,7 @@ fn frames_may_come_in_single_bytes() {
     let mut node = Node::connected(&nsqd);
     for number in 0..20 {
         node.publish(number, "items", BODY.as_bytes());
-        assert_eq!(node.next_sorted(2), [Told::Confirmed(number), message(BODY)]);
+        assert_eq!(node.next_sorted(2), [confirmed(number), message(BODY)]);
     }
 }
 
@@ -220,7 +216,7 @@ fn heartbeats_are_answered_and_keep_connections() {
     nsqd.set_heartbeat(Duration::from_millis(20));
     let mut node = Node::connected(&nsqd);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(1), message(BODY)]);
     // For longer than a connection would live without them.
     wait_for("heartbeats for more than two intervals", || {
         nsqd.count(b"NOP\n") > 2 * 2 * 60

@@ -6,7 +6,7 @@ use entity_sync_bus::Told;
 use entity_sync_tests::nsqd::Nsqd;
 use entity_sync_tests::wait_for;
 
-use crate::node::{BODY, Node, at, config, message};
+use crate::node::{BODY, Node, at, config, confirmed, message};
 
 #[test]
 fn all_are_heard_of_and_the_first_is_published_to() {
@@ -22,7 +22,7 @@ fn all_are_heard_of_and_the_first_is_published_to() {
         assert_eq!(node.next(), message("x"));
     }
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(1), message(BODY)]);
     assert_eq!(nsqds.each_ref().map(|it| it.count(b"PUB items\n")), [1, 0]);
     assert_eq!(
         node.status
@@ -47,7 +47,7 @@ fn it_is_connected_only_if_all_are() {
     let second = Nsqd::start_at(late);
     assert_eq!(node.next(), Told::Connected);
     node.publish(1, "items", b"to the first");
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message("to the first")]);
+    assert_eq!(node.next_sorted(2), [confirmed(1), message("to the first")]);
 
     first.kill();
     assert_eq!(node.next(), Told::Disconnected);
@@ -57,7 +57,7 @@ fn it_is_connected_only_if_all_are() {
         node.publish(number, "items", b"to the second");
         let told = node.next();
         assert_ne!(told, Told::Connected);
-        told == Told::Confirmed(number) || node.soon() == Some(Told::Confirmed(number))
+        told == confirmed(number) || node.soon() == Some(confirmed(number))
     });
     assert!(second.count(b"PUB items\n") > 0);
     assert!(!node.status.is_connected());
@@ -76,6 +76,6 @@ fn an_nsqd_that_is_cut_off_does_not_delay_what_the_other_can_take() {
     let mut node = Node::start(config, &["items"]);
     wait_for("the second to be heard of", || node.status.nsqds()[1].subscribed == 1);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [Told::Confirmed(1), message(BODY)]);
+    assert_eq!(node.next_sorted(2), [confirmed(1), message(BODY)]);
     assert_eq!(nsqds[1].count(b"PUB items\n"), 1);
 }

@@ -54,8 +54,8 @@ pub struct ClusterConfig {
     /// Keys that are read again per second to repair what may have been missed, over all nodes: each node takes its share.
     /// At least 100 on each.
     pub repair_rate: u32,
-    /// Reads everything again that anyone is subscribed to, spread over so long, again and again: the backstop against
-    /// writers that forget to notify. What is unchanged is not pushed. Nodes may differ in it.
+    /// Reads everything again that anyone is subscribed to, in such intervals and at the pace of `repair_rate`: the backstop
+    /// against writers that forget to notify. What is unchanged is not pushed. Nodes may differ in it.
     pub sweep_every: Option<Duration>,
     /// Nodes that are kept track of. A further one is not heard, and counted.
     pub max_peers: usize,
@@ -101,7 +101,20 @@ impl ClusterConfig {
         if self.lost_after_heartbeats < 2 {
             return Err(ClusterConfigError::LostAfter(self.lost_after_heartbeats));
         }
-        Ok(())
+        let least = self.heartbeat * self.lost_after_heartbeats;
+        if self.forget_after < least {
+            return Err(ClusterConfigError::ForgetAfter { least });
+        }
+        ClusterConfigError::check_sweep(self.sweep_every)
+    }
+}
+
+impl ClusterConfigError {
+    pub(super) fn check_sweep(every: Option<Duration>) -> Result<(), Self> {
+        match every {
+            Some(every) if every < Duration::from_secs(1) => Err(Self::SweepEvery(every)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -128,6 +141,15 @@ pub enum ClusterConfigError {
     Heartbeat(Duration),
     /// A peer would be taken for lost before its second heartbeat is due.
     LostAfter(u32),
+    /// A peer would be forgotten before it is taken for lost, and what is missing of it with it.
+    ForgetAfter {
+        /// It takes at least so long.
+        least: Duration,
+    },
+    /// Nothing else would be read any more.
+    SweepEvery(Duration),
+    /// No queue confirms so soon.
+    ConfirmWithin(Duration),
 }
 
 impl fmt::Display for ClusterConfigError {
@@ -150,6 +172,12 @@ impl fmt::Display for ClusterConfigError {
                 f,
                 "a peer can't be lost after {count} heartbeats: at least 2, better 4 or more"
             ),
+            Self::ForgetAfter { least } => write!(
+                f,
+                "a peer can't be forgotten before it is lost: with these heartbeats it takes at least {least:?}"
+            ),
+            Self::SweepEvery(every) => write!(f, "a sweep every {every:?}: it takes at least 1 s, better minutes"),
+            Self::ConfirmWithin(limit) => write!(f, "{limit:?} for a queue to confirm: it takes at least 10 ms"),
         }
     }
 }
@@ -206,5 +234,7 @@ mod tests {
             "a heartbeat of 0ns: it takes 10 ms to 60 s"
         );
         assert!(said(|it| it.lost_after_heartbeats = 1).contains("at least 2"));
+        assert!(said(|it| it.forget_after = Duration::from_secs(1)).contains("at least 3s"));
+        assert!(said(|it| it.sweep_every = Some(Duration::ZERO)).contains("at least 1 s"));
     }
 }

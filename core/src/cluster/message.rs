@@ -12,7 +12,6 @@
 //!
 //! All numbers are little-endian. Each part of a long digest is a digest of its own; all but the first are marked.
 
-use std::fmt;
 use std::time::Duration;
 
 use super::buckets::MAX_BUCKETS;
@@ -26,6 +25,8 @@ const DIGEST: u8 = 2;
 
 const HEADER_BYTES: usize = 2 + 8 + 16;
 const SECTION_BYTES: usize = 2 + 8 + 2;
+/// A bucket and a number, in a digest.
+pub(super) const ENTRY_BYTES: usize = 2 + 8;
 const LEAVES: u8 = 1;
 const BY_INTEREST: u8 = 2;
 const CONTINUED: u8 = 4;
@@ -33,14 +34,14 @@ const CONTINUED: u8 = 4;
 /// Keys of one section. More than that are told of as a whole bucket.
 pub(super) const MAX_KEYS: usize = 256;
 /// A longer key is told of as a whole bucket.
-pub(super) const MAX_KEY_BYTES: usize = 2048;
+pub(super) const MAX_TOLD_KEY_BYTES: usize = 2048;
 /// The longest name of a node.
 pub(super) const MAX_NAME_BYTES: usize = 64;
 /// Sections and entries are added to a message until it has so many bytes: what a bus moves well.
 pub(super) const FULL_BYTES: usize = 8 * 1024;
 /// No message is longer: one section, which is not divided, may come on top.
 pub const MAX_MESSAGE_BYTES: usize =
-    FULL_BYTES + SECTION_BYTES + MAX_KEYS * (4 + MAX_KEY_BYTES) + MAC_BYTES + HEADER_BYTES;
+    FULL_BYTES + SECTION_BYTES + MAX_KEYS * (4 + MAX_TOLD_KEY_BYTES) + MAC_BYTES + HEADER_BYTES;
 
 /// Who says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,7 @@ pub(super) struct Digest<'a> {
 impl Digest<'_> {
     /// Buckets, and the number of the last message of each.
     pub(super) fn entries(&self) -> impl Iterator<Item = (u32, u64)> {
-        let (entries, _) = self.entries.as_chunks::<10>();
+        let (entries, _) = self.entries.as_chunks::<ENTRY_BYTES>();
         entries.iter().map(|entry| {
             let [b0, b1, number @ ..] = *entry;
             (u32::from(u16::from_le_bytes([b0, b1])), u64::from_le_bytes(number))
@@ -128,7 +129,7 @@ fn read<'a>(reader: &mut Reader<'a>) -> Option<(Sender, Body<'a>)> {
             let heartbeat = Duration::from_millis(u64::from(reader.u32()?));
             let name_len = reader.u8()?.into();
             let name = str::from_utf8(reader.bytes(name_len)?).ok()?;
-            if buckets > MAX_BUCKETS || name.len() > MAX_NAME_BYTES || !reader.0.len().is_multiple_of(10) {
+            if buckets > MAX_BUCKETS || name.len() > MAX_NAME_BYTES || !reader.0.len().is_multiple_of(ENTRY_BYTES) {
                 return None;
             }
             Body::Digest(Digest {
@@ -187,7 +188,7 @@ impl<'a> Sections<'a> {
         let entity_len = self.0.u16()?;
         let len = usize::from(self.0.u16()?);
         let text = str::from_utf8(self.0.bytes(len)?).ok()?;
-        if len > MAX_KEY_BYTES {
+        if len > MAX_TOLD_KEY_BYTES {
             return None;
         }
         KeyRef::new(text, entity_len.into())
@@ -252,7 +253,7 @@ impl Writer {
         self.0.extend((keys.len() as u16).to_le_bytes());
         for key in keys {
             let key = key.as_ref();
-            debug_assert!(key.text().len() <= MAX_KEY_BYTES);
+            debug_assert!(key.text().len() <= MAX_TOLD_KEY_BYTES);
             self.0.extend((key.entity_len() as u16).to_le_bytes());
             self.0.extend((key.text().len() as u16).to_le_bytes());
             self.0.extend(key.text().as_bytes());
@@ -305,16 +306,6 @@ impl<'a> Digest<'a> {
             name,
             entries: &[],
         }
-    }
-}
-
-impl fmt::Display for Reject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Version => "of another version",
-            Self::Forged => "without a good proof",
-            Self::Malformed => "malformed",
-        })
     }
 }
 

@@ -18,6 +18,7 @@
 
 mod buckets;
 mod config;
+mod error;
 mod event;
 mod message;
 mod peers;
@@ -25,6 +26,7 @@ mod plain;
 mod repairs;
 mod secret;
 mod status;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -38,21 +40,22 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use crate::key::EntityKey;
-use crate::node::{LANES, Lane, Node, Outgoing};
+use crate::node::{Node, Outgoing};
 use crate::time::Timestamp;
 
 pub(crate) use buckets::{BucketSet, MAX_BUCKETS};
 pub use config::{ClusterConfig, ClusterConfigError, Epoch, NodeId};
+pub use error::JoinError;
 pub use event::ClusterEvent;
 use event::Events;
 pub use message::MAX_MESSAGE_BYTES;
-use message::{Body, Digest, Reject, Sections, Sender, Writer};
+use message::{Body, Digest, Reject, Sections, Sender};
 use peers::{Peer, State};
-pub use plain::{PlainCluster, PlainConfig, PlainInput, PlainOutput};
+pub use plain::{Outcome, PlainCluster, PlainConfig, PlainInput, PlainOutput};
 use repairs::Repairs;
 pub use secret::{ClusterSecret, ShortSecret};
-pub use status::{ClusterCounters, ClusterCounts, ClusterStatus, ClusterView, PeerState, PeerStatus};
+pub use status::{ClusterCounters, ClusterCounts, ClusterStatus, ClusterView, Identity, PeerState, PeerStatus};
+use telling::Telling;
 use topics::Topics;
 use track::Arrival;
 
@@ -66,36 +69,19 @@ pub struct Cluster {
     config: ClusterConfig,
     counters: Arc<ClusterCounters>,
     view: Arc<ClusterView>,
-    /// The number of this node's last message of each bucket.
-    numbers: Box<[u64]>,
     peers: BTreeMap<NodeId, Peer>,
     repairs: Repairs,
     events: Events,
     topics: Topics,
-    writer: Writer,
-    /// Of what was notified here, that which is being published.
-    lane: Lane,
-    keys: Vec<EntityKey>,
-    /// Buckets of which no keys are named.
-    whole: Vec<u32>,
-    /// When these are told of, there are no others, unless the waker is called.
-    is_drained: bool,
-    digest: DigestState,
+    telling: Telling,
+    outgoing: Arc<Outgoing>,
     next_heartbeat: Timestamp,
+    /// Peers are answered early not before this.
+    next_answer: Timestamp,
     next_sweep: Option<Timestamp>,
     /// When [`Self::handle_timeout`] was called last.
     last_timeout: Timestamp,
     is_connected: bool,
-    is_leaving: bool,
-}
-
-/// The digest that is being sent, if one is.
-#[derive(Clone, Copy, Debug, Default)]
-struct DigestState {
-    /// The number of the last one.
-    number: u64,
-    /// Buckets from here on are still to be told of.
-    next_bucket: Option<u32>,
 }
 
 /// What happens to a [`Cluster`].
@@ -129,22 +115,6 @@ pub enum ClusterOutput<'a> {
     Unsubscribe(&'a str),
 }
 
-/// The node has a bus already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HasBus;
-
-/// Why a node did not join a cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum JoinError {
-    /// A rule can't be followed.
-    Config(ClusterConfigError),
-    /// The node has a bus already, and can have but one.
-    HasBus,
-    /// Entities are to be registered by name, since each is a topic.
-    NoEntities,
-}
-
 impl Cluster {
     /// Makes the node one of a cluster. From now on, what is notified on it goes to the others, too. `waker` is called when
     /// there are outputs that no call on this cluster caused.
@@ -155,7 +125,7 @@ impl Cluster {
         config.check()?;
         let seed = node.config().seed;
         let outgoing = Outgoing::new(seed, waker);
-        node.attach_bus(match config.by_interest {
+        let outgoing = node.attach_bus(match config.by_interest {
             true => outgoing.by_interest(config.buckets),
             false => outgoing,
         })?;
@@ -163,23 +133,18 @@ impl Cluster {
         // Nodes that start together don't send their digests together.
         let phase = seed.hash_of(&config.node) % config.heartbeat.as_micros() as u64;
         Ok(Self {
-            view: Arc::new(ClusterView::new(&config, counters.clone())),
-            numbers: vec![0; config.buckets as usize].into(),
+            view: Arc::new(ClusterView::new(Some(Identity::of(&config)), counters.clone())),
             peers: BTreeMap::new(),
             repairs: Repairs::new(config.buckets, seed),
             events: Events::default(),
             topics: Topics::new(&config.prefix, config.buckets, config.by_interest),
-            writer: Writer::default(),
-            lane: Lane::new(seed),
-            keys: Vec::new(),
-            whole: Vec::new(),
-            is_drained: false,
-            digest: DigestState::default(),
+            telling: Telling::new(outgoing.clone(), config.buckets, seed),
+            outgoing,
             next_heartbeat: now + Duration::from_micros(phase),
+            next_answer: now,
             next_sweep: config.sweep_every.map(|every| now + every),
             last_timeout: now,
             is_connected: false,
-            is_leaving: false,
             counters,
             config,
             node,
@@ -212,19 +177,12 @@ impl Cluster {
 
     /// What is to be done next. Call it until `None` after each call of another method, and when the waker was called.
     pub fn poll_output(&mut self) -> Option<ClusterOutput<'_>> {
-        // The parts of a digest tell of the same moment; but a last one goes behind everything.
-        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {
-            self.take_lanes();
-        }
+        self.telling.take(self.config.buckets);
         // Only now: who becomes interested from here on sees that the waker is to be called.
-        if self.topics.has_changes(&self.node) {
+        if self.topics.has_changes(self.outgoing.interest()) {
             return self.topics.next_change();
         }
-        // What has been given a number goes out before the digest that tells of it.
-        if !self.has_told() {
-            return self.write_changes();
-        }
-        self.write_digest()
+        self.telling.write(&self.config, &mut self.topics, &self.counters)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called. Any call may change it.
@@ -273,7 +231,7 @@ impl Cluster {
             let forget_after = self.config.forget_after;
             self.peers
                 .retain(|_, peer| peer.state == State::Alive || now.since(peer.heard) < forget_after);
-            self.begin_digest();
+            self.telling.begin_digest();
             self.view.show(now, &self.peers, self.repairs.len());
         }
     }
@@ -286,9 +244,7 @@ impl Cluster {
 
     /// This node leaves: the others are told, and need not wonder. Take the outputs, and drop it.
     pub fn leave(&mut self) {
-        self.is_leaving = true;
-        self.is_drained = false;
-        self.begin_digest();
+        self.telling.leave();
     }
 
     fn receive(&mut self, now: Timestamp, bytes: &[u8]) {
@@ -362,7 +318,13 @@ impl Cluster {
                         self.node.hear(now, key);
                     }
                     Ok(_) => {}
-                    Err(reject) => return self.reject(reject),
+                    Err(reject) => {
+                        if is_new {
+                            // Its number has come, and its keys have not.
+                            self.repairs.add(now, bucket, self.node.current_ticket());
+                        }
+                        return self.reject(reject);
+                    }
                 }
             }
         }
@@ -371,6 +333,9 @@ impl Cluster {
     fn receive_digest(&mut self, now: Timestamp, sender: Sender, digest: &Digest<'_>) {
         if digest.buckets != self.config.buckets || digest.by_interest != self.config.by_interest {
             return self.counters.mismatched.add(1);
+        }
+        if !self.peers.contains_key(&sender.node) {
+            self.forget_a_dead_one();
         }
         let is_full = self.peers.len() >= self.config.max_peers;
         let mut is_new_run = false;
@@ -401,8 +366,6 @@ impl Cluster {
         if is_new_run {
             // A run before this one may have ended with messages that nobody can count, even one that was never heard.
             self.repairs.add_all(now, self.node.current_ticket());
-            // Tell it early where this node is.
-            self.next_heartbeat = now.min(self.next_heartbeat);
         }
         let (node, epoch, name) = (sender.node, sender.epoch, || digest.name.to_owned());
         let was = peer.state;
@@ -415,13 +378,30 @@ impl Cluster {
         self.counters.digests.add(1);
         peer.hear(now, digest.number, digest.is_continued, digest.heartbeat, digest.name);
         for (bucket, number) in digest.entries() {
-            let is_heard = self.topics.hears(&self.node, bucket);
+            // Of a new run, everything is read again anyway.
+            let is_heard = !is_new_run && self.topics.hears(self.outgoing.interest(), bucket);
             peer.announce(now, bucket, number, is_heard, self.config.heartbeat);
         }
         if digest.is_leaving {
             peer.leave();
             if peer.state == State::Left && was != State::Left {
                 self.events.push(ClusterEvent::PeerLeft { node, name: name() });
+            }
+        }
+        if is_new_run {
+            // Tell it early where this node is; but whoever is new all the time is not answered all the time.
+            let at = self.next_answer.max(now);
+            self.next_answer = at + self.config.heartbeat / 4;
+            self.next_heartbeat = self.next_heartbeat.min(at);
+        }
+    }
+
+    /// Makes room for another peer, if there is none and one of them is dead.
+    fn forget_a_dead_one(&mut self) {
+        if self.peers.len() >= self.config.max_peers {
+            let dead = self.peers.iter().filter(|(_, peer)| peer.state != State::Alive);
+            if let Some(node) = dead.min_by_key(|(_, peer)| peer.heard).map(|(&node, _)| node) {
+                self.peers.remove(&node);
             }
         }
     }
@@ -437,125 +417,12 @@ impl Cluster {
         self.counters.sweeps.add(1);
         self.repairs.add_all(now, self.node.current_ticket());
     }
+}
 
-    /// Whether all that was taken of what was notified here has been published.
-    fn has_told(&self) -> bool {
-        self.keys.is_empty() && self.whole.is_empty()
-    }
-
-    /// Takes what was notified here, about as much as one message tells of, as keys in the order of their buckets.
-    fn take_lanes(&mut self) {
-        let Some(outgoing) = self.node.outgoing() else {
-            return;
-        };
-        // There was no more a moment ago. If there is since, the waker was called for it.
-        if std::mem::take(&mut self.is_drained) {
-            return;
-        }
-        let buckets = self.config.buckets;
-        // Each lane about once: what changes all the time would go in again and again.
-        for _ in 0..LANES {
-            if self.keys.len() >= message::MAX_KEYS {
-                break;
-            }
-            if !outgoing.take(&mut self.lane) {
-                self.is_drained = !self.has_told();
-                break;
-            }
-            // All were applied here: a numbered bus brings nobody its own.
-            self.keys.extend(self.lane.keys.drain().map(|(key, _)| key));
-            self.keys.extend(self.lane.counted.drain(..).map(|(key, _)| key));
-            for key in self.lane.crowded_out.drain(..) {
-                self.whole.push(key.bucket(buckets));
-            }
-        }
-        if !self.whole.is_empty() {
-            self.whole.sort_unstable();
-            self.whole.dedup();
-        }
-        // Taken from the end.
-        self.keys.sort_unstable_by_key(|key| key.bucket(buckets));
-    }
-
-    /// Writes what is to be told into one message: as many buckets as fit, or one where each is a topic of its own.
-    fn write_changes(&mut self) -> Option<ClusterOutput<'_>> {
-        let sender = self.sender();
-        let buckets = self.config.buckets;
-        self.writer.begin_changes(sender);
-        let topic;
-        loop {
-            let last = self.keys.last().map(|key| key.bucket(buckets));
-            let Some(bucket) = last.or_else(|| self.whole.pop()) else {
-                topic = 0;
-                break;
-            };
-            let first = self.keys.partition_point(|key| key.bucket(buckets) < bucket);
-            let keys = &self.keys[first..];
-            let is_whole = keys.len() > message::MAX_KEYS
-                || keys.iter().any(|key| key.len() > message::MAX_KEY_BYTES)
-                || self.whole.contains(&bucket);
-            self.numbers[bucket as usize] += 1;
-            let number = self.numbers[bucket as usize];
-            self.writer.section(bucket, number, if is_whole { &[] } else { keys });
-            self.keys.truncate(first);
-            self.whole.retain(|&it| it != bucket);
-            self.counters.published.add_alone(1);
-            if self.writer.is_full() || self.config.by_interest {
-                topic = bucket;
-                break;
-            }
-        }
-        Some(ClusterOutput::Publish {
-            topic: self.topics.of_changes(topic),
-            message: self.writer.finish(self.config.secret.as_ref()),
-        })
-    }
-
-    fn begin_digest(&mut self) {
-        self.digest.next_bucket = Some(0);
-    }
-
-    /// Writes the next part of the digest that is being sent.
-    fn write_digest(&mut self) -> Option<ClusterOutput<'_>> {
-        let from = self.digest.next_bucket?;
-        self.digest.number += 1;
-        let ClusterConfig {
-            buckets,
-            heartbeat,
-            by_interest,
-            ..
-        } = self.config;
-        let mut digest = Digest::new(self.digest.number, buckets, heartbeat, &self.config.name);
-        digest.by_interest = by_interest;
-        let used = (0..).zip(&self.numbers).skip(from as usize);
-        let mut used = used.filter(|(_, last)| **last > 0).peekable();
-        // Only the last part is a goodbye.
-        let room = message::FULL_BYTES / 10;
-        digest.is_leaving = self.is_leaving && used.clone().count() <= room;
-        digest.is_continued = from > 0;
-        self.writer.begin_digest(
-            Sender {
-                node: self.config.node,
-                epoch: self.config.epoch,
-            },
-            &digest,
-        );
-        for (bucket, &last) in used.by_ref().take(room) {
-            self.writer.entry(bucket, last);
-        }
-        self.digest.next_bucket = used.peek().map(|&(bucket, _)| bucket);
-        self.counters.digests_sent.add(1);
-        Some(ClusterOutput::Publish {
-            topic: self.topics.of_digests(),
-            message: self.writer.finish(self.config.secret.as_ref()),
-        })
-    }
-
-    fn sender(&self) -> Sender {
-        Sender {
-            node: self.config.node,
-            epoch: self.config.epoch,
-        }
+impl Drop for Cluster {
+    /// Nobody takes what is notified from now on, and so it is not kept.
+    fn drop(&mut self) {
+        self.outgoing.close();
     }
 }
 
@@ -565,46 +432,5 @@ impl fmt::Debug for Cluster {
             .field("node", &self.config.node)
             .field("peers", &self.peers.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for HasBus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the node has a bus already, and can have but one")
-    }
-}
-
-impl std::error::Error for HasBus {}
-
-impl From<ClusterConfigError> for JoinError {
-    fn from(error: ClusterConfigError) -> Self {
-        Self::Config(error)
-    }
-}
-
-impl From<HasBus> for JoinError {
-    fn from(_: HasBus) -> Self {
-        Self::HasBus
-    }
-}
-
-impl fmt::Display for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(error) => error.fmt(f),
-            Self::HasBus => HasBus.fmt(f),
-            Self::NoEntities => {
-                f.write_str("with this bus each entity is a topic: register them by name, and none for all others")
-            }
-        }
-    }
-}
-
-impl std::error::Error for JoinError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Config(error) => Some(error),
-            _ => None,
-        }
     }
 }

@@ -140,6 +140,10 @@ impl Peer {
     }
 
     fn suspect(&mut self, bucket: u32, until: Timestamp) {
+        if self.suspicions.len() >= 4 * self.tracks.len() {
+            // The next message or digest notices it.
+            return;
+        }
         if let Some(number) = self.tracks[bucket as usize].notice_gap() {
             self.suspicions.push_back(Suspicion { bucket, number, until });
         }

@@ -9,14 +9,18 @@ use std::time::Duration;
 use super::repairs::Repairs;
 use super::status::{ClusterCounters, ClusterView};
 use super::waiting::Waiting;
-use super::{ClusterConfig, Epoch, JoinError, NodeId};
+use super::{ClusterConfigError, JoinError};
 use crate::key::EntityKey;
-use crate::node::{Lane, Node, Outgoing};
+use crate::node::{LANES, Lane, Node, Outgoing};
 use crate::time::Timestamp;
 use crate::wire::decode_entity_key;
 
 /// Messages that may wait for their confirmation at the same time.
 const MAX_UNCONFIRMED: usize = 1024;
+
+/// How long a queue that has lost something is left alone, at first and at most.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(2);
 
 /// How a node takes part in a cluster over a plain queue.
 #[derive(Clone, Debug)]
@@ -37,6 +41,15 @@ impl Default for PlainConfig {
             repair_rate: 10_000,
             sweep_every: None,
         }
+    }
+}
+
+impl PlainConfig {
+    fn check(&self) -> Result<(), ClusterConfigError> {
+        if self.confirm_within < Duration::from_millis(10) {
+            return Err(ClusterConfigError::ConfirmWithin(self.confirm_within));
+        }
+        ClusterConfigError::check_sweep(self.sweep_every)
     }
 }
 
@@ -62,6 +75,11 @@ pub struct PlainCluster {
     next_number: u64,
     body: Vec<u8>,
     is_connected: bool,
+    /// The queue has lost something, and is left alone until then.
+    retry_at: Option<Timestamp>,
+    /// How long it is left alone the next time.
+    retry_after: Duration,
+    outgoing: Arc<Outgoing>,
     next_sweep: Option<Timestamp>,
 }
 
@@ -98,9 +116,20 @@ pub enum PlainInput<'a> {
     Receipt {
         /// Which.
         number: u64,
-        /// Whether the queue has it.
-        is_confirmed: bool,
+        /// What did.
+        outcome: Outcome,
     },
+}
+
+/// What became of a message that was published on a plain queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The queue has it.
+    Confirmed,
+    /// The queue does not have it. It is published again.
+    Lost,
+    /// The queue will never take it.
+    Refused,
 }
 
 /// What a [`PlainCluster`] wants done.
@@ -128,19 +157,12 @@ impl PlainCluster {
         if node.entity_names().is_none_or(|mut names| names.next().is_none()) {
             return Err(JoinError::NoEntities);
         }
+        config.check()?;
         let seed = node.config().seed;
-        node.attach_bus(Outgoing::new(seed, waker))?;
+        let outgoing = node.attach_bus(Outgoing::new(seed, waker))?;
         let counters = Arc::<ClusterCounters>::default();
-        // A plain node has no name for others.
-        let nobody = ClusterConfig::new(
-            NodeId(0),
-            Epoch {
-                started_ms: 0,
-                nonce: 0,
-            },
-        );
         Ok(Self {
-            view: Arc::new(ClusterView::new(&nobody, counters.clone())),
+            view: Arc::new(ClusterView::new(None, counters.clone())),
             counters,
             repairs: Repairs::new(1, seed),
             lane: Lane::new(seed),
@@ -149,6 +171,9 @@ impl PlainCluster {
             next_number: 0,
             body: Vec::new(),
             is_connected: false,
+            retry_at: None,
+            retry_after: FIRST_RETRY,
+            outgoing,
             next_sweep: config.sweep_every.map(|every| now + every),
             config,
             node,
@@ -188,18 +213,19 @@ impl PlainCluster {
             }
             PlainInput::Disconnected => {
                 self.set_connected(false);
-                // Nobody knows when their echoes would come.
+                // Nobody knows when their echoes would come; nor those of what the queue has confirmed just now.
                 self.waiting.apply(|_| true, |key| self.node.hear(now, key.as_ref()));
+                self.sweep(now);
             }
             PlainInput::Overflowed => self.sweep(now),
-            PlainInput::Receipt { number, is_confirmed } => self.receive_receipt(now, number, is_confirmed),
+            PlainInput::Receipt { number, outcome } => self.receive_receipt(now, number, outcome),
         }
     }
 
     /// What is to be done next. Call it until `None` after each call of another method, and when the waker was called.
     pub fn poll_output(&mut self, now: Timestamp) -> Option<PlainOutput<'_>> {
         self.take_lanes(now);
-        if !self.is_connected || self.unconfirmed.len() >= MAX_UNCONFIRMED {
+        if !self.is_connected || self.retry_at.is_some() || self.unconfirmed.len() >= MAX_UNCONFIRMED {
             return None;
         }
         let waiting = self.waiting.pop()?;
@@ -223,6 +249,11 @@ impl PlainCluster {
         })
     }
 
+    /// Whether there is something that the queue does not have yet, and that it may still take.
+    pub fn has_unsent(&self) -> bool {
+        self.is_connected && (self.waiting.len() > 0 || !self.unconfirmed.is_empty())
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) is to be called, if ever. Any call may change it.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let expected = self.unconfirmed.iter().find(|it| it.state == PublishedState::Expected);
@@ -232,11 +263,12 @@ impl PlainCluster {
             .chain(self.waiting.unapplied_since());
         let unapplied = unapplied.map(|since| since + self.config.confirm_within);
         let others = self.repairs.poll_timeout().into_iter().chain(self.next_sweep);
-        unapplied.chain(others).min()
+        unapplied.chain(others).chain(self.retry_at).min()
     }
 
     /// Time has passed: applies what is not confirmed, begins repairs.
     pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.retry_at = self.retry_at.filter(|&at| at > now);
         let limit = self.config.confirm_within;
         for published in &mut self.unconfirmed {
             if published.since + limit > now {
@@ -263,8 +295,14 @@ impl PlainCluster {
     fn set_connected(&mut self, is_connected: bool) {
         self.is_connected = is_connected;
         self.view.set_connected(is_connected);
-        if let Some(outgoing) = self.node.outgoing() {
-            outgoing.set_echoes(is_connected);
+        self.outgoing.set_echoes(is_connected);
+    }
+
+    /// A queue that has lost something is not asked again at once.
+    fn leave_alone(&mut self, now: Timestamp) {
+        if self.retry_at.is_none() {
+            self.retry_at = Some(now + self.retry_after);
+            self.retry_after = (2 * self.retry_after).min(LAST_RETRY);
         }
     }
 
@@ -273,13 +311,10 @@ impl PlainCluster {
         self.repairs.add_all(now, self.node.current_ticket());
     }
 
-    /// Takes what was notified here.
+    /// Takes what was notified here: each lane about once, as what changes all the time would go in again and again.
     fn take_lanes(&mut self, now: Timestamp) {
-        loop {
-            let Some(outgoing) = self.node.outgoing() else {
-                return;
-            };
-            if !outgoing.take(&mut self.lane) {
+        for _ in 0..LANES {
+            if !self.outgoing.take(&mut self.lane) {
                 return;
             }
             let mut lane = std::mem::replace(&mut self.lane, Lane::new(self.node.config().seed));
@@ -297,6 +332,8 @@ impl PlainCluster {
             }
             self.lane = lane;
         }
+        // There may be more, for which nobody else calls.
+        self.outgoing.call_again();
     }
 
     fn tell(&mut self, now: Timestamp, key: EntityKey, is_counted: bool, is_applied: bool) {
@@ -311,7 +348,7 @@ impl PlainCluster {
         }
     }
 
-    fn receive_receipt(&mut self, now: Timestamp, number: u64, is_confirmed: bool) {
+    fn receive_receipt(&mut self, now: Timestamp, number: u64, outcome: Outcome) {
         let Some(first) = self.unconfirmed.front().map(|it| it.number) else {
             return;
         };
@@ -320,15 +357,25 @@ impl PlainCluster {
             return;
         };
         let state = std::mem::replace(&mut published.state, PublishedState::Over);
-        if is_confirmed {
+        if state == PublishedState::Over {
+            return;
+        }
+        if outcome == Outcome::Confirmed {
             self.counters.confirmed.add(1);
-        } else if state != PublishedState::Over {
+            self.retry_after = FIRST_RETRY;
+        } else {
             let (key, is_counted) = (published.key.clone(), published.is_counted);
             if state == PublishedState::Expected {
                 self.counters.unconfirmed.add(1);
                 self.node.hear(now, key.as_ref());
             }
-            self.waiting.push_again(now, key, is_counted);
+            match outcome {
+                Outcome::Refused => self.counters.untold.add(1),
+                _ => {
+                    self.waiting.push_again(now, key, is_counted);
+                    self.leave_alone(now);
+                }
+            }
         }
         while self
             .unconfirmed
@@ -336,6 +383,22 @@ impl PlainCluster {
             .is_some_and(|it| it.state == PublishedState::Over)
         {
             self.unconfirmed.pop_front();
+        }
+    }
+}
+
+impl Drop for PlainCluster {
+    /// Nobody publishes from now on, nor brings anything back: what waits for its echo is applied.
+    fn drop(&mut self) {
+        let now = self.node.clock();
+        for key in self.outgoing.close() {
+            self.node.hear(now, key.as_ref());
+        }
+        self.waiting.apply(|_| true, |key| self.node.hear(now, key.as_ref()));
+        for published in &self.unconfirmed {
+            if published.state == PublishedState::Expected {
+                self.node.hear(now, published.key.as_ref());
+            }
         }
     }
 }

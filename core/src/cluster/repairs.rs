@@ -12,6 +12,12 @@ use crate::time::Timestamp;
 /// Repairs are begun about so often.
 const TURN: Duration = Duration::from_millis(10);
 
+/// Audiences are looked for so often: it means to look at most of them, and what may have been missed gathers meanwhile.
+const WALK: Duration = Duration::from_millis(100);
+
+/// Of those that turn out not to need it, so many are looked at for each one that is repaired.
+const LOOKS: u64 = 64;
+
 /// Audiences with up to `2^0 .. 2^31` members on a shard.
 const WEIGHTS: usize = 32;
 
@@ -29,6 +35,8 @@ pub(super) struct Repairs {
     next: Option<Timestamp>,
     /// When some were begun last.
     last: Timestamp,
+    /// When audiences may be looked for again.
+    next_walk: Timestamp,
     seed: Seed,
 }
 
@@ -40,6 +48,7 @@ impl Repairs {
             queues: (0..WEIGHTS).map(|_| VecDeque::new()).collect(),
             next: None,
             last: Timestamp::START,
+            next_walk: Timestamp::START,
             seed,
         }
     }
@@ -82,7 +91,8 @@ impl Repairs {
         if self.next.is_none_or(|next| next > now) {
             return 0;
         }
-        if !self.buckets.is_empty() {
+        if !self.buckets.is_empty() && self.next_walk <= now {
+            self.next_walk = now + WALK;
             let queues = &mut self.queues;
             node.repair_since(&self.buckets, self.since, |weight, flight| {
                 queues[usize::from(weight).min(WEIGHTS - 1)].push_back(flight);
@@ -96,12 +106,15 @@ impl Repairs {
         let mut left = (rate * time.as_micros() as u64).div_ceil(1_000_000);
         self.last = now;
         let mut begun = 0;
+        let mut looks = LOOKS * left;
         // Those with the most subscribers first.
         for queue in self.queues.iter_mut().rev() {
             while left > 0
+                && looks > 0
                 && let Some(flight) = queue.pop_front()
             {
-                // One that is not necessary any more costs nothing.
+                looks -= 1;
+                // One that is not necessary any more costs the store nothing.
                 if node.repair(now, flight) {
                     left -= 1;
                     begun += 1;
@@ -112,7 +125,9 @@ impl Repairs {
                 *queue = VecDeque::new();
             }
         }
-        self.next = (self.len() > 0).then_some(now + TURN);
+        let next_walk = (!self.buckets.is_empty()).then_some(self.next_walk);
+        let next_turn = (self.len() > 0).then_some(now + TURN);
+        self.next = next_walk.into_iter().chain(next_turn).min();
         begun
     }
 }

@@ -76,9 +76,7 @@ counters! {
 /// What happens in a cluster, as of now or as of the last heartbeat.
 #[derive(Debug)]
 pub struct ClusterView {
-    node: NodeId,
-    epoch: Epoch,
-    name: String,
+    identity: Option<Identity>,
     counters: Arc<ClusterCounters>,
     is_connected: AtomicBool,
     has_been_connected: AtomicBool,
@@ -95,12 +93,8 @@ struct Shown {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClusterStatus {
-    /// This node.
-    pub node: NodeId,
-    /// This run of it.
-    pub epoch: Epoch,
-    /// What people call it.
-    pub name: String,
+    /// Who this node is to the others. On a plain queue, nobody in particular.
+    pub identity: Option<Identity>,
     /// Whether the bus is connected, as far as it tells.
     pub is_connected: bool,
     /// Whether it has ever been.
@@ -111,6 +105,28 @@ pub struct ClusterStatus {
     pub waiting_repairs: usize,
     /// What was counted.
     pub counts: ClusterCounts,
+}
+
+/// Who a node is in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// The node.
+    pub node: NodeId,
+    /// This run of it.
+    pub epoch: Epoch,
+    /// What people call it.
+    pub name: String,
+}
+
+impl Identity {
+    pub(super) fn of(config: &ClusterConfig) -> Self {
+        Self {
+            node: config.node,
+            epoch: config.epoch,
+            name: config.name.clone(),
+        }
+    }
 }
 
 /// What is known of another node.
@@ -161,11 +177,9 @@ impl PeerState {
 }
 
 impl ClusterView {
-    pub(super) fn new(config: &ClusterConfig, counters: Arc<ClusterCounters>) -> Self {
+    pub(super) fn new(identity: Option<Identity>, counters: Arc<ClusterCounters>) -> Self {
         Self {
-            node: config.node,
-            epoch: config.epoch,
-            name: config.name.clone(),
+            identity,
             counters,
             is_connected: AtomicBool::new(false),
             has_been_connected: AtomicBool::new(false),
@@ -177,9 +191,7 @@ impl ClusterView {
     pub fn status(&self) -> ClusterStatus {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         ClusterStatus {
-            node: self.node,
-            epoch: self.epoch,
-            name: self.name.clone(),
+            identity: self.identity.clone(),
             is_connected: self.is_connected.load(Ordering::Relaxed),
             has_been_connected: self.has_been_connected(),
             peers: shown.peers.clone(),

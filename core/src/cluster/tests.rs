@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::entity::{Entities, EntityOptions};
 use crate::frame::Rows;
 use crate::hash::Seed;
+use crate::key::EntityKey;
 use crate::resolve::{Reply, Request, Resolve};
 use crate::shard::{Input, Output, Sent, Shard};
 use crate::sync::{Mutex, lock};

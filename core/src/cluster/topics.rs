@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::fmt::Write;
 
 use super::{BucketSet, ClusterOutput};
-use crate::node::Node;
+use crate::node::Interest;
 
 pub(super) struct Topics {
     prefix: String,
@@ -56,16 +56,13 @@ impl Topics {
 
     /// Whether messages of this bucket are to come: it is heard, or is to be as soon as anybody looks. A digest that comes
     /// before that may tell of changes after the interest began.
-    pub(super) fn hears(&self, node: &Node, bucket: u32) -> bool {
-        let interest = || node.outgoing().and_then(|it| it.interest());
-        !self.by_interest || self.heard.contains(bucket) || interest().is_some_and(|it| it.is_in(bucket))
+    pub(super) fn hears(&self, interest: Option<&Interest>, bucket: u32) -> bool {
+        interest.is_none_or(|it| self.heard.contains(bucket) || it.is_in(bucket))
     }
 
     /// Whether there is a topic to begin or to stop hearing.
-    pub(super) fn has_changes(&mut self, node: &Node) -> bool {
-        if self.by_interest
-            && let Some(interest) = node.outgoing().and_then(|it| it.interest())
-        {
+    pub(super) fn has_changes(&mut self, interest: Option<&Interest>) -> bool {
+        if let Some(interest) = interest {
             interest.take_changes(|bucket| self.changes.push_back(bucket));
             // Interest may have come and gone meanwhile.
             while self

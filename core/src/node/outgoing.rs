@@ -28,6 +28,8 @@ pub(crate) struct Outgoing {
     pending: AtomicBool,
     /// The bus brings this node its own notifies too, so that they are not to be applied when they are made.
     echoes: AtomicBool,
+    /// There is no bus any more, and nobody takes what is added.
+    is_closed: AtomicBool,
     waker: Waker,
     interest: Option<Interest>,
 }
@@ -51,6 +53,7 @@ impl Outgoing {
             turn: Default::default(),
             pending: AtomicBool::new(false),
             echoes: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             waker,
         }
     }
@@ -77,11 +80,17 @@ impl Outgoing {
         }
     }
 
-    /// A key was notified. `is_applied` says that this node's clients are owed a read for it already.
-    pub(crate) fn add(&self, key: &EntityKey, is_counted: bool, is_applied: bool) {
+    /// A key was notified. `is_applied` says that this node's clients are owed a read for it already. Says whether the bus
+    /// will be told: if not, it is the caller who has to see to them.
+    pub(crate) fn add(&self, key: &EntityKey, is_counted: bool, is_applied: bool) -> bool {
         let number = key.bucket(LANES);
+        let was_empty;
         {
             let mut lane = lock(&self.lanes[number as usize]);
+            if self.is_closed.load(Ordering::SeqCst) {
+                return false;
+            }
+            was_empty = lane.is_empty();
             if lane.len() >= MAX_LANE_KEYS {
                 lane.crowd_out(key);
             } else if is_counted {
@@ -92,8 +101,31 @@ impl Outgoing {
                 lane.keys.insert(key.clone(), is_applied);
             }
         }
-        self.dirty.fetch_or(1 << number, Ordering::SeqCst);
-        self.wake();
+        // Whoever found it empty says that it isn't: a lane is taken only after that, and with all that is in it by then.
+        if was_empty {
+            self.dirty.fetch_or(1 << number, Ordering::SeqCst);
+            self.wake();
+        }
+        true
+    }
+
+    /// The bus is gone. Gives what it was not told of, and of which this node's clients are not owed a read.
+    pub(crate) fn close(&self) -> Vec<EntityKey> {
+        self.set_echoes(false);
+        self.is_closed.store(true, Ordering::SeqCst);
+        let mut unapplied = Vec::new();
+        for lane in &self.lanes {
+            // Who adds to it later sees that it is closed.
+            let Lane { keys, counted, .. } = std::mem::replace(&mut *lock(lane), Lane::new(Seed(0, 0)));
+            let all = keys.into_iter().chain(counted);
+            unapplied.extend(all.filter(|(_, is_applied)| !is_applied).map(|(key, _)| key));
+        }
+        unapplied
+    }
+
+    /// There is more, and whoever asked has not taken all.
+    pub(crate) fn call_again(&self) {
+        self.waker.wake_by_ref();
     }
 
     pub(crate) fn wake(&self) {

@@ -35,8 +35,8 @@ impl Node {
             Err(ReadError::BadRows(error)) => Err(*error),
             _ => Ok(()),
         };
-        let settle = self.0.entities.options(read.entity).settle;
-        let looks = settle.is_some() || self.outgoing().is_some();
+        let options = self.0.entities.options(read.entity);
+        let (settle, looks) = (options.settle, self.looks(options));
         let fingerprint = match &group {
             Ok(group) if looks => Some(Fingerprint(self.seed().fingerprint(group.bytes()))),
             _ => None,

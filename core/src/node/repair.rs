@@ -1,26 +1,30 @@
 //! What a cluster asks of a [`Node`]: notifies that come from other nodes, and repairs.
 
+use std::sync::Arc;
+
 use super::outgoing::Outgoing;
 use super::stripe::Alarm;
 use super::{Node, STRIPES, Starts};
-use crate::cluster::{BucketSet, HasBus};
+use crate::cluster::{BucketSet, JoinError};
 use crate::flights::{FlightId, Ticket};
 use crate::key::KeyRef;
 use crate::time::Timestamp;
 
 impl Node {
     /// From now on, what is notified here goes out over a bus, too.
-    pub(crate) fn attach_bus(&self, outgoing: Outgoing) -> Result<(), HasBus> {
+    pub(crate) fn attach_bus(&self, outgoing: Outgoing) -> Result<Arc<Outgoing>, JoinError> {
+        let outgoing = Arc::new(outgoing);
         // All of them: a flight that comes later finds the bus, and one that has gone before is not counted.
         let mut stripes: Vec<_> = (0..STRIPES).map(|number| self.lock(number)).collect();
         for (_, flight) in stripes.iter_mut().flat_map(|it| it.flights.iter_mut()) {
             flight.begin_looking();
             outgoing.has_flight(&flight.key);
         }
-        self.0.outgoing.set(outgoing).map_err(|_| HasBus)
+        let attached = self.0.outgoing.set(outgoing.clone());
+        attached.map(|()| outgoing).map_err(|_| JoinError::HasBus)
     }
 
-    pub(crate) fn outgoing(&self) -> Option<&Outgoing> {
+    pub(super) fn outgoing(&self) -> Option<&Arc<Outgoing>> {
         self.0.outgoing.get()
     }
 
@@ -63,9 +67,12 @@ impl Node {
         is_due.unwrap_or_default()
     }
 
-    /// A shard's topic has about `2^weight` members.
+    /// A shard's topic has about `2^weight` members, which matters only where something is repaired. What a bus that comes
+    /// later finds weighs nothing until it changes.
     pub(crate) fn weigh(&self, shard: u32, flight: FlightId, weight: u8) {
-        if let Some(flight) = self.lock(flight.stripe).flights.get_mut(flight.slot) {
+        if self.outgoing().is_some()
+            && let Some(flight) = self.lock(flight.stripe).flights.get_mut(flight.slot)
+        {
             flight.weigh(shard, weight);
         }
     }

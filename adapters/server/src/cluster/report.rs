@@ -25,14 +25,16 @@ pub(crate) fn to_json(view: &ClusterView) -> String {
             })
         })
         .collect();
+    // On a plain queue nodes don't know of each other.
+    let identity = status.identity.as_ref();
     let counts = status
         .counts
         .iter()
         .map(|(name, _, value)| (name.to_owned(), value.into()));
     json!({
-        "node": status.node.to_string(),
-        "name": status.name,
-        "epoch": status.epoch.to_string(),
+        "node": identity.map(|it| it.node.to_string()),
+        "name": identity.map(|it| it.name.as_str()),
+        "epoch": identity.map(|it| it.epoch.to_string()),
         "connected": status.is_connected,
         "has_been_connected": status.has_been_connected,
         "waiting_repairs": status.waiting_repairs,

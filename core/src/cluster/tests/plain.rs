@@ -65,7 +65,11 @@ impl Plain {
     }
 
     fn receipt(&mut self, now: Timestamp, number: u64, is_confirmed: bool) {
-        self.cluster.handle(now, PlainInput::Receipt { number, is_confirmed });
+        let outcome = match is_confirmed {
+            true => Outcome::Confirmed,
+            false => Outcome::Lost,
+        };
+        self.cluster.handle(now, PlainInput::Receipt { number, outcome });
     }
 
     fn counts(&self) -> ClusterCounts {
@@ -159,8 +163,9 @@ fn what_waits_for_its_turn_when_the_queue_goes_is_applied() {
     assert!(a.reads().is_empty());
     a.cluster.handle(at(200), PlainInput::Disconnected);
     assert_eq!(a.answer(at(200)).len(), 6);
+    // The others may come back, or have been confirmed just before: they are read when that is over, as all is.
     a.cluster.handle_timeout(at(2100));
-    assert_eq!(a.answer(at(2100)).len(), 1024);
+    assert_eq!(a.answer(at(2100)).len(), 1030);
 }
 
 #[test]
@@ -213,11 +218,17 @@ fn what_is_refused_is_applied_and_told_again_before_the_others() {
     a.notify(at(110), &key(2));
     a.receipt(at(120), said[0].0, false);
     assert_eq!(a.reads(), ["1"]);
-    assert_eq!(a.ids(at(120)), ["1", "2"]);
+    // The queue is left alone for a while, and then for longer.
+    assert!(a.says(at(120)).is_empty());
+    assert_eq!(a.cluster.poll_timeout(), Some(at(220)));
+    a.cluster.handle_timeout(at(220));
+    assert_eq!(a.ids(at(220)), ["1", "2"]);
     // Refused again, it is not applied again.
-    a.receipt(at(130), said[0].0 + 1, false);
+    a.receipt(at(230), said[0].0 + 1, false);
     assert_eq!(a.reads(), ["1"]);
-    assert_eq!((a.ids(at(130)), a.counts().unconfirmed), (vec!["1".to_owned()], 1));
+    assert!(a.says(at(429)).is_empty());
+    a.cluster.handle_timeout(at(430));
+    assert_eq!((a.ids(at(430)), a.counts().unconfirmed), (vec!["1".to_owned()], 1));
     // Answers to what was never asked, or is over, mean nothing.
     for number in [0, said[0].0, 1000, u64::MAX] {
         a.receipt(at(140), number, false);
@@ -236,7 +247,38 @@ fn each_that_is_counted_is_told_again_when_it_is_refused() {
     for (number, ..) in &said[..2] {
         a.receipt(at(110), *number, false);
     }
-    assert_eq!(a.says(at(110)).len(), 2);
+    a.cluster.handle_timeout(at(210));
+    assert_eq!(a.says(at(210)).len(), 2);
+}
+
+#[test]
+fn what_the_queue_will_never_take_is_applied_and_not_told_again() {
+    let mut a = Plain::connected();
+    a.client(&[key(1)]);
+    a.notify(at(100), &key(1));
+    let number = a.says(at(100))[0].0;
+    let outcome = Outcome::Refused;
+    a.cluster.handle(at(110), PlainInput::Receipt { number, outcome });
+    assert_eq!((a.reads(), a.counts().untold), (vec!["1".to_owned()], 1));
+    assert!(!a.cluster.has_unsent());
+    assert_eq!(a.cluster.poll_timeout(), None);
+}
+
+#[test]
+fn what_waits_for_its_echo_when_the_bus_ends_is_applied() {
+    let mut a = Plain::connected();
+    a.client(&[key(1), key(2), key(3)]);
+    a.notify(at(100), &key(1));
+    a.says(at(100));
+    a.notify(at(110), &key(2));
+    let Plain { site, cluster } = a;
+    drop(cluster);
+    let mut read = site.reads();
+    read.sort();
+    assert_eq!(read, ["1", "2"]);
+    // And what comes afterwards, at once.
+    site.notify(at(120), &key(3));
+    assert!(site.reads().contains(&"3".to_owned()));
 }
 
 #[test]

@@ -66,12 +66,12 @@ fn a_section_has_256_keys_and_one_more_makes_it_a_whole_bucket() {
 fn a_key_that_is_too_long_makes_it_a_whole_bucket() {
     let of_len = |len: usize| key("x".repeat(len - "items".len()));
     let (mut a, mut b) = pair(1);
-    let longest = of_len(message::MAX_KEY_BYTES);
+    let longest = of_len(message::MAX_TOLD_KEY_BYTES);
     a.notify(at(200), &longest);
     let said = a.publishes();
     assert_eq!(sections(&said[0]), [(0, 1, vec![longest.id().to_owned()])]);
 
-    let longer = of_len(message::MAX_KEY_BYTES + 1);
+    let longer = of_len(message::MAX_TOLD_KEY_BYTES + 1);
     b.client(std::slice::from_ref(&longer));
     b.set(&longer, "new");
     b.hear(at(200), &said);

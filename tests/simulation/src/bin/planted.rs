@@ -351,8 +351,8 @@ const BUGS: &[Bug] = &[
     Bug {
         name: "the queue of repairs forgets what doesn't fit into one turn",
         file: "core/src/cluster/repairs.rs",
-        good: "self.next = (self.len() > 0).then_some(now + TURN);",
-        bad: "self.next = None;",
+        good: "(self.len() > 0).then_some(now + TURN);",
+        bad: "None;",
         found_by: ClusterSeeds(20),
     },
     Bug {
@@ -386,8 +386,8 @@ const BUGS: &[Bug] = &[
     Bug {
         name: "a flight is repaired but once",
         file: "core/src/flights.rs",
-        good: "        self.repair_is_queued = false;\n",
-        bad: "",
+        good: "std::mem::replace(&mut self.repair, Repair::None) == Repair::Due;",
+        bad: "std::mem::replace(&mut self.repair, Repair::Queued) == Repair::Due;",
         found_by: ClusterSeeds(20),
     },
     Bug {
@@ -435,8 +435,8 @@ const BUGS: &[Bug] = &[
     Bug {
         name: "interest is looked at before the bus's flag is cleared",
         file: "core/src/cluster/mod.rs",
-        good: "        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {\n            self.take_lanes();",
-        bad: "        if self.topics.has_changes(&self.node) {\n            return self.topics.next_change();\n        }\n        if self.has_told() && (self.digest.next_bucket.is_none() || self.is_leaving) {\n            self.take_lanes();\n            if self.has_told() {\n                return self.write_digest();\n            }",
+        good: "        self.telling.take(self.config.buckets);\n",
+        bad: "        if self.topics.has_changes(self.outgoing.interest()) {\n            return self.topics.next_change();\n        }\n        self.telling.take(self.config.buckets);\n        if true {\n            return self.telling.write(&self.config, &mut self.topics, &self.counters);\n        }\n",
         found_by: Models,
     },
     Bug {

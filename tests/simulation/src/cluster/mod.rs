@@ -359,7 +359,7 @@ impl ClusterWorld {
     /// A node's process ends, with what it has not published. What it said to those who had given it up already, or never
     /// knew it, nobody can tell them unless it comes back: so all others must believe that it lives. And the last one stays.
     fn die(&mut self, number: usize) {
-        let epoch = self.sites[number].cluster.view().status().epoch;
+        let epoch = self.sites[number].cluster.view().status().identity.map(|it| it.epoch);
         let mut others = (0..)
             .zip(&self.sites)
             .filter(|(other, it)| *other != number && !it.is_dead);
@@ -368,7 +368,7 @@ impl ClusterWorld {
             let status = other.cluster.view().status();
             let mut alive = status.peers.iter().filter(|it| it.state == PeerState::Alive);
             // As of a heartbeat ago.
-            alive.any(|it| it.epoch == epoch && it.heard_ago + self.heartbeat < lost_after)
+            alive.any(|it| Some(it.epoch) == epoch && it.heard_ago + self.heartbeat < lost_after)
         };
         if others.clone().count() > 0 && others.all(believes) {
             self.sites[number].is_dead = true;
