@@ -1,10 +1,12 @@
 //! What a PUT costs beside SQLite alone: 64 clients write through the HTTP API as fast as they are answered, while others
-//! watch; then the same rows are written in the same batches by bare SQLite with the same settings, in the same run.
+//! watch; then the same rows are written in the same batches by bare SQLite with the same settings, in the same run. Last come
+//! requests of the same bytes that are answered without being looked at: what the kernel takes to carry them.
 //!
 //! `cargo run --release -p entity-sync-benches --bin put`
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
 mod clients;
+mod echo;
 
 use std::error::Error;
 use std::net::{SocketAddr, TcpStream};
@@ -47,18 +49,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..arguments.pairs {
         let (ours, batches) = api(&arguments)?;
         let bare = sqlite(&batches)?;
+        let echo = echo::echo(&arguments)?;
         let writes = batches.iter().map(Vec::len).sum::<usize>() as f64;
         let ratio = ours.wall.as_secs_f64() / bare.wall.as_secs_f64();
         let micros = |spent: Duration| spent.as_secs_f64() * 1e6 / writes;
+        let rate = |spent: &Spent| writes / spent.wall.as_secs_f64();
         println!(
             "{writes} PUTs in {} batches: {:.0}/s, bare SQLite {:.0}/s, time {ratio:.2} of it; CPU per PUT {:.1} µs and the \
-             clients' {:.1}, bare SQLite {:.1}; every watched key ended with its last row",
+             clients' {:.1}, bare SQLite {:.1}; requests answered by nobody {:.0}/s, CPU {:.1} µs and the clients' {:.1}; every \
+             watched key ended with its last row",
             batches.len(),
-            writes / ours.wall.as_secs_f64(),
-            writes / bare.wall.as_secs_f64(),
+            rate(&ours),
+            rate(&bare),
             micros(ours.cpu),
             micros(ours.clients),
             micros(bare.cpu),
+            rate(&echo),
+            micros(echo.cpu),
+            micros(echo.clients),
         );
         ratios.push(ratio);
     }
@@ -131,7 +139,8 @@ fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
 
     let (tell, address) = mpsc::channel();
     let served = store.clone();
-    std::thread::spawn(move || -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name("api".to_owned());
+    thread.spawn(move || -> std::io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -140,7 +149,7 @@ fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
             api.listen(listener, std::future::pending()).await;
             Ok(())
         })
-    });
+    })?;
     let address: SocketAddr = address.recv()?;
 
     let mut watcher = tungstenite::connect(format!("ws://{}/ws/entity-sync/", sync.addresses()[0]))?.0;

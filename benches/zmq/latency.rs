@@ -13,7 +13,7 @@ use crate::bare::{Pair, TOPIC};
 use crate::nodes::{Clock, Driven, PATIENCE, config, keys, node, rules};
 
 /// When each was sent.
-type Sent = Arc<[AtomicU64]>;
+pub(crate) type Sent = Arc<[AtomicU64]>;
 
 /// A node with a bus on its own thread is notified on this one. The latencies in order of size, in nanoseconds.
 pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Error>> {
@@ -30,7 +30,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
             return Err("the nodes did not find each other".into());
         }
     }
-    let sent: Sent = (0..count).map(|_| AtomicU64::new(0)).collect();
+    let sent = none_sent(count);
     let (of_sender, keys) = (sent.clone(), keys(count)?);
     let sender = std::thread::spawn(move || {
         let mut is_known = true;
@@ -44,7 +44,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
         let turn = receiver.process();
         let now = now_ns();
         for index in latencies.len()..receiver.heard() as usize {
-            latencies.push(now - sent[index].load(Ordering::SeqCst));
+            latencies.push(since_sent(&sent, index, now));
         }
         receiver.sleep(turn)?;
         if start.elapsed() > PATIENCE {
@@ -62,7 +62,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
 /// The same by bare sockets, from the thread that sends.
 pub(crate) fn bare(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Error>> {
     let Pair { publisher, subscriber } = Pair::connect(100_000)?;
-    let sent: Sent = (0..count).map(|_| AtomicU64::new(0)).collect();
+    let sent = none_sent(count);
     let of_sender = sent.clone();
     // As long as a message of one key.
     let frame = [TOPIC, &[1; 55]].concat();
@@ -77,9 +77,9 @@ pub(crate) fn bare(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
     subscriber.set_rcvtimeo(PATIENCE.as_millis() as i32)?;
     let mut message = zmq::Message::new();
     let mut latencies = Vec::with_capacity(count);
-    for sent in sent.iter() {
+    for index in 0..count {
         subscriber.recv(&mut message, 0)?;
-        latencies.push(now_ns() - sent.load(Ordering::SeqCst));
+        latencies.push(since_sent(&sent, index, now_ns()));
     }
     if !sender.join().map_err(|_| "the sender panicked")?.1 {
         return Err("a message was not sent".into());
@@ -88,8 +88,16 @@ pub(crate) fn bare(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
     Ok(latencies)
 }
 
+pub(crate) fn none_sent(count: usize) -> Sent {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+pub(crate) fn since_sent(sent: &Sent, index: usize, now: u64) -> u64 {
+    now - sent[index].load(Ordering::SeqCst)
+}
+
 /// Does something at an even pace, as well as the system's sleep can, and notes when.
-fn paced(pace: Duration, sent: &[AtomicU64], mut send: impl FnMut(usize)) {
+pub(crate) fn paced(pace: Duration, sent: &[AtomicU64], mut send: impl FnMut(usize)) {
     let start = Instant::now();
     for (index, sent) in sent.iter().enumerate() {
         let due = pace * index as u32;

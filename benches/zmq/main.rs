@@ -8,6 +8,7 @@ mod bare;
 mod cost;
 mod latency;
 mod nodes;
+mod push;
 
 use std::error::Error;
 use std::time::Duration;
@@ -84,9 +85,6 @@ fn costs(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         if what == "notify" {
             continue;
         }
-        if what == "notify" {
-            continue;
-        }
         line("bare", &format!("CPU ns/message, {what}"), &spread(&floor, 0));
         line("bare, 2 frames", &format!("CPU ns/message, {what}"), &spread(&two, 0));
         line("ratio", &format!("by pairs, {what}"), &spread(&ratios, 2));
@@ -111,23 +109,40 @@ fn latencies(arguments: &Arguments, rate: u32) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let pace = Duration::from_secs(1) / rate;
-    let mut pairs = Vec::new();
-    for index in 0..=arguments.pairs.div_ceil(2) {
-        let ours = latency::ours(count, pace)?;
-        let floor = latency::bare(count, pace)?;
+    let mut rounds = Vec::new();
+    for index in 0..=arguments.pairs {
+        let round = [
+            push::ours(count, pace)?,
+            latency::ours(count, pace)?,
+            latency::bare(count, pace)?,
+            push::bare(count, pace)?,
+        ];
+        // The first one warms up.
         if index > 0 {
-            pairs.push((ours, floor));
+            rounds.push(round);
         }
     }
     let of = format!("{rate}/s");
     for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
-        let at = |it: &Vec<u64>| it[((it.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
-        let ours: Vec<_> = pairs.iter().map(|(ours, _)| at(ours)).collect();
-        let floor: Vec<_> = pairs.iter().map(|(_, floor)| at(floor)).collect();
-        let ratios: Vec<_> = ours.iter().zip(&floor).map(|(ours, floor)| ours / floor).collect();
-        line(&of, &format!("ours {what} µs"), &spread(&ours, 1));
-        line(&of, &format!("bare {what} µs"), &spread(&floor, 1));
-        line(&of, &format!("ratio {what}, by pairs"), &spread(&ratios, 2));
+        let at = |it: &[u64]| it[((it.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
+        let all = |which: usize| rounds.iter().map(|round| at(&round[which])).collect::<Vec<_>>();
+        let [pushed, looked_up, hop, hop_and_socket] = [0, 1, 2, 3].map(all);
+        for (name, values) in [
+            ("ours, notify to push", &pushed),
+            ("ours, notify to look-up", &looked_up),
+            ("bare hop", &hop),
+            ("bare hop, then a socket", &hop_and_socket),
+        ] {
+            line(&of, &format!("{what} µs, {name}"), &spread(values, 1));
+        }
+        for (name, ours, floor) in [
+            ("push by bare hop", &pushed, &hop),
+            ("push by bare hop and socket", &pushed, &hop_and_socket),
+            ("look-up by bare hop", &looked_up, &hop),
+        ] {
+            let ratios: Vec<_> = ours.iter().zip(floor).map(|(ours, floor)| ours / floor).collect();
+            line(&of, &format!("{what} ratio by rounds, {name}"), &spread(&ratios, 2));
+        }
     }
     Ok(())
 }

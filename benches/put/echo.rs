@@ -1,0 +1,56 @@
+//! What the kernel takes to carry the requests and answers, without anyone who reads or keeps them.
+
+use std::error::Error;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpListener;
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::clients::Clients;
+use crate::{Arguments, Spent};
+
+/// As the API answers, without the date.
+const ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\ndate: Wed, 25 Nov 2026 17:00:00 GMT\r\n\r\n";
+
+/// Whatever a client sends is answered at once.
+pub(crate) fn echo(arguments: &Arguments) -> Result<Spent, Box<dyn Error>> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let clients = arguments.clients;
+    let server = std::thread::spawn(move || -> std::io::Result<()> {
+        let mut poll = Poll::new()?;
+        let mut streams = Vec::new();
+        for client in 0..clients {
+            let (stream, _) = listener.accept()?;
+            stream.set_nodelay(true)?;
+            stream.set_nonblocking(true)?;
+            let mut stream = TcpStream::from_std(stream);
+            poll.registry()
+                .register(&mut stream, Token(client), Interest::READABLE)?;
+            streams.push(stream);
+        }
+        let mut events = Events::with_capacity(clients);
+        let mut buffer = [0; 1024];
+        let mut open = clients;
+        while open > 0 {
+            poll.poll(&mut events, None)?;
+            for event in &events {
+                let stream = &mut streams[event.token().0];
+                match stream.read(&mut buffer) {
+                    Ok(0) => open -= 1,
+                    // One answer is in flight, so there is room.
+                    Ok(_) => stream.write_all(ANSWER)?,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    });
+    let mut clients = Clients::connect(address, arguments)?;
+    let spent = Spent::by(|| clients.run())?;
+    drop(clients);
+    server.join().map_err(|_| "the echo panicked")??;
+    Ok(spent)
+}
