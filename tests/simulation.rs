@@ -2,63 +2,54 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use entity_sync_simulation::{ClusterOp, ClusterWorld, run_cluster_seed, run_seed};
+use entity_sync_simulation::{ClusterWorld, PlainWorld, Simulation, World, run_seed};
+use fastrand::Rng;
 
-#[test]
-fn guarantees_hold_on_every_seed() {
+/// Runs seeds of one kind, for which the simulator has a flag.
+fn run_all<S: Simulation>(flag: &str, fixed: u64, more: u64) {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let random = clock.as_nanos() as u64;
     println!("random seeds from {random}");
-    for seed in (0..400).chain(random..random + 100) {
-        if let Err(failure) = run_seed(seed, 400, false) {
+    for seed in (0..fixed).chain(random..random + more) {
+        if let Err(failure) = run_seed::<S>(seed, 400, false) {
             panic!(
-                "seed {seed}: {}\nreplay: cargo run -p entity-sync-simulation -- --seed {seed}",
+                "seed {seed}: {}\nreplay: cargo run -p entity-sync-simulation -- {flag}--seed {seed}",
                 failure.what
             );
         }
     }
+}
+
+#[test]
+fn guarantees_hold_on_every_seed() {
+    run_all::<World>("", 400, 100);
 }
 
 #[test]
 fn guarantees_hold_in_a_cluster_on_every_seed() {
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let random = clock.as_nanos() as u64;
-    println!("random seeds from {random}");
-    for seed in (0..150).chain(random..random + 50) {
-        if let Err(failure) = run_cluster_seed(seed, 400, false) {
-            panic!(
-                "seed {seed}: {}\nreplay: cargo run -p entity-sync-simulation -- --cluster --seed {seed}",
-                failure.what
-            );
-        }
-    }
+    run_all::<ClusterWorld>("--cluster ", 150, 50);
 }
 
 #[test]
-fn a_seed_of_a_cluster_replays_exactly() {
-    let trace = |seed| {
-        let mut world = ClusterWorld::new(seed, true);
-        let mut rng = entity_sync_simulation::rng(seed);
-        for _ in 0..300 {
-            world.apply(ClusterOp::random(&mut rng)).unwrap();
-        }
-        world.settle().unwrap();
-        (world.trace(), world.traffic())
-    };
-    assert_eq!(trace(7), trace(7));
-    assert_ne!(trace(7), trace(8));
+fn guarantees_hold_on_a_plain_queue_on_every_seed() {
+    run_all::<PlainWorld>("--plain ", 150, 50);
+}
+
+/// What a seed does, step by step.
+fn trace_of<S: Simulation>(seed: u64) -> Vec<String> {
+    let mut rng = Rng::with_seed(seed);
+    let mut simulation = S::of_seed(seed, &mut rng, true);
+    for _ in 0..300 {
+        simulation.apply(S::random(&mut rng)).unwrap();
+    }
+    simulation.settle().unwrap();
+    simulation.trace()
 }
 
 #[test]
 fn a_seed_replays_exactly() {
-    let trace = |seed| {
-        let mut world = entity_sync_simulation::World::new(seed, 2, true);
-        let mut rng = entity_sync_simulation::rng(seed);
-        for _ in 0..500 {
-            world.apply(entity_sync_simulation::Op::random(&mut rng)).unwrap();
-        }
-        world.trace()
-    };
-    assert_eq!(trace(7), trace(7));
-    assert_ne!(trace(7), trace(8));
+    for trace in [trace_of::<World>, trace_of::<ClusterWorld>, trace_of::<PlainWorld>] {
+        assert_eq!(trace(7), trace(7));
+        assert_ne!(trace(7), trace(8));
+    }
 }

@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use entity_sync_simulation::{ClusterOp, run_cluster_ops};
+use entity_sync_simulation::{ClusterOp, ClusterWorld, run_ops};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -13,7 +13,7 @@ struct Plan {
 
 fuzz_target!(|plan: Plan| {
     let Plan { seed, ops } = plan;
-    if let Err(violation) = run_cluster_ops(seed, ops.into_iter().take(200)) {
+    if let Err(violation) = run_ops(&mut ClusterWorld::new(seed, false), ops.into_iter().take(200)) {
         panic!("{violation}");
     }
 });

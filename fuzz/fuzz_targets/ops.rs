@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use entity_sync_simulation::{Op, run_ops};
+use entity_sync_simulation::{Op, World, run_ops};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -14,7 +14,8 @@ struct Plan {
 
 fuzz_target!(|plan: Plan| {
     let Plan { seed, shards, ops } = plan;
-    if let Err(violation) = run_ops(seed, usize::from(shards % 4), ops.into_iter().take(500)) {
+    let mut world = World::new(seed, usize::from(shards % 4), false);
+    if let Err(violation) = run_ops(&mut world, ops.into_iter().take(500)) {
         panic!("{violation}");
     }
 });

@@ -2,13 +2,15 @@
 //! seed which fails fails again; the guarantees of the design (G1 to G4 and G6) and the tables' own invariants are
 //! asserted after every step; in a cluster, G5 whenever faults stop.
 //!
-//! The same [`Op`]s and [`ClusterOp`]s drive the fuzzer, which takes them from its bytes ([`run_ops`], [`run_cluster_ops`]).
+//! The same operations drive the fuzzer, which takes them from its bytes ([`run_ops`]).
 
 mod client;
 mod cluster;
 mod entities;
+mod flag;
 mod machine;
 mod op;
+mod plain;
 mod store;
 mod wire;
 mod world;
@@ -18,7 +20,43 @@ use fastrand::Rng;
 
 pub use cluster::{ClusterOp, ClusterWorld};
 pub use op::{Answer, Driver, Op, Target};
+pub use plain::{PlainOp, PlainWorld};
 pub use world::{Stats, World};
+
+/// Something that a seed's operations can be applied to.
+pub trait Simulation: Sized {
+    /// One thing that happens.
+    type Op;
+
+    /// What the seed says, before anything has happened.
+    fn of_seed(seed: u64, rng: &mut Rng, traced: bool) -> Self;
+
+    /// Draws an operation.
+    fn random(rng: &mut Rng) -> Self::Op;
+
+    /// Does one thing and asserts what must be so at every moment.
+    ///
+    /// # Errors
+    /// What was violated.
+    fn apply(&mut self, op: Self::Op) -> Result<(), String>;
+
+    /// Lets all faults stop, and asserts that everyone gets their last states.
+    ///
+    /// # Errors
+    /// What was violated.
+    fn settle(&mut self) -> Result<(), String>;
+
+    /// What happened so far.
+    fn stats(&self) -> Stats;
+
+    /// What the clusters have counted so far.
+    fn counts(&self) -> ClusterCounts {
+        ClusterCounts::default()
+    }
+
+    /// What was done, if it was asked for.
+    fn trace(&self) -> Vec<String>;
+}
 
 /// A guarantee that did not hold.
 #[derive(Clone, Debug)]
@@ -35,77 +73,30 @@ pub struct Failure {
 ///
 /// # Errors
 /// What was violated. The same seed and steps always give the same.
-pub fn run_seed(seed: u64, steps: u32, traced: bool) -> Result<Stats, Box<Failure>> {
-    let mut rng = rng(seed);
-    // A core, one shard, two, or three.
-    let shards = rng.usize(..4);
-    let mut world = World::new(seed, shards, traced);
-    let mut run = || {
-        for _ in 0..steps {
-            world.apply(Op::random(&mut rng))?;
-        }
-        world.settle()
-    };
-    match run() {
-        Ok(()) => Ok(world.stats()),
-        Err(what) => Err(Box::new(Failure {
+pub fn run_seed<S: Simulation>(seed: u64, steps: u32, traced: bool) -> Result<(Stats, ClusterCounts), Box<Failure>> {
+    let mut rng = Rng::with_seed(seed);
+    let mut simulation = S::of_seed(seed, &mut rng, traced);
+    let result = run_ops(&mut simulation, (0..steps).map(|_| S::random(&mut rng)));
+    result.map_err(|what| {
+        Box::new(Failure {
             seed,
             what,
-            trace: world.trace(),
-        })),
-    }
+            trace: simulation.trace(),
+        })
+    })
 }
 
-/// As [`run_seed`], with a cluster of nodes.
-///
-/// # Errors
-/// What was violated. The same seed and steps always give the same.
-pub fn run_cluster_seed(seed: u64, steps: u32, traced: bool) -> Result<(Stats, ClusterCounts), Box<Failure>> {
-    let mut rng = rng(seed);
-    let mut world = ClusterWorld::new(seed, traced);
-    let mut run = || {
-        for _ in 0..steps {
-            world.apply(ClusterOp::random(&mut rng))?;
-        }
-        world.settle()
-    };
-    match run() {
-        Ok(()) => Ok(world.stats()),
-        Err(what) => Err(Box::new(Failure {
-            seed,
-            what,
-            trace: world.trace(),
-        })),
-    }
-}
-
-/// The source of a seed's operations.
-pub fn rng(seed: u64) -> Rng {
-    Rng::with_seed(seed)
-}
-
-/// Runs given operations: what a fuzzer does.
+/// Runs given operations, such as a fuzzer's, and lets it settle.
 ///
 /// # Errors
 /// What was violated.
-pub fn run_ops(seed: u64, shards: usize, ops: impl IntoIterator<Item = Op>) -> Result<Stats, String> {
-    let mut world = World::new(seed, shards, false);
+pub fn run_ops<S: Simulation>(
+    simulation: &mut S,
+    ops: impl IntoIterator<Item = S::Op>,
+) -> Result<(Stats, ClusterCounts), String> {
     for op in ops {
-        world.apply(op)?;
+        simulation.apply(op)?;
     }
-    world.settle()?;
-    Ok(world.stats())
-}
-
-/// As [`run_ops`], with a cluster of nodes.
-///
-/// # Errors
-/// What was violated.
-pub fn run_cluster_ops(seed: u64, ops: impl IntoIterator<Item = ClusterOp>) -> Result<(Stats, ClusterCounts), String> {
-    let mut world = ClusterWorld::new(seed, false);
-    for op in ops {
-        world.apply(op)?;
-    }
-    world.settle()?;
-    Ok(world.stats())
+    simulation.settle()?;
+    Ok((simulation.stats(), simulation.counts()))
 }

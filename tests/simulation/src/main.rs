@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use entity_sync_core::cluster::ClusterCounts;
-use entity_sync_simulation::{Failure, Stats, run_cluster_seed, run_seed};
+use entity_sync_simulation::{ClusterWorld, Failure, PlainWorld, Stats, World, run_seed};
 
 /// Runs entity-sync-core against simulated clients, drivers and store.
 #[derive(Parser)]
@@ -26,6 +26,9 @@ struct Args {
     /// Run a cluster of nodes, instead of one.
     #[arg(long)]
     cluster: bool,
+    /// Run nodes on a queue without numbers, instead of one.
+    #[arg(long, conflicts_with = "cluster")]
+    plain: bool,
     /// Operations for each seed.
     #[arg(long, default_value_t = 400)]
     steps: u32,
@@ -67,7 +70,7 @@ fn main() -> ExitCode {
                 println!("seed {seed}: {}", failure.what);
                 println!(
                     "replay: cargo run --release -p entity-sync-simulation -- {}--steps {} --seed {seed}",
-                    if args.cluster { "--cluster " } else { "" },
+                    args.kind(),
                     args.steps
                 );
                 println!("found after {run} clean seeds");
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
         }
     }
     println!("{run} seeds, no violation, {:?}", sum.0);
-    if args.cluster {
+    if args.cluster || args.plain {
         println!("{:?}", sum.1);
     }
     ExitCode::SUCCESS
@@ -84,9 +87,19 @@ fn main() -> ExitCode {
 
 impl Args {
     fn run(&self, seed: u64, traced: bool) -> Result<(Stats, ClusterCounts), Box<Failure>> {
-        match self.cluster {
-            true => run_cluster_seed(seed, self.steps, traced),
-            false => run_seed(seed, self.steps, traced).map(|stats| (stats, ClusterCounts::default())),
+        match (self.cluster, self.plain) {
+            (true, _) => run_seed::<ClusterWorld>(seed, self.steps, traced),
+            (_, true) => run_seed::<PlainWorld>(seed, self.steps, traced),
+            _ => run_seed::<World>(seed, self.steps, traced),
+        }
+    }
+
+    /// The flag that says what is run.
+    fn kind(&self) -> &'static str {
+        match (self.cluster, self.plain) {
+            (true, _) => "--cluster ",
+            (_, true) => "--plain ",
+            _ => "",
         }
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use entity_sync_core::{ClientId, Config, ConnId, Output, Seed, Sent, Timestamp};
 use fastrand::Rng;
 
+use crate::Simulation;
 use crate::client::Client;
 use crate::entities::{KEYS, entities};
 use crate::machine::Machine;
@@ -115,71 +116,19 @@ pub struct Stats {
     pub fallen_behind: u64,
 }
 
-impl World {
-    /// A machine of one `Core` for 0 shards, else of that many shards of one node. `seed` is for what ops leave open.
-    pub fn new(seed: u64, shards: usize, traced: bool) -> Self {
-        let mut config = Config::new(Seed(seed, !seed));
-        config.max_outbox_bytes = MAX_OUTBOX_BYTES;
-        config.max_subscriptions = 5;
-        config.broadcast_budget = 1 + (seed % 3) as usize;
-        config.max_connections = MAX_CONNECTIONS;
-        config.entities = entities(seed);
-        let passed = Arc::<Mutex<Vec<Passed>>>::default();
-        let of_handler = passed.clone();
-        config.on_message = Some(Arc::new(move |it| {
-            let said = (it.id(), it.secret().to_owned(), it.payload().as_bytes().to_vec());
-            of_handler.lock().unwrap_or_else(PoisonError::into_inner).push(said);
-        }));
-        Self {
-            machine: Machine::new(config.clone(), shards),
-            config,
-            clients: Vec::new(),
-            store: Store::default(),
-            rng: Rng::with_seed(seed),
-            now: Timestamp::START,
-            tick: 0,
-            causes: BTreeMap::new(),
-            targeted: 0,
-            running: BTreeMap::new(),
-            passed,
-            fallen_behind: 0,
-            is_settling: false,
-            failure: None,
-            trace: traced.then(Trace::default),
-            stats: Stats::default(),
-            from_elsewhere: 0,
-            has_ticks: true,
-            is_clustered: false,
-        }
+impl Simulation for World {
+    type Op = Op;
+
+    fn of_seed(seed: u64, rng: &mut Rng, traced: bool) -> Self {
+        // A core, one shard, two, or three.
+        Self::new(seed, rng.usize(..4), traced)
     }
 
-    /// What was done, if it was asked for.
-    pub fn trace(&self) -> Vec<String> {
-        self.trace.as_ref().map(Trace::lines).unwrap_or_default()
+    fn random(rng: &mut Rng) -> Op {
+        Op::random(rng)
     }
 
-    /// What happened so far.
-    pub fn stats(&self) -> Stats {
-        let counters = self.machine.counters();
-        Stats {
-            reads: self.machine.reads(),
-            deliveries: counters.deliveries,
-            conflated: counters.conflated,
-            dirty_marks: counters.dirty_marks,
-            queued_reads: self.machine.node().counters().queued_reads.get(),
-            silent_unchanged: self.machine.node().counters().silent_unchanged.get(),
-            sent_messages: counters.sent_messages,
-            passed_messages: counters.passed_messages,
-            fallen_behind: counters.fallen_behind,
-            ..self.stats
-        }
-    }
-
-    /// Does one thing and asserts G2, G3, G4, G6 and the tables' own invariants.
-    ///
-    /// # Errors
-    /// What was violated.
-    pub fn apply(&mut self, op: Op) -> Result<(), String> {
+    fn apply(&mut self, op: Op) -> Result<(), String> {
         self.stats.steps += 1;
         self.note(|tick| format!("{tick}: {op:?}"));
         match op {
@@ -227,11 +176,7 @@ impl World {
         self.check()
     }
 
-    /// Lets all faults stop, waits until nothing happens any more, and asserts G1.
-    ///
-    /// # Errors
-    /// What was violated.
-    pub fn settle(&mut self) -> Result<(), String> {
+    fn settle(&mut self) -> Result<(), String> {
         self.note(|tick| format!("{tick}: settle"));
         self.begin_settling();
         // The longest backoff is 30 s, and each round that finds nothing to do is worth 5.
@@ -253,6 +198,65 @@ impl World {
             }
         }
         Err("G1: it never comes to rest".to_owned())
+    }
+
+    fn stats(&self) -> Stats {
+        let counters = self.machine.counters();
+        Stats {
+            reads: self.machine.reads(),
+            deliveries: counters.deliveries,
+            conflated: counters.conflated,
+            dirty_marks: counters.dirty_marks,
+            queued_reads: self.machine.node().counters().queued_reads.get(),
+            silent_unchanged: self.machine.node().counters().silent_unchanged.get(),
+            sent_messages: counters.sent_messages,
+            passed_messages: counters.passed_messages,
+            fallen_behind: counters.fallen_behind,
+            ..self.stats
+        }
+    }
+
+    fn trace(&self) -> Vec<String> {
+        self.trace.as_ref().map(Trace::lines).unwrap_or_default()
+    }
+}
+
+impl World {
+    /// A machine of one `Core` for 0 shards, else of that many shards of one node. `seed` is for what ops leave open.
+    pub fn new(seed: u64, shards: usize, traced: bool) -> Self {
+        let mut config = Config::new(Seed(seed, !seed));
+        config.max_outbox_bytes = MAX_OUTBOX_BYTES;
+        config.max_subscriptions = 5;
+        config.broadcast_budget = 1 + (seed % 3) as usize;
+        config.max_connections = MAX_CONNECTIONS;
+        config.entities = entities(seed);
+        let passed = Arc::<Mutex<Vec<Passed>>>::default();
+        let of_handler = passed.clone();
+        config.on_message = Some(Arc::new(move |it| {
+            let said = (it.id(), it.secret().to_owned(), it.payload().as_bytes().to_vec());
+            of_handler.lock().unwrap_or_else(PoisonError::into_inner).push(said);
+        }));
+        Self {
+            machine: Machine::new(config.clone(), shards),
+            config,
+            clients: Vec::new(),
+            store: Store::default(),
+            rng: Rng::with_seed(seed),
+            now: Timestamp::START,
+            tick: 0,
+            causes: BTreeMap::new(),
+            targeted: 0,
+            running: BTreeMap::new(),
+            passed,
+            fallen_behind: 0,
+            is_settling: false,
+            failure: None,
+            trace: traced.then(Trace::default),
+            stats: Stats::default(),
+            from_elsewhere: 0,
+            has_ticks: true,
+            is_clustered: false,
+        }
     }
 
     pub(crate) fn begin_settling(&mut self) {

@@ -5,8 +5,7 @@ mod op;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Wake, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use entity_sync_core::Timestamp;
@@ -15,19 +14,21 @@ use entity_sync_core::cluster::{
 };
 use fastrand::Rng;
 
+use crate::Simulation;
 use crate::entities::{KEYS, Kind, kind_of};
+use crate::flag::Flag;
 use crate::op::{Answer, Driver, Op};
 use crate::world::{Stats, Trace, World};
 use bus::{Bus, Faults, Flying, Origin};
 pub use op::ClusterOp;
 
-const MAX_SITES: usize = 4;
+pub(crate) const MAX_SITES: usize = 4;
 
 /// Audiences that a key can have: three secrets, and none.
-const MAX_AUDIENCES: u64 = 4;
+pub(crate) const MAX_AUDIENCES: u64 = 4;
 
 /// How finely time passes.
-const STEP: Duration = Duration::from_millis(20);
+pub(crate) const STEP: Duration = Duration::from_millis(20);
 
 /// Several nodes with their clients, one store, and a bus.
 pub struct ClusterWorld {
@@ -74,136 +75,18 @@ struct Site {
     started_ms: u64,
 }
 
-struct Flag(AtomicBool);
+impl Simulation for ClusterWorld {
+    type Op = ClusterOp;
 
-impl Wake for Flag {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-impl ClusterWorld {
-    /// As many nodes, and as bad a bus, as the seed says.
-    pub fn new(seed: u64, traced: bool) -> Self {
-        let mut rng = Rng::with_seed(!seed);
-        let mut world = Self {
-            sites: Vec::new(),
-            bus: Bus::default(),
-            now: Timestamp::START + Duration::from_secs(1),
-            seed,
-            heartbeat: Duration::from_millis(500),
-            last_death: Timestamp::START,
-            went_back: false,
-            is_populated: false,
-            has_skewed_clocks: false,
-            has_failing_reads: rng.bool(),
-            by_interest: rng.u8(..3) == 0,
-            is_signed: rng.bool(),
-            buckets: [1, 4][rng.usize(..2)],
-            repair_rate: [100, 10_000][rng.usize(..2)],
-            restarts: 0,
-            failures_before: 0,
-            strict_settles: 0,
-            ended: Default::default(),
-            trace: traced.then(Trace::default),
-            rng,
-        };
-        if world.by_interest {
-            // So many that some are of no interest to some.
-            world.buckets *= 4;
-        }
-        for site in 0..world.rng.usize(2..=MAX_SITES) {
-            let shards = world.rng.usize(1..=2);
-            let site = world.start(site, shards, 0, Default::default());
-            world.sites.push(site);
-        }
-        world
+    fn of_seed(seed: u64, _: &mut Rng, traced: bool) -> Self {
+        Self::new(seed, traced)
     }
 
-    /// Some clients, so that there is somebody to be wronged.
-    fn populate(&mut self, number: usize) -> Result<(), String> {
-        for client in 0..4 {
-            let (shard, driver) = (self.rng.u8(..), Driver::Direct);
-            let world = &mut self.sites[number].world;
-            world.apply(Op::Connect { shard, driver })?;
-            for _ in 0..2 {
-                let key = self.rng.u8(..);
-                self.sites[number].world.apply(Op::Subscribe { client, key })?;
-            }
-        }
-        Ok(())
+    fn random(rng: &mut Rng) -> ClusterOp {
+        ClusterOp::random(rng)
     }
 
-    fn start(&mut self, number: usize, shards: usize, clock_s: i8, versions: BTreeMap<u8, Vec<Timestamp>>) -> Site {
-        self.restarts += 1;
-        self.has_skewed_clocks |= clock_s != 0;
-        let trace = self.trace.as_ref().map(|it| it.of(&format!("node {number}: ")));
-        let seed = self.seed ^ (self.restarts << 32);
-        let world = World::in_cluster(seed, shards, trace, versions, self.now);
-        let wall_s = 1_000_000i64 + self.now.since(Timestamp::START).as_secs() as i64 + i64::from(clock_s);
-        let epoch = Epoch {
-            started_ms: wall_s as u64 * 1000,
-            nonce: self.restarts,
-        };
-        let mut config = ClusterConfig::new(NodeId(number as u64 + 1), epoch);
-        config.buckets = self.buckets;
-        config.heartbeat = self.heartbeat;
-        config.by_interest = self.by_interest;
-        config.repair_rate = self.repair_rate;
-        config.name = format!("node-{number}");
-        if self.is_signed {
-            config.secret = ClusterSecret::new(b"a secret of sufficient length", "es").ok();
-        }
-        let flag = Arc::new(Flag(AtomicBool::new(true)));
-        let cluster = Cluster::new(world.node().clone(), config, self.now, Waker::from(flag.clone()));
-        let Ok(mut cluster) = cluster else {
-            unreachable!("the rules can be followed, and the node is new");
-        };
-        if self.bus.is_connected(number) {
-            cluster.handle(self.now, ClusterInput::Connected);
-        }
-        Site {
-            world,
-            cluster,
-            flag,
-            is_stopped: false,
-            is_dead: false,
-            news: BTreeSet::new(),
-            shards,
-            started_ms: epoch.started_ms,
-        }
-    }
-
-    /// What was done, if it was asked for.
-    pub fn trace(&self) -> Vec<String> {
-        self.trace.as_ref().map(Trace::lines).unwrap_or_default()
-    }
-
-    /// What happened so far, on all nodes.
-    pub fn stats(&self) -> (Stats, ClusterCounts) {
-        let (mut stats, mut counts) = self.ended;
-        for site in &self.sites {
-            stats += site.world.stats();
-            counts += site.cluster.view().counters().snapshot();
-        }
-        (stats, counts)
-    }
-
-    /// How often everyone had to have the newest state within the time that is promised, without reads that fail.
-    pub fn strict_settles(&self) -> u64 {
-        self.strict_settles
-    }
-
-    /// Messages and bytes that were given to the bus.
-    pub fn traffic(&self) -> (u64, u64) {
-        (self.bus.messages, self.bus.bytes)
-    }
-
-    /// Does one thing and asserts what must be so at every moment, on each node.
-    ///
-    /// # Errors
-    /// What was violated.
-    pub fn apply(&mut self, op: ClusterOp) -> Result<(), String> {
+    fn apply(&mut self, op: ClusterOp) -> Result<(), String> {
         if self.restarts == self.sites.len() as u64 && !std::mem::replace(&mut self.is_populated, true) {
             for number in 0..self.sites.len() {
                 self.populate(number)?;
@@ -303,6 +186,170 @@ impl ClusterWorld {
         self.pump()
     }
 
+    fn settle(&mut self) -> Result<(), String> {
+        self.note(|| "settle".to_owned());
+        self.bus.heal();
+        self.bus.set_faults(Faults::default());
+        for number in 0..self.sites.len() {
+            self.wake_up(number)?;
+            self.set_connected(number, true);
+            self.sites[number].world.begin_settling();
+        }
+        let lost_after = 6 * self.heartbeat;
+        let mut bound = 2 * self.heartbeat + Duration::from_millis(600);
+        let went_back = std::mem::take(&mut self.went_back);
+        // Who could not hear for a while grants everyone time anew, the dead too.
+        let has_dead = self.sites.iter().any(|it| it.is_dead);
+        if went_back || has_dead || self.now.since(self.last_death) < lost_after + self.heartbeat {
+            bound += lost_after + self.heartbeat;
+        }
+        let failures = self.failures();
+        if std::mem::replace(&mut self.failures_before, failures) != failures {
+            // Some may be in the longest backoff, and what they lead to too.
+            bound += Duration::from_secs(65);
+        } else {
+            self.strict_settles += 1;
+        }
+        // What was on its way may take so long.
+        bound += Duration::from_millis(700);
+        let until = self.now + bound;
+        while self.now < until {
+            self.settle_round()?;
+            self.advance(STEP)?;
+        }
+        self.settle_round()?;
+        self.note_peers();
+        for (number, site) in self.sites.iter_mut().enumerate().filter(|(_, it)| !it.is_dead) {
+            site.world.end_settling();
+            let result = site.world.check_convergence();
+            result.map_err(|what| format!("G5: node {number}, {bound:?} after all faults: {what}"))?;
+        }
+        self.check_peers()
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = self.ended.0;
+        for site in &self.sites {
+            stats += site.world.stats();
+        }
+        stats
+    }
+
+    fn counts(&self) -> ClusterCounts {
+        let mut counts = self.ended.1;
+        for site in &self.sites {
+            counts += site.cluster.view().counters().snapshot();
+        }
+        counts
+    }
+
+    fn trace(&self) -> Vec<String> {
+        self.trace.as_ref().map(Trace::lines).unwrap_or_default()
+    }
+}
+
+impl ClusterWorld {
+    /// As many nodes, and as bad a bus, as the seed says.
+    pub fn new(seed: u64, traced: bool) -> Self {
+        let mut rng = Rng::with_seed(!seed);
+        let mut world = Self {
+            sites: Vec::new(),
+            bus: Bus::default(),
+            now: Timestamp::START + Duration::from_secs(1),
+            seed,
+            heartbeat: Duration::from_millis(500),
+            last_death: Timestamp::START,
+            went_back: false,
+            is_populated: false,
+            has_skewed_clocks: false,
+            has_failing_reads: rng.bool(),
+            by_interest: rng.u8(..3) == 0,
+            is_signed: rng.bool(),
+            buckets: [1, 4][rng.usize(..2)],
+            repair_rate: [100, 10_000][rng.usize(..2)],
+            restarts: 0,
+            failures_before: 0,
+            strict_settles: 0,
+            ended: Default::default(),
+            trace: traced.then(Trace::default),
+            rng,
+        };
+        if world.by_interest {
+            // So many that some are of no interest to some.
+            world.buckets *= 4;
+        }
+        for site in 0..world.rng.usize(2..=MAX_SITES) {
+            let shards = world.rng.usize(1..=2);
+            let site = world.start(site, shards, 0, Default::default());
+            world.sites.push(site);
+        }
+        world
+    }
+
+    /// Some clients, so that there is somebody to be wronged.
+    fn populate(&mut self, number: usize) -> Result<(), String> {
+        for client in 0..4 {
+            let (shard, driver) = (self.rng.u8(..), Driver::Direct);
+            let world = &mut self.sites[number].world;
+            world.apply(Op::Connect { shard, driver })?;
+            for _ in 0..2 {
+                let key = self.rng.u8(..);
+                self.sites[number].world.apply(Op::Subscribe { client, key })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, number: usize, shards: usize, clock_s: i8, versions: BTreeMap<u8, Vec<Timestamp>>) -> Site {
+        self.restarts += 1;
+        self.has_skewed_clocks |= clock_s != 0;
+        let trace = self.trace.as_ref().map(|it| it.of(&format!("node {number}: ")));
+        let seed = self.seed ^ (self.restarts << 32);
+        let world = World::in_cluster(seed, shards, trace, versions, self.now);
+        let wall_s = 1_000_000i64 + self.now.since(Timestamp::START).as_secs() as i64 + i64::from(clock_s);
+        let epoch = Epoch {
+            started_ms: wall_s as u64 * 1000,
+            nonce: self.restarts,
+        };
+        let mut config = ClusterConfig::new(NodeId(number as u64 + 1), epoch);
+        config.buckets = self.buckets;
+        config.heartbeat = self.heartbeat;
+        config.by_interest = self.by_interest;
+        config.repair_rate = self.repair_rate;
+        config.name = format!("node-{number}");
+        if self.is_signed {
+            config.secret = ClusterSecret::new(b"a secret of sufficient length", "es").ok();
+        }
+        let flag = Arc::new(Flag::raised());
+        let cluster = Cluster::new(world.node().clone(), config, self.now, Waker::from(flag.clone()));
+        let Ok(mut cluster) = cluster else {
+            unreachable!("the rules can be followed, and the node is new");
+        };
+        if self.bus.is_connected(number) {
+            cluster.handle(self.now, ClusterInput::Connected);
+        }
+        Site {
+            world,
+            cluster,
+            flag,
+            is_stopped: false,
+            is_dead: false,
+            news: BTreeSet::new(),
+            shards,
+            started_ms: epoch.started_ms,
+        }
+    }
+
+    /// How often everyone had to have the newest state within the time that is promised, without reads that fail.
+    pub fn strict_settles(&self) -> u64 {
+        self.strict_settles
+    }
+
+    /// Messages and bytes that were given to the bus.
+    pub fn traffic(&self) -> (u64, u64) {
+        (self.bus.messages, self.bus.bytes)
+    }
+
     fn apply_to(&mut self, number: usize, op: Op) -> Result<(), String> {
         if self.sites[number].is_stopped {
             return Ok(());
@@ -342,7 +389,7 @@ impl ClusterWorld {
             ClusterInput::Disconnected
         };
         site.cluster.handle(self.now, input);
-        site.flag.0.store(true, Ordering::SeqCst);
+        site.flag.raise();
     }
 
     fn wake_up(&mut self, number: usize) -> Result<(), String> {
@@ -467,13 +514,13 @@ impl ClusterWorld {
                     let begun = site.cluster.view().counters().repairs.get() - before;
                     // With each, perhaps, a look whether the store has settled.
                     site.world.allow_reads(2 * begun);
-                    site.flag.0.store(true, Ordering::SeqCst);
+                    site.flag.raise();
                     site.world.look()?;
                     if site.cluster.poll_timeout() <= self.now {
                         return Err(format!("node {number} asks for a time-out that has been handled"));
                     }
                 }
-                if site.flag.0.load(Ordering::SeqCst) {
+                if site.flag.is_raised() {
                     did = true;
                     self.put_out(number)?;
                 }
@@ -491,7 +538,7 @@ impl ClusterWorld {
         let before = site.cluster.view().counters().snapshot();
         site.cluster.handle(self.now, ClusterInput::Message(&flying.message));
         let after = site.cluster.view().counters().snapshot();
-        site.flag.0.store(true, Ordering::SeqCst);
+        site.flag.raise();
         let keys = after.keys - before.keys;
         if keys > 0 && flying.from == number {
             return Err(format!("node {number} takes its own messages for news"));
@@ -533,7 +580,7 @@ impl ClusterWorld {
 
     fn put_out(&mut self, number: usize) -> Result<(), String> {
         let site = &mut self.sites[number];
-        site.flag.0.store(false, Ordering::SeqCst);
+        site.flag.lower();
         while let Some(output) = site.cluster.poll_output() {
             match output {
                 ClusterOutput::Publish { topic, message } => {
@@ -544,51 +591,6 @@ impl ClusterWorld {
             }
         }
         Ok(())
-    }
-
-    /// Lets all faults stop, and asserts that everyone has the newest state of everything within the time that is promised.
-    ///
-    /// # Errors
-    /// What was violated.
-    pub fn settle(&mut self) -> Result<(), String> {
-        self.note(|| "settle".to_owned());
-        self.bus.heal();
-        self.bus.set_faults(Faults::default());
-        for number in 0..self.sites.len() {
-            self.wake_up(number)?;
-            self.set_connected(number, true);
-            self.sites[number].world.begin_settling();
-        }
-        let lost_after = 6 * self.heartbeat;
-        let mut bound = 2 * self.heartbeat + Duration::from_millis(600);
-        let went_back = std::mem::take(&mut self.went_back);
-        // Who could not hear for a while grants everyone time anew, the dead too.
-        let has_dead = self.sites.iter().any(|it| it.is_dead);
-        if went_back || has_dead || self.now.since(self.last_death) < lost_after + self.heartbeat {
-            bound += lost_after + self.heartbeat;
-        }
-        let failures = self.failures();
-        if std::mem::replace(&mut self.failures_before, failures) != failures {
-            // Some may be in the longest backoff, and what they lead to too.
-            bound += Duration::from_secs(65);
-        } else {
-            self.strict_settles += 1;
-        }
-        // What was on its way may take so long.
-        bound += Duration::from_millis(700);
-        let until = self.now + bound;
-        while self.now < until {
-            self.settle_round()?;
-            self.advance(STEP)?;
-        }
-        self.settle_round()?;
-        self.note_peers();
-        for (number, site) in self.sites.iter_mut().enumerate().filter(|(_, it)| !it.is_dead) {
-            site.world.end_settling();
-            let result = site.world.check_convergence();
-            result.map_err(|what| format!("G5: node {number}, {bound:?} after all faults: {what}"))?;
-        }
-        self.check_peers()
     }
 
     /// Reads that have failed or taken too long.

@@ -1,0 +1,436 @@
+//! [`PlainWorld`]: several worlds, each with a node, and a plain queue between them.
+
+mod op;
+mod queue;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use entity_sync_core::Timestamp;
+use entity_sync_core::cluster::{ClusterCounts, PlainCluster, PlainConfig, PlainInput, PlainOutput};
+use fastrand::Rng;
+
+use crate::Simulation;
+use crate::cluster::{MAX_AUDIENCES, MAX_SITES, STEP};
+use crate::entities::{KEYS, Kind, kind_of};
+use crate::flag::Flag;
+use crate::op::{Driver, Op};
+use crate::world::{Stats, Trace, World};
+pub use op::PlainOp;
+use queue::{Faults, Parcel, Queue};
+
+/// Several nodes with their clients, one store, and a queue.
+pub struct PlainWorld {
+    sites: Vec<Site>,
+    queue: Queue,
+    rng: Rng,
+    now: Timestamp,
+    seed: u64,
+    restarts: u64,
+    is_populated: bool,
+    repair_rate: u32,
+    ended: (Stats, ClusterCounts),
+    trace: Option<Trace>,
+}
+
+/// A node, and what is around it.
+struct Site {
+    world: World,
+    cluster: PlainCluster,
+    flag: Arc<Flag>,
+    is_stopped: bool,
+    shards: usize,
+}
+
+impl Simulation for PlainWorld {
+    type Op = PlainOp;
+
+    fn of_seed(seed: u64, _: &mut Rng, traced: bool) -> Self {
+        Self::new(seed, traced)
+    }
+
+    fn random(rng: &mut Rng) -> PlainOp {
+        PlainOp::random(rng)
+    }
+
+    fn apply(&mut self, op: PlainOp) -> Result<(), String> {
+        if !std::mem::replace(&mut self.is_populated, true) {
+            for number in 0..self.sites.len() {
+                self.populate(number)?;
+            }
+        }
+        self.note(|| format!("{op:?}"));
+        let site = |number: u8| usize::from(number) % self.sites.len();
+        match op {
+            PlainOp::Site { site: number, op } => {
+                let number = site(number);
+                self.apply_to(number, op)?;
+            }
+            PlainOp::Faults {
+                lost,
+                unanswered,
+                repeated,
+                delay_ms,
+            } => self.queue.set_faults(Faults {
+                lost,
+                unanswered,
+                repeated,
+                delay: Duration::from_millis(delay_ms.into()),
+            }),
+            PlainOp::Disconnect { site: number } => {
+                let number = site(number);
+                self.queue.disconnect(self.now, number, &mut self.rng);
+                // What the queue had for it is made good for, but not how often.
+                self.sites[number].world.lose_count();
+            }
+            PlainOp::Connect { site: number } => {
+                let number = site(number);
+                self.connect(number)?;
+            }
+            PlainOp::Stop { site: number } => {
+                let number = site(number);
+                self.sites[number].is_stopped = true;
+            }
+            PlainOp::Continue { site: number } => {
+                let number = site(number);
+                self.wake_up(number)?;
+            }
+            PlainOp::Restart { site: number } => {
+                let number = site(number);
+                self.restart(number)?;
+            }
+            PlainOp::Overflow { site: number } => {
+                let number = site(number);
+                if !self.sites[number].is_stopped && self.queue.overflow(number) {
+                    self.sites[number].world.lose_count();
+                    self.handle(number, PlainInput::Overflowed)?;
+                }
+            }
+            PlainOp::Garbage { site: number, bytes } => {
+                let number = site(number);
+                if !self.sites[number].is_stopped {
+                    let before = self.sites[number].cluster.view().counters().malformed.get();
+                    // No JSON begins with these.
+                    let garbage: Vec<u8> = (0..bytes).map(|_| self.rng.u8(b'}'..)).collect();
+                    self.handle(number, PlainInput::Message(&garbage))?;
+                    if self.sites[number].cluster.view().counters().malformed.get() == before {
+                        return Err(format!("node {number} takes garbage for a message"));
+                    }
+                }
+            }
+        }
+        self.pump()
+    }
+
+    fn settle(&mut self) -> Result<(), String> {
+        self.note(|| "settle".to_owned());
+        self.queue.set_faults(Faults::default());
+        for number in 0..self.sites.len() {
+            self.wake_up(number)?;
+            self.connect(number)?;
+            self.sites[number].world.begin_settling();
+        }
+        // What is on its way, the longest pause of the queue, the time to confirm, and repairs; and the longest backoff of
+        // reads that have failed.
+        let mut bound = Duration::from_millis(3_000 + 2_000 + 2_000 + 600 + 700);
+        let has_failed = |site: &Site| {
+            let counters = site.world.node().counters();
+            counters.failed_reads.get() + counters.timed_out_reads.get() > 0
+        };
+        if self.sites.iter().any(has_failed) {
+            bound += Duration::from_secs(65);
+        }
+        let until = self.now + bound;
+        while self.now < until {
+            self.settle_round()?;
+            self.advance(STEP)?;
+        }
+        self.settle_round()?;
+        for (number, site) in self.sites.iter_mut().enumerate() {
+            site.world.end_settling();
+            let result = site.world.check_convergence();
+            result.map_err(|what| format!("node {number}, {bound:?} after all faults: {what}"))?;
+            if site.cluster.has_unsent() {
+                return Err(format!("node {number} still has something to tell"));
+            }
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = self.ended.0;
+        for site in &self.sites {
+            stats += site.world.stats();
+        }
+        stats
+    }
+
+    fn counts(&self) -> ClusterCounts {
+        let mut counts = self.ended.1;
+        for site in &self.sites {
+            counts += site.cluster.view().counters().snapshot();
+        }
+        counts
+    }
+
+    fn trace(&self) -> Vec<String> {
+        self.trace.as_ref().map(Trace::lines).unwrap_or_default()
+    }
+}
+
+impl PlainWorld {
+    /// As many nodes, and as bad a queue, as the seed says.
+    pub fn new(seed: u64, traced: bool) -> Self {
+        let mut rng = Rng::with_seed(!seed);
+        let mut world = Self {
+            sites: Vec::new(),
+            queue: Queue::default(),
+            now: Timestamp::START + Duration::from_secs(1),
+            seed,
+            restarts: 0,
+            is_populated: false,
+            repair_rate: [100, 10_000][rng.usize(..2)],
+            ended: Default::default(),
+            trace: traced.then(Trace::default),
+            rng,
+        };
+        for number in 0..world.rng.usize(1..=MAX_SITES) {
+            let shards = world.rng.usize(1..=2);
+            let site = world.start(number, shards, Default::default());
+            world.sites.push(site);
+        }
+        world
+    }
+
+    fn start(&mut self, number: usize, shards: usize, versions: BTreeMap<u8, Vec<Timestamp>>) -> Site {
+        self.restarts += 1;
+        let trace = self.trace.as_ref().map(|it| it.of(&format!("node {number}: ")));
+        let seed = self.seed ^ (self.restarts << 32);
+        let world = World::in_cluster(seed, shards, trace, versions, self.now);
+        let mut config = PlainConfig::default();
+        config.repair_rate = self.repair_rate;
+        let flag = Arc::new(Flag::raised());
+        let cluster = PlainCluster::new(world.node().clone(), config, self.now, Waker::from(flag.clone()));
+        let Ok(mut cluster) = cluster else {
+            unreachable!("the rules can be followed, and the node is new");
+        };
+        if self.queue.is_connected(number) {
+            cluster.handle(self.now, PlainInput::Connected);
+        }
+        Site {
+            world,
+            cluster,
+            flag,
+            is_stopped: false,
+            shards,
+        }
+    }
+
+    /// Some clients, so that there is somebody to be wronged.
+    fn populate(&mut self, number: usize) -> Result<(), String> {
+        for client in 0..4 {
+            let (shard, driver) = (self.rng.u8(..), Driver::Direct);
+            let world = &mut self.sites[number].world;
+            world.apply(Op::Connect { shard, driver })?;
+            for _ in 0..2 {
+                let key = self.rng.u8(..);
+                self.sites[number].world.apply(Op::Subscribe { client, key })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_to(&mut self, number: usize, op: Op) -> Result<(), String> {
+        if self.sites[number].is_stopped {
+            return Ok(());
+        }
+        match op {
+            Op::Advance { ms } => self.advance(Duration::from_millis(ms.into())),
+            Op::Settle => self.settle(),
+            Op::Notify { key } => {
+                let key = key % KEYS;
+                if kind_of(key) != Kind::Unknown {
+                    for (other, site) in self.sites.iter_mut().enumerate() {
+                        if other != number {
+                            site.world.changed_elsewhere(self.now, key);
+                        }
+                    }
+                }
+                self.sites[number].world.apply(Op::Notify { key })
+            }
+            op => self.sites[number].world.apply(op),
+        }
+    }
+
+    fn handle(&mut self, number: usize, input: PlainInput<'_>) -> Result<(), String> {
+        let site = &mut self.sites[number];
+        let is_message = matches!(input, PlainInput::Message(_));
+        let before = site.cluster.view().counters().snapshot();
+        site.cluster.handle(self.now, input);
+        let after = site.cluster.view().counters().snapshot();
+        let heard = after.keys - before.keys + after.unconfirmed - before.unconfirmed;
+        // When the connection is lost, what waits is applied at once.
+        let applied = if is_message { 0 } else { u64::from(KEYS) };
+        site.world.allow_reads((heard + applied) * MAX_AUDIENCES);
+        site.flag.raise();
+        site.world.look()
+    }
+
+    fn connect(&mut self, number: usize) -> Result<(), String> {
+        if self.sites[number].is_stopped || self.queue.is_connected(number) {
+            return Ok(());
+        }
+        if self.queue.connect(number) {
+            self.handle(number, PlainInput::Disconnected)?;
+        }
+        self.handle(number, PlainInput::Connected)
+    }
+
+    fn wake_up(&mut self, number: usize) -> Result<(), String> {
+        let now = self.now;
+        let site = &mut self.sites[number];
+        if std::mem::take(&mut site.is_stopped) {
+            let missed = now.since(site.world.now());
+            site.world.advance(missed);
+            site.world.look()?;
+        }
+        Ok(())
+    }
+
+    /// Another process takes a node's place. What the queue does not have would be lost with it: this is what these queues
+    /// don't promise.
+    fn restart(&mut self, number: usize) -> Result<(), String> {
+        self.pump()?;
+        let site = &self.sites[number];
+        if site.is_stopped || !self.queue.is_connected(number) || site.cluster.has_unsent() {
+            return Ok(());
+        }
+        self.queue.forget(number);
+        self.ended.0 += site.world.stats();
+        self.ended.1 += site.cluster.view().counters().snapshot();
+        let (shards, versions) = (site.shards, site.world.versions().clone());
+        self.sites[number] = self.start(number, shards, versions);
+        self.populate(number)
+    }
+
+    /// Time passes for all that are not stopped, in small steps.
+    fn advance(&mut self, time: Duration) -> Result<(), String> {
+        let until = self.now + time;
+        while self.now < until {
+            let step = STEP.min(until.since(self.now));
+            self.now = self.now + step;
+            for site in self.sites.iter_mut().filter(|it| !it.is_stopped) {
+                site.world.advance(step);
+                site.world.look()?;
+            }
+            self.pump()?;
+        }
+        Ok(())
+    }
+
+    /// Parcels arrive, nodes do what is due, and say what they have to say.
+    fn pump(&mut self) -> Result<(), String> {
+        loop {
+            let sites = &self.sites;
+            let mut did = false;
+            if let Some((number, parcel)) = self.queue.arrive(self.now, |to| !sites[to].is_stopped) {
+                did = true;
+                match parcel {
+                    Parcel::Message(body) => self.handle(number, PlainInput::Message(&body))?,
+                    Parcel::Receipt(number_of, outcome) => {
+                        let number_of = PlainInput::Receipt {
+                            number: number_of,
+                            outcome,
+                        };
+                        self.handle(number, number_of)?;
+                    }
+                    Parcel::Gone => self.handle(number, PlainInput::Disconnected)?,
+                }
+            }
+            for number in 0..self.sites.len() {
+                if self.sites[number].is_stopped {
+                    continue;
+                }
+                if !did && self.is_due(number) {
+                    did = true;
+                    self.handle_timeout(number)?;
+                }
+                if self.sites[number].flag.is_raised() {
+                    did = true;
+                    self.put_out(number)?;
+                }
+            }
+            if !did {
+                return self.check_told();
+            }
+        }
+    }
+
+    fn is_due(&self, number: usize) -> bool {
+        let timeout = self.sites[number].cluster.poll_timeout();
+        timeout.is_some_and(|at| at <= self.now)
+    }
+
+    fn handle_timeout(&mut self, number: usize) -> Result<(), String> {
+        let site = &mut self.sites[number];
+        let counts = |site: &Site| {
+            let counters = site.cluster.view().counters();
+            (counters.repairs.get(), counters.unconfirmed.get())
+        };
+        let before = counts(site);
+        site.cluster.handle_timeout(self.now);
+        let after = counts(site);
+        // With each repair, perhaps, a look whether the store has settled.
+        let reads = 2 * (after.0 - before.0) + MAX_AUDIENCES * (after.1 - before.1);
+        site.world.allow_reads(reads);
+        site.flag.raise();
+        site.world.look()?;
+        match self.is_due(number) {
+            true => Err(format!("node {number} asks for a time-out that has been handled")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whoever has something to say has told so.
+    fn check_told(&mut self) -> Result<(), String> {
+        for (number, site) in self.sites.iter_mut().enumerate().filter(|(_, it)| !it.is_stopped) {
+            if let Some(output) = site.cluster.poll_output(self.now) {
+                return Err(format!("node {number} has told nobody of {output:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn put_out(&mut self, number: usize) -> Result<(), String> {
+        let sites = self.sites.len();
+        let site = &mut self.sites[number];
+        site.flag.lower();
+        while let Some(PlainOutput::Publish { number: of, body, .. }) = site.cluster.poll_output(self.now) {
+            (self.queue).publish(self.now, number, of, body, sites, &mut self.rng);
+        }
+        // What was notified while it was not connected is applied as it is taken.
+        site.world.look()
+    }
+
+    fn settle_round(&mut self) -> Result<(), String> {
+        for _ in 0..2000 {
+            let mut is_idle = true;
+            for site in &mut self.sites {
+                is_idle &= site.world.settle_round()? && !site.world.wants_poll();
+            }
+            self.pump()?;
+            if is_idle {
+                return Ok(());
+            }
+        }
+        Err("G1: it never comes to rest".to_owned())
+    }
+
+    fn note(&self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &self.trace {
+            trace.push(&format!("{:?} {}", self.now, line()));
+        }
+    }
+}
