@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use entity_sync_bus::StartError;
 
@@ -24,6 +25,15 @@ pub enum ZmqError {
     },
     /// The limits on open files or on sockets are reached.
     TooManyFiles,
+    /// One of a configuration's times is out of range.
+    Time {
+        /// Its field of [`ZmqConfig`](crate::ZmqConfig).
+        name: &'static str,
+        /// What it says.
+        value: Duration,
+        /// What is allowed.
+        allowed: &'static str,
+    },
     /// Keys for CURVE are given, but this libzmq can't do it.
     NoCurve,
     /// With CURVE, a node that binds needs [`CurveServer`](crate::CurveServer).
@@ -100,6 +110,9 @@ impl fmt::Display for ZmqError {
             Self::Bind { endpoint, source } => write!(f, "can't bind to {endpoint}: {source}"),
             Self::TooManyFiles => {
                 f.write_str("ZeroMQ is out of files: raise the limit on open files (ulimit -n), or close other sockets")
+            }
+            Self::Time { name, value, allowed } => {
+                write!(f, "ZeroMQ's {name} can't be {value:?}: allowed is {allowed}")
             }
             Self::NoCurve => f.write_str(
                 "this libzmq was built without CURVE: link the system's, which has it on Debian and others (see \
