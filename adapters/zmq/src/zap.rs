@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn it_answers_in_whole_messages_until_it_is_dropped() {
+    fn it_answers_in_whole_messages() {
         let context = zmq::Context::new();
         let doorman = Doorman::start(&context, &[CurvePublicKey([7; 32])]).expect("starts");
         let asker = context.socket(zmq::REQ).expect("a socket");
@@ -175,8 +175,6 @@ mod tests {
             assert_eq!((&answer[1][..], &answer[2][..]), (&b"1"[..], &status[..]));
         }
         drop(doorman);
-        // Its socket is closed, so that another one can answer.
-        drop(Doorman::start(&context, &[]).expect("starts again"));
     }
 
     #[test]
