@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use entity_sync_bus::{BadTopic, Bus, Inbox, NotSent};
+use entity_sync_bus::{BadTopic, Bus, Inbox, NotSent, STOP_GRACE};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::NatsConfig;
@@ -13,9 +13,6 @@ use crate::error::NatsError;
 use crate::link::{self, Link};
 use crate::options::Plan;
 use crate::status::{NatsStatus, count};
-
-/// What the thread may take to end besides what is asked for.
-const GRACE: Duration = Duration::from_millis(500);
 
 /// A bus over NATS, with a thread of its own.
 ///
@@ -103,7 +100,7 @@ impl Bus for Nats {
         let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(3600));
         self.stop.send_replace(Some(deadline));
         // It disconnects, and nobody sends.
-        let _ = self.ended.recv_timeout(timeout.saturating_add(GRACE));
+        let _ = self.ended.recv_timeout(timeout.saturating_add(STOP_GRACE));
     }
 }
 

@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, Event, Server, Subject, Subscriber};
-use entity_sync_bus::Inbox;
+use entity_sync_bus::{Inbox, LogLimit};
 use futures_core::Stream;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::limited::Limited;
 use crate::options::Plan;
 use crate::outgoing::{Batch, Outgoing};
 use crate::status::{NatsStatus, count};
@@ -48,14 +47,15 @@ pub(crate) struct Link {
     closed: Notify,
 }
 
+/// One for each kind of line.
 #[derive(Default)]
 struct Logs {
-    connected: Limited,
-    disconnected: Limited,
-    unreachable: Limited,
-    error: Limited,
-    slow: Limited,
-    refused: Limited,
+    connected: LogLimit,
+    disconnected: LogLimit,
+    unreachable: LogLimit,
+    error: LogLimit,
+    slow: LogLimit,
+    refused: LogLimit,
 }
 
 impl Link {
@@ -87,7 +87,7 @@ impl Link {
             }
             Event::SlowConsumer(_) => {
                 count(&counters.slow, 1);
-                if let Some(before) = self.logs.slow.happened(Instant::now()) {
+                if let Some(before) = self.logs.slow.happened() {
                     tracing::warn!(
                         before,
                         "NATS: messages come faster than they are taken, and some were dropped"
@@ -98,7 +98,7 @@ impl Link {
                 count(&counters.errors, 1);
                 self.error.notify_waiters();
                 self.status.set_last_error(Some(error.to_string()));
-                if let Some(before) = self.logs.error.happened(Instant::now()) {
+                if let Some(before) = self.logs.error.happened() {
                     tracing::error!(before, "{error}");
                 }
             }
@@ -119,7 +119,7 @@ impl Link {
         if reasons.is_empty() {
             return;
         }
-        if let Some(before) = self.logs.unreachable.happened(Instant::now()) {
+        if let Some(before) = self.logs.unreachable.happened() {
             tracing::warn!(before, "NATS: no connection, trying on: {reasons}");
         }
         self.status.set_last_error(Some(reasons));
@@ -130,7 +130,7 @@ impl Link {
         if self.status.counters().is_connected.swap(false, Ordering::Relaxed) {
             self.drop_messages(self.outgoing.connection(None));
             inbox.disconnected();
-            if let Some(before) = self.logs.disconnected.happened(Instant::now()) {
+            if let Some(before) = self.logs.disconnected.happened() {
                 tracing::warn!(before, "NATS: the connection is lost");
             }
         }
@@ -280,7 +280,7 @@ async fn pump(link: &Arc<Link>, client: &Client, inbox: &Inbox) {
                 Ok(()) => count(&link.status.counters().published, 1),
                 Err(error) => {
                     link.drop_messages(1);
-                    if let Some(before) = link.logs.refused.happened(Instant::now()) {
+                    if let Some(before) = link.logs.refused.happened() {
                         tracing::error!(before, "NATS: a message was not sent: {error}");
                     }
                 }
@@ -356,7 +356,7 @@ async fn watch(link: &Link, client: &Client, inbox: &Inbox) {
             // Topics are subscribed to before anything is published over this connection: what is published from now on
             // is heard by this node, too.
             inbox.connected();
-            if let Some(before) = link.logs.connected.happened(Instant::now()) {
+            if let Some(before) = link.logs.connected.happened() {
                 tracing::info!(before, "NATS: connected");
             }
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use entity_sync_bus::StartError;
+use entity_sync_bus::{NoneToSpare, StartError};
 
 use crate::endpoint::BadEndpoint;
 
@@ -124,7 +124,7 @@ impl fmt::Display for ZmqError {
             Self::BindAndBrokers => f.write_str(
                 "with CURVE, a node either binds, as one of a mesh, or connects to brokers: leave out one of them",
             ),
-            Self::Thread(error) => write!(f, "the system refused a thread for ZeroMQ: {error}"),
+            Self::Thread(error) => NoneToSpare { whom: "ZeroMQ", error }.fmt(f),
             Self::Socket(error) => write!(f, "libzmq refused a socket: {error}"),
         }
     }
