@@ -180,9 +180,9 @@ impl ZmqBus {
             logs: Logs::default(),
         };
         // The others hear of a mesh's first node later, but it is there.
-        bus.links_changed(now);
+        bus.show_links(now);
         bus.publish();
-        bus.make(now, connects);
+        bus.make(connects);
         Ok(bus)
     }
 
@@ -222,7 +222,8 @@ impl ZmqBus {
             self.look_at_names(now);
             self.look_at_links(now);
             let overdue = self.links.overdue(now);
-            self.make(now, overdue);
+            self.make(overdue);
+            self.show_links(now);
         }
         let mut has_more = self.receive(now);
         // What has arrived comes first, but not for ever: the others wait for this node's digests.
@@ -335,14 +336,12 @@ impl ZmqBus {
     }
 
     fn look_at_links(&mut self, now: Timestamp) {
-        let mut has_changed = false;
         for side in [Side::Publisher, Side::Subscriber] {
             let monitor = match side {
                 Side::Publisher => &mut self.of_publisher,
                 Side::Subscriber => &mut self.of_subscriber,
             };
             while let Some(event) = monitor.next() {
-                has_changed = true;
                 match event {
                     Event::Up(endpoint) => {
                         tracing::debug!(endpoint, ?side, "connected");
@@ -369,13 +368,13 @@ impl ZmqBus {
                 }
             }
         }
-        if has_changed {
-            self.links_changed(now);
-        }
     }
 
-    fn links_changed(&mut self, now: Timestamp) {
-        let counts = self.links.counts();
+    /// Tells of connections that have come or gone, if any have.
+    fn show_links(&mut self, now: Timestamp) {
+        let Some(counts) = self.links.changed_counts() else {
+            return;
+        };
         self.view.show(counts);
         let is_connected = self.is_bound || counts.connected_brokers > 0;
         if is_connected == self.is_connected {
@@ -403,7 +402,7 @@ impl ZmqBus {
             match answer.addresses {
                 Ok(addresses) => {
                     let changes = self.links.resolved(now, answer.name, &addresses);
-                    self.make(now, changes);
+                    self.make(changes);
                 }
                 Err(error) => {
                     self.view.add_failed_lookup();
@@ -415,7 +414,7 @@ impl ZmqBus {
         }
     }
 
-    fn make(&mut self, now: Timestamp, changes: Vec<Change>) {
+    fn make(&mut self, changes: Vec<Change>) {
         for change in &changes {
             self.is_touched = true;
             let socket = |side: &Side| match side {
@@ -438,7 +437,6 @@ impl ZmqBus {
                 }
             }
         }
-        self.links_changed(now);
     }
 
     /// The thread that drove it has panicked.
