@@ -167,6 +167,10 @@ pub(crate) async fn run(
         _ = stopped.wait_for(Option::is_some) => return,
     };
     let Ok(inbox) = inbox else { return };
+    let _watch = DeadMansSwitch {
+        link: &link,
+        inbox: &inbox,
+    };
 
     while serve(&link, &plan, &inbox, &mut stopped).await == End::Failed {
         tracing::error!("NATS: its client has failed, and another one is started");
@@ -176,6 +180,24 @@ pub(crate) async fn run(
         tokio::select! {
             () = again => {}
             _ = stopped.wait_for(Option::is_some) => return,
+        }
+    }
+}
+
+/// Whoever is left by a thread that panics must not be thought to be connected.
+struct DeadMansSwitch<'a> {
+    link: &'a Link,
+    inbox: &'a Inbox,
+}
+
+impl Drop for DeadMansSwitch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("NATS: its thread panicked: no change is exchanged any more, until this node is restarted");
+            self.link.outgoing.close();
+            self.link.lost(self.inbox);
+            let last_error = "the thread of this node's that has the connection panicked";
+            self.link.status.set_last_error(Some(last_error.to_owned()));
         }
     }
 }
@@ -405,5 +427,51 @@ async fn farewell(link: &Link, client: &Client) {
     }
     if client.drain().await.is_ok() {
         link.closed.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use entity_sync_bus::{Probe, Told};
+
+    use super::*;
+
+    fn connected() -> (Link, Probe) {
+        let link = Link::default();
+        link.outgoing.connection(Some(1));
+        link.status.counters().is_connected.store(true, Ordering::Relaxed);
+        assert!(link.outgoing.publish(&"a".into(), b"1"));
+        (link, Probe::new())
+    }
+
+    fn switch<'a>(link: &'a Link, inbox: &'a Inbox) -> DeadMansSwitch<'a> {
+        DeadMansSwitch { link, inbox }
+    }
+
+    #[test]
+    fn when_the_thread_panics_the_bus_is_not_connected_any_more() {
+        let (link, probe) = connected();
+        let ended = thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let inbox = probe.inbox();
+                let _switch = switch(&link, &inbox);
+                panic!("as a test wants it to");
+            });
+            thread.join()
+        });
+        assert!(ended.is_err());
+        assert_eq!(probe.next(), Some(Told::Disconnected));
+        assert!(!link.status.is_connected());
+        assert!(!link.outgoing.publish(&"a".into(), b"2"));
+        assert_eq!(link.status.counts().not_sent, 1);
+    }
+
+    #[test]
+    fn when_the_thread_ends_nothing_is_told() {
+        let (link, probe) = connected();
+        drop(switch(&link, &probe.inbox()));
+        assert_eq!(probe.next(), None);
     }
 }
