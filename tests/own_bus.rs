@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use entity_sync::{Entity, EntityKey, EntitySync, Rows};
 use entity_sync_bus::{
@@ -172,6 +172,42 @@ fn numbered_messages_repair_what_the_queue_loses() {
         let peers = second.cluster().unwrap().status().peers;
         peers.iter().any(|peer| peer.state.as_str() == "left")
     });
+}
+
+/// A plain queue that is connected at once, and panics over the first message.
+struct Panics;
+
+impl PlainBus for Panics {
+    fn start(&mut self, _: &[String], inbox: PlainInbox) {
+        inbox.connected();
+    }
+
+    fn publish(&mut self, _: &str, _: &[u8], _receipt: Receipt) {
+        panic!("as buses do");
+    }
+}
+
+#[test]
+fn a_node_whose_bus_panics_serves_its_own_clients() {
+    let store = Store::default();
+    let mut config = PlainConfig::default();
+    // Nobody waits for echoes that will not come.
+    config.confirm_within = Duration::from_secs(3600);
+    let server = start(&store, plain(Panics, config));
+    let cluster = server.cluster().unwrap().clone();
+    wait_for("it to be connected", || cluster.has_been_connected());
+    let mut client = subscribed(&server);
+    for _ in 0..3 {
+        let row = change(&store, &server);
+        assert_eq!(client.row(), row);
+    }
+    assert!(!cluster.status().is_connected);
+    let start = Instant::now();
+    server.shutdown(Duration::from_secs(60));
+    assert!(
+        start.elapsed() < Duration::from_secs(50),
+        "it has waited for a bus that is gone"
+    );
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn notifies(sender: &mut Driven, keys: &[EntityKey]) -> Result<u64, Box<dyn Erro
             sender.node.notify(sender.clock.now(), key)?;
         }
         sum += thread_cpu_ns() - before;
-        sender.bus.publish(sender.clock.now());
+        sender.bus.publish();
     }
     Ok(sum)
 }
@@ -104,7 +104,7 @@ fn notify(sender: &mut Driven, keys: &[EntityKey]) -> Result<(), Box<dyn Error>>
     for key in keys {
         sender.node.notify(now, key)?;
     }
-    sender.bus.publish(now);
+    sender.bus.publish();
     Ok(())
 }
 

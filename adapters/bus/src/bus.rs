@@ -8,6 +8,10 @@ use bytes::Bytes;
 
 use crate::inbox::Shared;
 
+/// What a bus may take to stop besides the time that it is given for what waits to be sent. A node that leaves waits for
+/// twice as long, and then leaves the bus to itself.
+pub const STOP_GRACE: Duration = Duration::from_millis(100);
+
 /// Carries messages under topics between the nodes of a cluster. It may lose, repeat and reorder them: nodes notice, and
 /// read again what they have missed.
 ///
@@ -72,7 +76,7 @@ pub trait Bus: Send + 'static {
     /// [`NotSent`]: it is dropped. There is no need to try again; the other nodes will notice.
     fn publish(&mut self, topic: &str, message: &[u8]) -> Result<(), NotSent>;
 
-    /// This node leaves: sends what was published, for about `timeout` at most, and closes.
+    /// This node leaves: sends what was published, for `timeout` at most, and closes within [`STOP_GRACE`] more.
     fn stop(&mut self, timeout: Duration) {
         let _ = timeout;
     }

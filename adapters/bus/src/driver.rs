@@ -13,7 +13,7 @@ use crate::member::{Clock, Member, StartError};
 use crate::thread::{BusThread, Departure, Unparker};
 
 /// Events that are handled before what they lead to is published, and the time looked at.
-const EVENTS_PER_TURN: usize = 1024;
+pub(crate) const EVENTS_PER_TURN: usize = 1024;
 
 /// Outputs that are handed to the bus before what has arrived is looked at.
 pub(crate) const OUTPUTS_PER_TURN: usize = 1024;
@@ -40,7 +40,7 @@ pub(crate) trait Machine: Send + 'static {
     /// Whether something waits until the bus can take it. It is waited for when the node leaves.
     fn has_unsent(&self) -> bool;
 
-    /// Says goodbye, and stops the bus.
+    /// Says goodbye, and stops the bus, in about this time.
     fn leave(&mut self, now: Timestamp, inbox: &Arc<Shared>, timeout: Duration);
 }
 
@@ -85,6 +85,8 @@ impl<M: Machine> Driver<M> {
     fn run(&mut self, departure: &Departure) {
         self.machine.start(&self.inbox);
         loop {
+            // Before anything is looked at: what was notified before it is to leave is still told.
+            let time_left = departure.time_left();
             let mut has_more = self.take_in();
             let now = (self.clock)();
             // What has arrived comes first, but not for ever: the others wait for this node's digests.
@@ -92,9 +94,9 @@ impl<M: Machine> Driver<M> {
                 self.machine.handle_timeout(now);
             }
             has_more |= self.machine.put_out(now, &self.inbox);
-            let time_left = departure.time_left();
+            // What others go on sending is no reason to stay.
             if let Some(timeout) = time_left
-                && (timeout.is_zero() || !(has_more || self.machine.has_unsent()))
+                && (timeout.is_zero() || !self.machine.has_unsent())
             {
                 return self.machine.leave(now, &self.inbox, timeout);
             }

@@ -72,10 +72,11 @@ impl Shared {
     /// The next event. After `None` the thread is woken for the next one.
     ///
     /// The flag is cleared only after the queue was seen empty, which is looked at once more afterwards: whoever pushes
-    /// does so before it swaps the flag, so that one of both sees the other.
+    /// does so before it swaps the flag, so that one of both sees the other. It is swapped here too, so that what was dropped
+    /// before is seen as well.
     pub(crate) fn pop(&self) -> Option<Event> {
         let event = self.events.pop().or_else(|| {
-            self.pending.store(false, Ordering::SeqCst);
+            self.pending.swap(false, Ordering::SeqCst);
             self.events.pop()
         })?;
         if let Event::Message(message) = &event {

@@ -2,7 +2,6 @@
 //!
 //! [`Bus`] carries the cluster's own messages, which are numbered: whatever the queue loses, nodes notice and read again.
 //! [`PlainBus`] carries one JSON body for each change, as the Go original did.
-
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,20 +24,26 @@
 mod bus;
 mod driver;
 mod inbox;
+mod log_limit;
 mod member;
+mod none_to_spare;
 mod numbered;
 mod plain;
 mod plain_cluster;
 mod probe;
+#[cfg(test)]
+mod tests;
 mod thread;
 
-pub use bus::{Bus, Inbox, NotSent};
+pub use bus::{Bus, Inbox, NotSent, STOP_GRACE};
 pub use bytes::Bytes;
 pub use entity_sync_core::cluster::{
     ClusterConfig, ClusterConfigError, ClusterCounts, ClusterEvent, ClusterSecret, ClusterStatus, ClusterView, Epoch,
     JoinError, NodeId, Outcome, PeerState, PeerStatus, PlainConfig, ShortSecret,
 };
+pub use log_limit::LogLimit;
 pub use member::{Clock, Join, Member, StartError, cluster_config};
+pub use none_to_spare::NoneToSpare;
 pub use numbered::{Numbered, log_events, numbered};
 pub use plain::{BadTopic, PlainBus, PlainInbox, Receipt};
 pub use plain_cluster::{Plain, plain};

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use entity_sync_core::cluster::{ClusterConfig, ClusterView, Epoch, JoinError, NodeId};
 use entity_sync_core::{Node, Timestamp};
 
+use crate::none_to_spare::NoneToSpare;
 use crate::plain::BadTopic;
 
 /// Tells the time of the node's own clock, the one that its shards are driven with.
@@ -39,7 +40,7 @@ pub enum StartError {
     Join(JoinError),
     /// An entity can't be a topic.
     Topic(BadTopic),
-    /// The system refuses a thread.
+    /// The system refuses a thread, or what it sleeps on.
     Thread(io::Error),
     /// The bus can't be started.
     Bus(Box<dyn std::error::Error + Send + Sync>),
@@ -83,7 +84,7 @@ impl fmt::Display for StartError {
         match self {
             Self::Join(error) => error.fmt(f),
             Self::Topic(error) => error.fmt(f),
-            Self::Thread(error) => write!(f, "the system refused a thread for the bus: {error}"),
+            Self::Thread(error) => NoneToSpare { whom: "the bus", error }.fmt(f),
             Self::Bus(error) => error.fmt(f),
         }
     }

@@ -1,15 +1,18 @@
 //! [`numbered`]: a cluster over a [`Bus`].
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use entity_sync_core::cluster::{Cluster, ClusterConfig, ClusterEvent, ClusterInput, ClusterOutput, ClusterView};
 use entity_sync_core::{Node, Timestamp};
 
-use crate::bus::{Bus, Inbox};
+use crate::bus::{Bus, Inbox, STOP_GRACE};
 use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Join, Member, StartError};
+
+/// Turns of [`OUTPUTS_PER_TURN`] for the last messages of a node that leaves while it is still notified of more.
+const MAX_LAST_TURNS: usize = 100;
 
 /// A cluster over a bus of yours. See [`cluster_config`](crate::cluster_config) for where `config` comes from.
 pub fn numbered<B: Bus>(bus: B, config: ClusterConfig) -> Numbered<B> {
@@ -91,9 +94,14 @@ impl<B: Bus> Machine for OverBus<B> {
     }
 
     fn leave(&mut self, now: Timestamp, inbox: &Arc<Shared>, timeout: Duration) {
+        let start = Instant::now();
         self.cluster.leave();
-        while self.put_out(now, inbox) {}
-        self.bus.stop(timeout);
+        for _ in 0..MAX_LAST_TURNS {
+            if !self.put_out(now, inbox) || start.elapsed() > timeout.max(STOP_GRACE) {
+                break;
+            }
+        }
+        self.bus.stop(timeout.saturating_sub(start.elapsed()));
     }
 }
 

@@ -66,7 +66,8 @@ pub trait PlainBus: Send + 'static {
     /// means that it does not have it, and leads to another try.
     fn publish(&mut self, topic: &str, body: &[u8], receipt: Receipt);
 
-    /// This node leaves: sends what was published, for about `timeout` at most, and closes.
+    /// This node leaves: sends what was published, for `timeout` at most, and closes within
+    /// [`STOP_GRACE`](crate::STOP_GRACE) more.
     fn stop(&mut self, timeout: Duration) {
         let _ = timeout;
     }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use entity_sync_core::cluster::ClusterView;
 use parking_lot::{Condvar, Mutex};
 
+use crate::bus::STOP_GRACE;
 use crate::member::{Member, StartError};
 
-/// To close what a bus has open takes a moment longer than to send what it has.
-const CLOSE_TIME: Duration = Duration::from_millis(200);
+/// What is waited for besides the time for leaving: the bus's own grace, and what threads take to wake each other.
+const CLOSE_TIME: Duration = STOP_GRACE.saturating_mul(2);
 
 /// Longer than anyone waits, and no more than a clock can add.
 const FOR_EVER: Duration = Duration::from_secs(1 << 30);
@@ -138,15 +139,18 @@ impl Unparker {
     }
 
     /// Parks the thread until it is woken, or was, or the time is over, or for no reason.
+    ///
+    /// Both sides swap the flag: whoever comes second sees all that the first has done before. So either this thread looks
+    /// at everything after what it was woken for was there, or it is known, and about to park, when it is unparked.
     pub(crate) fn park(&self, timeout: Option<Duration>) {
-        if !self.is_rung.load(Ordering::SeqCst) {
-            match timeout {
-                Some(timeout) => std::thread::park_timeout(timeout),
-                None => std::thread::park(),
-            }
+        if self.is_rung.swap(false, Ordering::SeqCst) {
+            return;
         }
-        // What is woken for from here on wakes again: everything is looked at afterwards.
-        self.is_rung.store(false, Ordering::SeqCst);
+        match timeout {
+            Some(timeout) => std::thread::park_timeout(timeout),
+            None => std::thread::park(),
+        }
+        self.is_rung.swap(false, Ordering::SeqCst);
     }
 }
 
@@ -156,7 +160,7 @@ impl Wake for Unparker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.is_rung.store(true, Ordering::SeqCst);
+        self.is_rung.swap(true, Ordering::SeqCst);
         // Before it is known, the thread has not looked at anything yet.
         if let Some(thread) = self.thread.get() {
             thread.unpark();

@@ -1,11 +1,13 @@
 //! [`Nats`]: the bus, and the thread beneath.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use entity_sync_bus::{BadTopic, Bus, Inbox, NotSent};
+use async_nats::Subject;
+use entity_sync_bus::{BadTopic, Bus, Inbox, NotSent, STOP_GRACE};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::NatsConfig;
@@ -14,14 +16,12 @@ use crate::link::{self, Link};
 use crate::options::Plan;
 use crate::status::{NatsStatus, count};
 
-/// What the thread may take to end besides what is asked for.
-const GRACE: Duration = Duration::from_millis(500);
-
 /// A bus over NATS, with a thread of its own.
 ///
 /// No call waits for the network, but for [`stop`](Bus::stop). Dropping it ends the thread soon, whatever waits.
 pub struct Nats {
     link: Arc<Link>,
+    subjects: Subjects,
     /// Starts the thread's work.
     inbox: Option<oneshot::Sender<Inbox>>,
     /// When all must be over.
@@ -54,6 +54,7 @@ impl Nats {
         thread.spawn(work).map_err(NatsError::NoThread)?;
         Ok(Self {
             link,
+            subjects: Subjects::default(),
             inbox: Some(inbox),
             stop,
             ended,
@@ -63,6 +64,28 @@ impl Nats {
     /// How it goes, for whoever asks.
     pub fn status(&self) -> NatsStatus {
         self.link.status.clone()
+    }
+}
+
+/// Topics that are kept checked: as many as a cluster has that publishes each bucket under its own, and some.
+const MAX_SUBJECTS: usize = 32 * 1024;
+
+/// Topics as NATS takes them. There are few, and each was checked when it came first.
+#[derive(Default)]
+struct Subjects(HashMap<Box<str>, Option<Subject>>);
+
+impl Subjects {
+    /// `None` if it can't be one.
+    fn of(&mut self, topic: &str) -> Option<&Subject> {
+        if !self.0.contains_key(topic) {
+            if self.0.len() >= MAX_SUBJECTS {
+                // Whoever publishes under so many is not served faster.
+                self.0.clear();
+            }
+            let subject = check_topic(topic).is_ok().then(|| Subject::from(topic));
+            self.0.insert(topic.into(), subject);
+        }
+        self.0.get(topic)?.as_ref()
     }
 }
 
@@ -90,7 +113,10 @@ impl Bus for Nats {
     /// `Ok` means that there is a connection, and room. Messages that this connection has not taken when it is lost are
     /// dropped and counted; up to 256, which async-nats holds, may be sent over the next one.
     fn publish(&mut self, topic: &str, message: &[u8]) -> Result<(), NotSent> {
-        if self.link.takes(message.len()) && check_topic(topic).is_ok() && self.link.outgoing.publish(topic, message) {
+        if self.link.takes(message.len())
+            && let Some(subject) = self.subjects.of(topic)
+            && self.link.outgoing.publish(subject, message)
+        {
             return Ok(());
         }
         count(&self.link.status.counters().not_sent, 1);
@@ -103,7 +129,7 @@ impl Bus for Nats {
         let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(3600));
         self.stop.send_replace(Some(deadline));
         // It disconnects, and nobody sends.
-        let _ = self.ended.recv_timeout(timeout.saturating_add(GRACE));
+        let _ = self.ended.recv_timeout(timeout.saturating_add(STOP_GRACE));
     }
 }
 
@@ -168,6 +194,21 @@ mod tests {
             "a\0",
         ] {
             assert!(check_topic(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn topics_are_checked_once_and_kept_within_bounds() {
+        let mut subjects = Subjects::default();
+        for _ in 0..2 {
+            assert_eq!(subjects.of("shop.all").map(Subject::as_str), Some("shop.all"));
+            assert_eq!(subjects.of("shop.*"), None);
+            assert_eq!(subjects.0.len(), 2);
+        }
+        for i in 0..2 * MAX_SUBJECTS {
+            let topic = format!("a.{i}");
+            assert_eq!(subjects.of(&topic).map(Subject::as_str), Some(&*topic));
+            assert!(subjects.0.len() <= MAX_SUBJECTS);
         }
     }
 

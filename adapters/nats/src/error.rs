@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use entity_sync_bus::NoneToSpare;
+
 /// What is wrong with a configuration. Servers that can't be reached are none of it: they are waited for.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -84,7 +86,7 @@ impl fmt::Display for NatsError {
                 "TLS is required, and the system trusts no certificates ({reason}): install ca-certificates, or name a \
                  file of root certificates"
             ),
-            Self::NoThread(error) => write!(f, "no thread for NATS: {error}"),
+            Self::NoThread(error) => NoneToSpare { whom: "NATS", error }.fmt(f),
         }
     }
 }

@@ -22,7 +22,6 @@
 mod bus;
 mod config;
 mod error;
-mod limited;
 mod link;
 mod options;
 mod outgoing;

@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, Event, Server, Subject, Subscriber};
-use entity_sync_bus::Inbox;
+use entity_sync_bus::{Inbox, LogLimit};
 use futures_core::Stream;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::limited::Limited;
 use crate::options::Plan;
 use crate::outgoing::{Batch, Outgoing};
 use crate::status::{NatsStatus, count};
@@ -48,14 +47,15 @@ pub(crate) struct Link {
     closed: Notify,
 }
 
+/// One for each kind of line.
 #[derive(Default)]
 struct Logs {
-    connected: Limited,
-    disconnected: Limited,
-    unreachable: Limited,
-    error: Limited,
-    slow: Limited,
-    refused: Limited,
+    connected: LogLimit,
+    disconnected: LogLimit,
+    unreachable: LogLimit,
+    error: LogLimit,
+    slow: LogLimit,
+    refused: LogLimit,
 }
 
 impl Link {
@@ -87,7 +87,7 @@ impl Link {
             }
             Event::SlowConsumer(_) => {
                 count(&counters.slow, 1);
-                if let Some(before) = self.logs.slow.happened(Instant::now()) {
+                if let Some(before) = self.logs.slow.happened() {
                     tracing::warn!(
                         before,
                         "NATS: messages come faster than they are taken, and some were dropped"
@@ -98,7 +98,7 @@ impl Link {
                 count(&counters.errors, 1);
                 self.error.notify_waiters();
                 self.status.set_last_error(Some(error.to_string()));
-                if let Some(before) = self.logs.error.happened(Instant::now()) {
+                if let Some(before) = self.logs.error.happened() {
                     tracing::error!(before, "{error}");
                 }
             }
@@ -119,7 +119,7 @@ impl Link {
         if reasons.is_empty() {
             return;
         }
-        if let Some(before) = self.logs.unreachable.happened(Instant::now()) {
+        if let Some(before) = self.logs.unreachable.happened() {
             tracing::warn!(before, "NATS: no connection, trying on: {reasons}");
         }
         self.status.set_last_error(Some(reasons));
@@ -130,7 +130,7 @@ impl Link {
         if self.status.counters().is_connected.swap(false, Ordering::Relaxed) {
             self.drop_messages(self.outgoing.connection(None));
             inbox.disconnected();
-            if let Some(before) = self.logs.disconnected.happened(Instant::now()) {
+            if let Some(before) = self.logs.disconnected.happened() {
                 tracing::warn!(before, "NATS: the connection is lost");
             }
         }
@@ -167,6 +167,10 @@ pub(crate) async fn run(
         _ = stopped.wait_for(Option::is_some) => return,
     };
     let Ok(inbox) = inbox else { return };
+    let _watch = DeadMansSwitch {
+        link: &link,
+        inbox: &inbox,
+    };
 
     while serve(&link, &plan, &inbox, &mut stopped).await == End::Failed {
         tracing::error!("NATS: its client has failed, and another one is started");
@@ -176,6 +180,24 @@ pub(crate) async fn run(
         tokio::select! {
             () = again => {}
             _ = stopped.wait_for(Option::is_some) => return,
+        }
+    }
+}
+
+/// Whoever is left by a thread that panics must not be thought to be connected.
+struct DeadMansSwitch<'a> {
+    link: &'a Link,
+    inbox: &'a Inbox,
+}
+
+impl Drop for DeadMansSwitch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("NATS: its thread panicked: no change is exchanged any more, until this node is restarted");
+            self.link.outgoing.close();
+            self.link.lost(self.inbox);
+            let last_error = "the thread of this node's that has the connection panicked";
+            self.link.status.set_last_error(Some(last_error.to_owned()));
         }
     }
 }
@@ -280,7 +302,7 @@ async fn pump(link: &Arc<Link>, client: &Client, inbox: &Inbox) {
                 Ok(()) => count(&link.status.counters().published, 1),
                 Err(error) => {
                     link.drop_messages(1);
-                    if let Some(before) = link.logs.refused.happened(Instant::now()) {
+                    if let Some(before) = link.logs.refused.happened() {
                         tracing::error!(before, "NATS: a message was not sent: {error}");
                     }
                 }
@@ -356,7 +378,7 @@ async fn watch(link: &Link, client: &Client, inbox: &Inbox) {
             // Topics are subscribed to before anything is published over this connection: what is published from now on
             // is heard by this node, too.
             inbox.connected();
-            if let Some(before) = link.logs.connected.happened(Instant::now()) {
+            if let Some(before) = link.logs.connected.happened() {
                 tracing::info!(before, "NATS: connected");
             }
         }
@@ -405,5 +427,51 @@ async fn farewell(link: &Link, client: &Client) {
     }
     if client.drain().await.is_ok() {
         link.closed.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use entity_sync_bus::{Probe, Told};
+
+    use super::*;
+
+    fn connected() -> (Link, Probe) {
+        let link = Link::default();
+        link.outgoing.connection(Some(1));
+        link.status.counters().is_connected.store(true, Ordering::Relaxed);
+        assert!(link.outgoing.publish(&"a".into(), b"1"));
+        (link, Probe::new())
+    }
+
+    fn switch<'a>(link: &'a Link, inbox: &'a Inbox) -> DeadMansSwitch<'a> {
+        DeadMansSwitch { link, inbox }
+    }
+
+    #[test]
+    fn when_the_thread_panics_the_bus_is_not_connected_any_more() {
+        let (link, probe) = connected();
+        let ended = thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let inbox = probe.inbox();
+                let _switch = switch(&link, &inbox);
+                panic!("as a test wants it to");
+            });
+            thread.join()
+        });
+        assert!(ended.is_err());
+        assert_eq!(probe.next(), Some(Told::Disconnected));
+        assert!(!link.status.is_connected());
+        assert!(!link.outgoing.publish(&"a".into(), b"2"));
+        assert_eq!(link.status.counts().not_sent, 1);
+    }
+
+    #[test]
+    fn when_the_thread_ends_nothing_is_told() {
+        let (link, probe) = connected();
+        drop(switch(&link, &probe.inbox()));
+        assert_eq!(probe.next(), None);
     }
 }

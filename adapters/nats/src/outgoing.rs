@@ -52,7 +52,7 @@ pub(crate) struct Batch {
 
 impl Outgoing {
     /// Whether the message was let in.
-    pub(crate) fn publish(&self, topic: &str, message: &[u8]) -> bool {
+    pub(crate) fn publish(&self, subject: &Subject, message: &[u8]) -> bool {
         let mut state = self.state.lock();
         if state.connection.is_none()
             || state.is_closed
@@ -63,7 +63,7 @@ impl Outgoing {
         }
         let is_first = state.batch.messages.is_empty();
         state.bytes += message.len();
-        let message = (Subject::from(topic), Bytes::copy_from_slice(message));
+        let message = (subject.clone(), Bytes::copy_from_slice(message));
         state.batch.messages.push(message);
         drop(state);
         if is_first {
@@ -162,19 +162,19 @@ mod tests {
     #[test]
     fn bounded_by_number() {
         let outgoing = Outgoing::default();
-        assert!(!outgoing.publish("a", b"1"), "without a connection");
+        assert!(!outgoing.publish(&"a".into(), b"1"), "without a connection");
         assert_eq!(outgoing.connection(Some(1)), 0);
         for _ in 0..MAX_MESSAGES {
-            assert!(outgoing.publish("a", b"1"));
+            assert!(outgoing.publish(&"a".into(), b"1"));
         }
-        assert!(!outgoing.publish("a", b"1"));
+        assert!(!outgoing.publish(&"a".into(), b"1"));
         // What is given out still counts until the next is asked for.
         let batch = run(outgoing.next()).map(|it| it.messages.len());
         assert_eq!(batch, Some(MAX_MESSAGES));
-        assert!(!outgoing.publish("a", b"1"));
+        assert!(!outgoing.publish(&"a".into(), b"1"));
         outgoing.want("b", true);
         assert_eq!(run(outgoing.next()).map(|it| it.messages.len()), Some(0));
-        assert!(outgoing.publish("a", b"1"));
+        assert!(outgoing.publish(&"a".into(), b"1"));
     }
 
     #[test]
@@ -182,30 +182,30 @@ mod tests {
         let outgoing = Outgoing::default();
         outgoing.connection(Some(1));
         let message = vec![0; MAX_BYTES / 2];
-        assert!(outgoing.publish("a", &message));
-        assert!(outgoing.publish("a", &message));
-        assert!(!outgoing.publish("a", b"1"));
+        assert!(outgoing.publish(&"a".into(), &message));
+        assert!(outgoing.publish(&"a".into(), &message));
+        assert!(!outgoing.publish(&"a".into(), b"1"));
         assert!(run(outgoing.next()).is_some());
-        assert!(!outgoing.publish("a", b"1"));
+        assert!(!outgoing.publish(&"a".into(), b"1"));
         outgoing.want("b", true);
         run(outgoing.next());
-        assert!(outgoing.publish("a", b"1"));
+        assert!(outgoing.publish(&"a".into(), b"1"));
     }
 
     #[test]
     fn messages_belong_to_a_connection() {
         let outgoing = Outgoing::default();
         outgoing.connection(Some(1));
-        assert!(outgoing.publish("a", b"1"));
+        assert!(outgoing.publish(&"a".into(), b"1"));
         let batch = run(outgoing.next()).and_then(|it| it.connection);
         assert!(outgoing.is_for(batch));
-        assert!(outgoing.publish("a", b"2"));
+        assert!(outgoing.publish(&"a".into(), b"2"));
         assert_eq!(outgoing.connection(None), 1);
         assert!(!outgoing.is_for(batch) && !outgoing.is_for(None));
-        assert!(!outgoing.publish("a", b"3"));
+        assert!(!outgoing.publish(&"a".into(), b"3"));
         outgoing.connection(Some(2));
         assert!(!outgoing.is_for(batch));
-        assert!(outgoing.publish("a", b"4"));
+        assert!(outgoing.publish(&"a".into(), b"4"));
         let messages = run(outgoing.next()).map(|it| it.messages);
         assert_eq!(messages, Some(vec![("a".into(), "4".into())]));
     }
@@ -229,9 +229,9 @@ mod tests {
     fn closed_once_all_is_given() {
         let outgoing = Outgoing::default();
         outgoing.connection(Some(1));
-        outgoing.publish("a", b"1");
+        outgoing.publish(&"a".into(), b"1");
         outgoing.close();
-        assert!(!outgoing.publish("a", b"2"));
+        assert!(!outgoing.publish(&"a".into(), b"2"));
         outgoing.want("b", true);
         assert_eq!(run(outgoing.next()).map(|it| it.messages.len()), Some(1));
         outgoing.want("b", false);

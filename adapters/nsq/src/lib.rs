@@ -63,7 +63,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use entity_sync_bus::{BadTopic, PlainBus, PlainInbox, Receipt};
+use entity_sync_bus::{BadTopic, NoneToSpare, PlainBus, PlainInbox, Receipt, STOP_GRACE};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -269,7 +269,7 @@ impl PlainBus for Nsq {
         stop.send_replace(deadline.or_else(|| Instant::now().checked_add(FOREVER)));
         drop((start, waiting));
         // A little longer than the thread gives itself.
-        let _ = ended.recv_timeout(timeout.min(FOREVER) + Duration::from_millis(500));
+        let _ = ended.recv_timeout(timeout.min(FOREVER) + STOP_GRACE);
     }
 }
 
@@ -361,7 +361,7 @@ impl fmt::Display for StartError {
             Self::NoAddress => f.write_str("no nsqd is named; give the address of one, such as 127.0.0.1:4150"),
             Self::Address { address, reason } => write!(f, "{address:?} is no address of an nsqd: {reason}"),
             Self::Setting { name, allowed } => write!(f, "NSQ's {name} is out of range; allowed is {allowed}"),
-            Self::System(error) => write!(f, "the system has no thread to spare for NSQ: {error}"),
+            Self::System(error) => NoneToSpare { whom: "NSQ", error }.fmt(f),
         }
     }
 }

@@ -3,17 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
-use entity_sync_bus::{PlainInbox, Receipt};
+use entity_sync_bus::{LogLimit, PlainInbox, Receipt};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::Config;
 use crate::error::{Answer, SessionError};
-
-/// How often the same kind of trouble is logged.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What an [`Nsq`](crate::Nsq) does and has done, from any thread and for as long as you like. Cheap to clone.
 #[derive(Clone)]
@@ -75,7 +71,7 @@ impl Status {
                 address: nsqd.address.clone(),
                 subscribed: nsqd.subscribed.load(Ordering::Relaxed),
                 is_publishing: nsqd.is_publishing.load(Ordering::Relaxed),
-                last_failure: nsqd.trouble.lock().last.clone(),
+                last_failure: nsqd.last_failure.lock().clone(),
             })
             .collect()
     }
@@ -110,7 +106,7 @@ pub(crate) struct Shared {
     /// Topics times nsqds.
     total: AtomicUsize,
     subscribed: AtomicUsize,
-    refusals: Mutex<LogLimit>,
+    unfit: LogLimit,
 }
 
 const NOT_STARTED: usize = usize::MAX;
@@ -122,13 +118,9 @@ pub(crate) struct Nsqd {
     pub(crate) is_publishing: AtomicBool,
     /// How many subscriptions were made here so far: when one was, others that wait should try as well.
     pub(crate) reached: watch::Sender<u64>,
-    trouble: Mutex<Trouble>,
-}
-
-#[derive(Default)]
-struct Trouble {
-    last: Option<String>,
-    limit: LogLimit,
+    last_failure: Mutex<Option<String>>,
+    failures: LogLimit,
+    complaints: LogLimit,
 }
 
 #[derive(Default)]
@@ -151,7 +143,9 @@ impl Shared {
             subscribed: AtomicUsize::new(0),
             is_publishing: AtomicBool::new(false),
             reached: watch::Sender::new(0),
-            trouble: Mutex::default(),
+            last_failure: Mutex::default(),
+            failures: LogLimit::default(),
+            complaints: LogLimit::default(),
         });
         Self {
             nsqds: nsqds.collect(),
@@ -161,7 +155,7 @@ impl Shared {
             any_reached: Notify::new(),
             total: AtomicUsize::new(NOT_STARTED),
             subscribed: AtomicUsize::new(0),
-            refusals: Mutex::default(),
+            unfit: LogLimit::default(),
         }
     }
 
@@ -200,29 +194,27 @@ impl Shared {
         if let SessionError::Answer(_) = error {
             add(&self.counters.errors);
         }
-        let mut trouble = nsqd.trouble.lock();
-        if let Some(more) = trouble.limit.permit(Instant::now()) {
+        if let Some(more) = nsqd.failures.happened() {
             tracing::warn!(
                 nsqd = nsqd.address,
                 "{doing}: {error}; it is tried again ({more} more like it)"
             );
         }
-        trouble.last = Some(format!("{doing}: {error}"));
+        *nsqd.last_failure.lock() = Some(format!("{doing}: {error}"));
     }
 
     /// nsqd has answered with an error that doesn't end the connection.
     pub(crate) fn complained(&self, nsqd: &Nsqd, doing: &dyn fmt::Display, answer: &Answer) {
         add(&self.counters.errors);
-        let mut trouble = nsqd.trouble.lock();
-        if let Some(more) = trouble.limit.permit(Instant::now()) {
+        if let Some(more) = nsqd.complaints.happened() {
             tracing::warn!(nsqd = nsqd.address, "{doing}: {answer} ({more} more like it)");
         }
-        trouble.last = Some(format!("{doing}: {answer}"));
+        *nsqd.last_failure.lock() = Some(format!("{doing}: {answer}"));
     }
 
     /// A message is not sent because nsqd would not take it.
     pub(crate) fn unfit(&self, topic: &str, why: &dyn fmt::Display) {
-        if let Some(more) = self.refusals.lock().permit(Instant::now()) {
+        if let Some(more) = self.unfit.happened() {
             tracing::warn!(topic, "a message can't be published: {why} ({more} more like it)");
         }
     }
@@ -287,25 +279,6 @@ impl Drop for Owed {
     }
 }
 
-/// Lets one line through at a time, and counts the others.
-#[derive(Default)]
-struct LogLimit {
-    last: Option<Instant>,
-    suppressed: u64,
-}
-
-impl LogLimit {
-    /// Whether to log, and how often that was not done since the last time.
-    fn permit(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now.duration_since(last) < LOG_INTERVAL) {
-            self.suppressed += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.suppressed))
-    }
-}
-
 pub(crate) fn add(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -316,20 +289,5 @@ impl fmt::Debug for Status {
             .field("nsqds", &self.nsqds())
             .field("counts", &self.counts())
             .finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_line_per_interval_which_says_how_many_there_were() {
-        let mut limit = LogLimit::default();
-        let start = Instant::now();
-        assert_eq!(limit.permit(start), Some(0));
-        assert_eq!(limit.permit(start), None);
-        assert_eq!(limit.permit(start + LOG_INTERVAL / 2), None);
-        assert_eq!(limit.permit(start + LOG_INTERVAL), Some(2));
     }
 }

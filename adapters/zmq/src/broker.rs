@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use entity_sync_bus::LogLimit;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -203,6 +204,7 @@ impl Forwarder {
 
     fn run(&mut self, poll: &mut Poll) {
         let mut events = Events::with_capacity(4);
+        let failures = LogLimit::default();
         while !self.shared.is_stopping.load(Ordering::SeqCst) {
             // Sending to a socket may swallow what its fd was to tell. So none is waited for until both had nothing at all
             // and nothing was sent meanwhile.
@@ -213,7 +215,9 @@ impl Forwarder {
             }
             match poll.poll(&mut events, None) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    tracing::error!(%error, "the broker can't wait for its sockets");
+                    if let Some(skipped) = failures.happened() {
+                        tracing::error!(%error, skipped, "the broker can't wait for its sockets");
+                    }
                     std::thread::sleep(PAUSE);
                 }
                 _ => {}

@@ -4,9 +4,9 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use entity_sync_bus::{ClusterConfig, ClusterView, StartError, log_events};
+use entity_sync_bus::{ClusterConfig, ClusterView, LogLimit, StartError, log_events};
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_core::{Node, Timestamp};
 
@@ -16,7 +16,6 @@ use crate::error::ZmqError;
 use crate::links::{Change, Links, Side};
 use crate::monitor::{Event, Monitor};
 use crate::names::Names;
-use crate::seldom::Seldom;
 use crate::sockets::{self, Purpose, Security};
 use crate::view::ZmqView;
 use crate::zap::Doorman;
@@ -67,8 +66,17 @@ pub struct ZmqBus {
     greet_at: Option<Timestamp>,
     is_bound: bool,
     is_connected: bool,
-    failures: Seldom,
-    refusals: Seldom,
+    logs: Logs,
+}
+
+/// One for each kind of line.
+#[derive(Default)]
+struct Logs {
+    refusals: LogLimit,
+    lookups: LogLimit,
+    sending: LogLimit,
+    receiving: LogLimit,
+    connecting: LogLimit,
 }
 
 /// What [`ZmqBus::process`] has come to.
@@ -169,13 +177,12 @@ impl ZmqBus {
             next_look: now,
             greet_at: None,
             is_connected: false,
-            failures: Seldom::default(),
-            refusals: Seldom::default(),
+            logs: Logs::default(),
         };
         // The others hear of a mesh's first node later, but it is there.
-        bus.links_changed(now);
-        bus.publish(now);
-        bus.make(now, connects);
+        bus.show_links(now);
+        bus.publish();
+        bus.make(connects);
         Ok(bus)
     }
 
@@ -215,7 +222,8 @@ impl ZmqBus {
             self.look_at_names(now);
             self.look_at_links(now);
             let overdue = self.links.overdue(now);
-            self.make(now, overdue);
+            self.make(overdue);
+            self.show_links(now);
         }
         let mut has_more = self.receive(now);
         // What has arrived comes first, but not for ever: the others wait for this node's digests.
@@ -228,7 +236,7 @@ impl ZmqBus {
             self.cluster.handle_timeout(now);
         }
         log_events(&mut self.cluster);
-        has_more |= self.publish(now);
+        has_more |= self.publish();
         // Where there was more to say, what has arrived meanwhile comes before the rest of it.
         if has_more || std::mem::take(&mut self.is_touched) {
             return Turn::Again;
@@ -242,7 +250,7 @@ impl ZmqBus {
     /// Publishes what was notified, and nothing else. Says whether there is more.
     ///
     /// `process` does that too. This is for a loop that has just notified something and wants it to leave at once.
-    pub fn publish(&mut self, now: Timestamp) -> bool {
+    pub fn publish(&mut self) -> bool {
         for _ in 0..BUDGET {
             let Some(output) = self.cluster.poll_output() else {
                 return false;
@@ -268,30 +276,33 @@ impl ZmqBus {
             };
             if let Err(error) = done {
                 // A message that is not sent is missed, and read again.
-                self.complain(now, "libzmq refused to send or to subscribe", error);
+                complain(&self.logs.sending, "libzmq refused to send or to subscribe", error);
             }
         }
         true
     }
 
-    /// This node leaves: says goodbye, and waits until everything is sent, for about `linger` at most.
-    pub fn leave(mut self, now: Timestamp, linger: Duration) {
-        for _ in 0..MAX_LAST_MESSAGES / BUDGET {
-            if !self.publish(now) {
-                break;
-            }
-        }
+    /// This node leaves: says goodbye, and waits until everything is sent, for about `linger` at most, all in all.
+    pub fn leave(mut self, linger: Duration) {
+        let start = Instant::now();
+        let time_left = || linger.saturating_sub(start.elapsed());
+        self.publish_last(time_left);
         self.cluster.leave();
-        for _ in 0..MAX_LAST_MESSAGES / BUDGET {
-            if !self.publish(now) {
-                break;
-            }
-        }
+        self.publish_last(time_left);
+        let linger = time_left();
         if let Err(error) = self.publisher.set_linger(sockets::ms(linger)) {
-            self.complain(now, "libzmq does not wait for the last messages to be sent", error);
+            tracing::warn!(%error, "libzmq does not wait for the last messages to be sent");
         }
         // Closing the context waits for them.
         drop(self);
+    }
+
+    fn publish_last(&mut self, time_left: impl Fn() -> Duration) {
+        for _ in 0..MAX_LAST_MESSAGES / BUDGET {
+            if !self.publish() || time_left().is_zero() {
+                return;
+            }
+        }
     }
 
     /// Says whether there may be more.
@@ -303,7 +314,7 @@ impl ZmqBus {
                     zmq::Error::EAGAIN => return false,
                     zmq::Error::EINTR => continue,
                     _ => {
-                        self.complain(now, "libzmq refused to receive", error);
+                        complain(&self.logs.receiving, "libzmq refused to receive", error);
                         return false;
                     }
                 }
@@ -325,14 +336,12 @@ impl ZmqBus {
     }
 
     fn look_at_links(&mut self, now: Timestamp) {
-        let mut has_changed = false;
         for side in [Side::Publisher, Side::Subscriber] {
             let monitor = match side {
                 Side::Publisher => &mut self.of_publisher,
                 Side::Subscriber => &mut self.of_subscriber,
             };
             while let Some(event) = monitor.next() {
-                has_changed = true;
                 match event {
                     Event::Up(endpoint) => {
                         tracing::debug!(endpoint, ?side, "connected");
@@ -347,7 +356,7 @@ impl ZmqBus {
                     }
                     Event::Refused(endpoint) => {
                         self.view.add_refused();
-                        if let Some(skipped) = self.refusals.happened(now) {
+                        if let Some(skipped) = self.logs.refusals.happened() {
                             tracing::warn!(
                                 endpoint,
                                 ?side,
@@ -359,13 +368,13 @@ impl ZmqBus {
                 }
             }
         }
-        if has_changed {
-            self.links_changed(now);
-        }
     }
 
-    fn links_changed(&mut self, now: Timestamp) {
-        let counts = self.links.counts();
+    /// Tells of connections that have come or gone, if any have.
+    fn show_links(&mut self, now: Timestamp) {
+        let Some(counts) = self.links.changed_counts() else {
+            return;
+        };
         self.view.show(counts);
         let is_connected = self.is_bound || counts.connected_brokers > 0;
         if is_connected == self.is_connected {
@@ -393,11 +402,11 @@ impl ZmqBus {
             match answer.addresses {
                 Ok(addresses) => {
                     let changes = self.links.resolved(now, answer.name, &addresses);
-                    self.make(now, changes);
+                    self.make(changes);
                 }
                 Err(error) => {
                     self.view.add_failed_lookup();
-                    if let Some(skipped) = self.failures.happened(now) {
+                    if let Some(skipped) = self.logs.lookups.happened() {
                         tracing::warn!(name, %error, skipped, "a name can't be looked up: what it had before is kept");
                     }
                 }
@@ -405,7 +414,7 @@ impl ZmqBus {
         }
     }
 
-    fn make(&mut self, now: Timestamp, changes: Vec<Change>) {
+    fn make(&mut self, changes: Vec<Change>) {
         for change in &changes {
             self.is_touched = true;
             let socket = |side: &Side| match side {
@@ -420,22 +429,25 @@ impl ZmqBus {
                 Ok(()) => tracing::debug!(?change, "as names and configuration say"),
                 Err(error) => {
                     tracing::debug!(?change, %error, "refused");
-                    self.complain(now, "libzmq refused to connect or to disconnect", error);
+                    complain(
+                        &self.logs.connecting,
+                        "libzmq refused to connect or to disconnect",
+                        error,
+                    );
                 }
             }
-        }
-        self.links_changed(now);
-    }
-
-    fn complain(&mut self, now: Timestamp, what: &'static str, error: zmq::Error) {
-        if let Some(skipped) = self.failures.happened(now) {
-            tracing::warn!(%error, skipped, "{what}");
         }
     }
 
     /// The thread that drove it has panicked.
     pub(crate) fn give_up(&mut self, now: Timestamp) {
         self.cluster.handle(now, ClusterInput::Disconnected);
+    }
+}
+
+fn complain(limit: &LogLimit, what: &'static str, error: zmq::Error) {
+    if let Some(skipped) = limit.happened() {
+        tracing::warn!(%error, skipped, "{what}");
     }
 }
 

@@ -28,7 +28,7 @@ pub struct ZmqConfig {
     pub brokers: Vec<BrokerEndpoints>,
     /// Encrypts connections, and admits only whom it lists.
     pub curve: Option<Curve>,
-    /// Names are looked up so often.
+    /// Names are looked up so often: 10 ms to 24 h.
     pub lookup_every: Duration,
     /// An address that a name has no more is disconnected after so long.
     pub keep_vanished: Duration,
@@ -38,13 +38,13 @@ pub struct ZmqConfig {
     pub send_queue: u32,
     /// Messages that wait for this node, by connection. More are left to the sender's queue.
     pub receive_queue: u32,
-    /// A connection that is lost, or can't be made, is tried again after so long.
+    /// A connection that is lost, or can't be made, is tried again after so long: 1 ms or more.
     pub reconnect_first: Duration,
-    /// And then after twice as long each time, but no longer than this.
+    /// And then after twice as long each time, but no longer than this: `reconnect_first` to 1 h.
     pub reconnect_max: Duration,
-    /// Each connection is asked for a sign of life so often.
+    /// Each connection is asked for a sign of life so often: 10 ms or more, and less than `dead_after`.
     pub ping_every: Duration,
-    /// One that gives none for so long is given up, and made anew.
+    /// One that gives none for so long is given up, and made anew: 100 ms to 1 h.
     pub dead_after: Duration,
 }
 
@@ -89,6 +89,7 @@ impl ZmqConfig {
             .iter()
             .chain(of_brokers)
             .try_for_each(Endpoint::check_connect)?;
+        self.check_times()?;
         if let Some(curve) = &self.curve {
             check_curve()?;
             if !self.bind.is_empty() && !self.brokers.is_empty() {
@@ -99,6 +100,28 @@ impl ZmqConfig {
             }
         }
         Ok(())
+    }
+
+    /// What is too long for libzmq, or too short, it would take for something else, or for never.
+    fn check_times(&self) -> Result<(), ZmqError> {
+        let check = |name, value: Duration, is_right: bool, allowed| match is_right {
+            true => Ok(()),
+            false => Err(ZmqError::Time { name, value, allowed }),
+        };
+        let ms = Duration::from_millis;
+        let hour = Duration::from_secs(3600);
+        let every = self.lookup_every;
+        let is_right = (ms(10)..=24 * hour).contains(&every);
+        check("lookup_every", every, is_right, "10 ms to 24 h")?;
+        let (first, max) = (self.reconnect_first, self.reconnect_max);
+        check("reconnect_max", max, max <= hour, "reconnect_first to 1 h")?;
+        let is_right = first >= ms(1) && first <= max;
+        check("reconnect_first", first, is_right, "1 ms to reconnect_max")?;
+        let (ping, dead) = (self.ping_every, self.dead_after);
+        let is_right = (ms(100)..=hour).contains(&dead);
+        check("dead_after", dead, is_right, "100 ms to 1 h")?;
+        let is_right = ping >= ms(10) && ping < dead;
+        check("ping_every", ping, is_right, "10 ms or more, and less than dead_after")
     }
 }
 
@@ -111,5 +134,58 @@ impl fmt::Debug for ZmqConfig {
             .field("brokers", &self.brokers)
             .field("curve", &self.curve)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_cannot_be_kept_to_are_refused_with_what_is_allowed() {
+        let check = |change: &dyn Fn(&mut ZmqConfig)| {
+            let mut config = ZmqConfig::default();
+            config.bind.extend("ipc:///tmp/socket".parse::<Endpoint>());
+            change(&mut config);
+            config.check().map_err(|error| error.to_string())
+        };
+        let ms = Duration::from_millis;
+        let hour = Duration::from_secs(3600);
+        assert_eq!(check(&|_| {}), Ok(()));
+        let said = |change: &dyn Fn(&mut ZmqConfig)| check(change).expect_err("refused");
+        assert_eq!(
+            said(&|it| it.lookup_every = ms(9)),
+            "ZeroMQ's lookup_every can't be 9ms: allowed is 10 ms to 24 h"
+        );
+        assert!(said(&|it| it.lookup_every = Duration::MAX).contains("10 ms to 24 h"));
+        assert_eq!(
+            said(&|it| it.reconnect_first = ms(1_001)),
+            "ZeroMQ's reconnect_first can't be 1.001s: allowed is 1 ms to reconnect_max"
+        );
+        assert!(said(&|it| it.reconnect_first = Duration::ZERO).contains("1 ms to reconnect_max"));
+        assert_eq!(
+            said(&|it| it.reconnect_max = hour + ms(1)),
+            "ZeroMQ's reconnect_max can't be 3600.001s: allowed is reconnect_first to 1 h"
+        );
+        assert_eq!(
+            said(&|it| it.dead_after = ms(99)),
+            "ZeroMQ's dead_after can't be 99ms: allowed is 100 ms to 1 h"
+        );
+        assert!(said(&|it| it.dead_after = hour + ms(1)).contains("dead_after"));
+        assert_eq!(
+            said(&|it| it.ping_every = it.dead_after),
+            "ZeroMQ's ping_every can't be 6s: allowed is 10 ms or more, and less than dead_after"
+        );
+        assert!(said(&|it| it.ping_every = ms(9)).contains("ping_every"));
+        let at_the_ends = |it: &mut ZmqConfig| {
+            (it.lookup_every, it.reconnect_first, it.reconnect_max) = (ms(10), hour, hour);
+            (it.ping_every, it.dead_after) = (hour - ms(1), hour);
+        };
+        assert_eq!(check(&at_the_ends), Ok(()));
+        let at_the_others = |it: &mut ZmqConfig| {
+            (it.lookup_every, it.reconnect_first, it.reconnect_max) = (24 * hour, ms(1), ms(1));
+            (it.ping_every, it.dead_after) = (ms(10), ms(100));
+        };
+        assert_eq!(check(&at_the_others), Ok(()));
     }
 }

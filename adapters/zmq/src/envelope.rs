@@ -7,8 +7,7 @@
 //! ZeroMQ matches subscriptions with the beginning of a frame. They end with the zero too, which no topic has, so that no
 //! topic matches as the beginning of another one.
 
-/// A prefix of 64 bytes, a dot, and four for a bucket.
-pub(crate) const MAX_TOPIC_BYTES: usize = 69;
+use entity_sync_core::cluster::MAX_TOPIC_BYTES;
 
 /// Writes the frame of a message.
 pub(crate) fn seal(frame: &mut Vec<u8>, topic: &str, message: &[u8]) {

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
-use entity_sync_bus::StartError;
+use entity_sync_bus::{NoneToSpare, StartError};
 
 use crate::endpoint::BadEndpoint;
 
@@ -24,6 +25,15 @@ pub enum ZmqError {
     },
     /// The limits on open files or on sockets are reached.
     TooManyFiles,
+    /// One of a configuration's times is out of range.
+    Time {
+        /// Its field of [`ZmqConfig`](crate::ZmqConfig).
+        name: &'static str,
+        /// What it says.
+        value: Duration,
+        /// What is allowed.
+        allowed: &'static str,
+    },
     /// Keys for CURVE are given, but this libzmq can't do it.
     NoCurve,
     /// With CURVE, a node that binds needs [`CurveServer`](crate::CurveServer).
@@ -101,6 +111,9 @@ impl fmt::Display for ZmqError {
             Self::TooManyFiles => {
                 f.write_str("ZeroMQ is out of files: raise the limit on open files (ulimit -n), or close other sockets")
             }
+            Self::Time { name, value, allowed } => {
+                write!(f, "ZeroMQ's {name} can't be {value:?}: allowed is {allowed}")
+            }
             Self::NoCurve => f.write_str(
                 "this libzmq was built without CURVE: link the system's, which has it on Debian and others (see \
                  docs/zeromq.md), or leave out the keys and give the cluster a secret",
@@ -111,7 +124,7 @@ impl fmt::Display for ZmqError {
             Self::BindAndBrokers => f.write_str(
                 "with CURVE, a node either binds, as one of a mesh, or connects to brokers: leave out one of them",
             ),
-            Self::Thread(error) => write!(f, "the system refused a thread for ZeroMQ: {error}"),
+            Self::Thread(error) => NoneToSpare { whom: "ZeroMQ", error }.fmt(f),
             Self::Socket(error) => write!(f, "libzmq refused a socket: {error}"),
         }
     }

@@ -48,7 +48,6 @@ mod error;
 mod links;
 mod monitor;
 mod names;
-mod seldom;
 mod sockets;
 mod thread;
 mod view;

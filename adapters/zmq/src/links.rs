@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use entity_sync_bus::LogLimit;
 use entity_sync_core::Timestamp;
 
 use crate::config::ZmqConfig;
@@ -44,12 +45,32 @@ pub(crate) struct Links {
     names: Vec<DnsName>,
     brokers: usize,
     keep_vanished: Duration,
-    /// How many targets have this address: it is connected to once.
-    wanted: BTreeMap<(Side, String), usize>,
-    up: BTreeSet<(Side, String)>,
-    /// Of those that are wanted, which have been lost, or have failed in their handshake, and since when. libzmq tries most
+    connections: Connections,
+    /// Since it was last counted what there is.
+    has_changed: bool,
+    too_many: LogLimit,
+}
+
+/// What is to be connected to.
+type Connections = BTreeMap<(Side, String), Connection>;
+
+/// An address is connected to once, whoever has it.
+#[derive(Default)]
+struct Connection {
+    /// How many targets have it.
+    wanted_by: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    /// It was never there.
+    #[default]
+    New,
+    Up,
+    /// It has been lost, or has failed in its handshake, and was asked for anew at this time at the latest. libzmq tries most
     /// of them again by itself, but never one whose other side has said what no ZeroMQ says, or too much of it.
-    down: BTreeMap<(Side, String), Timestamp>,
+    Down(Timestamp),
 }
 
 /// An endpoint of the configuration.
@@ -74,6 +95,7 @@ impl Links {
         let mut links = Self {
             brokers: config.brokers.len(),
             keep_vanished: config.keep_vanished,
+            has_changed: true,
             ..Self::default()
         };
         let mut changes = Vec::new();
@@ -96,7 +118,7 @@ impl Links {
             return self.add_name(side, broker, name);
         }
         let endpoint = endpoint.to_string();
-        changes.extend(want(&mut self.wanted, side, &endpoint));
+        changes.extend(want(&mut self.connections, side, &endpoint));
         self.targets.push(Target {
             side,
             broker,
@@ -134,11 +156,15 @@ impl Links {
         found.dedup();
         if found.len() > MAX_ADDRESSES {
             let name = self.names.get(name).map(ToString::to_string);
-            tracing::warn!(
-                name,
-                count = found.len(),
-                "a name has too many addresses, the others are left out"
-            );
+            if let Some(skipped) = self.too_many.happened() {
+                let count = found.len();
+                tracing::warn!(
+                    name,
+                    count,
+                    skipped,
+                    "a name has too many addresses, the others are left out"
+                );
+            }
             found.truncate(MAX_ADDRESSES);
         }
         let mut changes = Vec::new();
@@ -147,7 +173,8 @@ impl Links {
                 match target.addresses.iter_mut().find(|it| it.endpoint == *endpoint) {
                     Some(known) => known.gone_since = None,
                     None => {
-                        changes.extend(want(&mut self.wanted, target.side, endpoint));
+                        changes.extend(want(&mut self.connections, target.side, endpoint));
+                        self.has_changed = true;
                         target.addresses.push(Known {
                             endpoint: endpoint.clone(),
                             gone_since: None,
@@ -164,13 +191,8 @@ impl Links {
                 if now.since(since) < self.keep_vanished {
                     return true;
                 }
-                if let Some(change) = unwant(&mut self.wanted, side, &known.endpoint) {
-                    // libzmq does not tell of what it was asked for.
-                    let key = (side, known.endpoint.clone());
-                    self.up.remove(&key);
-                    self.down.remove(&key);
-                    changes.push(change);
-                }
+                changes.extend(unwant(&mut self.connections, side, &known.endpoint));
+                self.has_changed = true;
                 false
             });
         }
@@ -182,22 +204,21 @@ impl Links {
 
     /// A connection has come or gone. Those that others have made are not kept count of.
     pub(crate) fn set_up(&mut self, now: Timestamp, side: Side, endpoint: String, is_up: bool) {
-        let key = (side, endpoint);
-        if !self.wanted.contains_key(&key) {
-            self.up.remove(&key);
-        } else if is_up {
-            self.down.remove(&key);
-            self.up.insert(key);
-        } else {
-            self.up.remove(&key);
-            self.down.entry(key).or_insert(now);
-        }
+        let Some(connection) = self.connections.get_mut(&(side, endpoint)) else {
+            return;
+        };
+        connection.state = match connection.state {
+            _ if is_up => State::Up,
+            State::Down(since) => State::Down(since),
+            State::New | State::Up => State::Down(now),
+        };
+        self.has_changed = true;
     }
 
     /// What to do about connections that have not come back.
     pub(crate) fn overdue(&mut self, now: Timestamp) -> Vec<Change> {
-        let is_any = self.down.values().any(|&since| now.since(since) >= AGAIN_AFTER);
-        match is_any {
+        let is_overdue = |it: &Connection| matches!(it.state, State::Down(since) if now.since(since) >= AGAIN_AFTER);
+        match self.connections.values().any(is_overdue) {
             true => self.again(now, Vec::new()),
             false => Vec::new(),
         }
@@ -207,47 +228,60 @@ impl Links {
     /// session that it has given up, and takes whatever has that address for it when it is told to disconnect. So that is
     /// said of all of them before anything is connected to.
     fn again(&mut self, now: Timestamp, changes: Vec<Change>) -> Vec<Change> {
-        let all: Vec<_> = self.down.keys().cloned().collect();
-        self.down.values_mut().for_each(|since| *since = now);
-        let disconnects = all.iter().map(|(side, it)| Change::Disconnect(*side, it.clone()));
-        let connects = all.iter().map(|(side, it)| Change::Connect(*side, it.clone()));
-        disconnects.chain(changes).chain(connects).collect()
+        let (mut disconnects, mut connects) = (Vec::new(), Vec::new());
+        for ((side, endpoint), connection) in &mut self.connections {
+            if let State::Down(since) = &mut connection.state {
+                *since = now;
+                disconnects.push(Change::Disconnect(*side, endpoint.clone()));
+                connects.push(Change::Connect(*side, endpoint.clone()));
+            }
+        }
+        disconnects.into_iter().chain(changes).chain(connects).collect()
     }
 
-    pub(crate) fn counts(&self) -> LinkCounts {
+    /// How many there are, if that may have changed since this was last asked.
+    pub(crate) fn changed_counts(&mut self) -> Option<LinkCounts> {
+        std::mem::take(&mut self.has_changed).then(|| self.counts())
+    }
+
+    fn counts(&self) -> LinkCounts {
         let of_peers = self.targets.iter().filter(|it| it.broker.is_none());
         let peers: BTreeSet<_> = of_peers.flat_map(|it| &it.addresses).map(|it| &it.endpoint).collect();
-        let is_up = |endpoint: &str| self.up.contains(&(Side::Subscriber, endpoint.to_owned()));
+        let is_up = |side: Side, endpoint: &str| {
+            let connection = self.connections.get(&(side, endpoint.to_owned()));
+            connection.is_some_and(|it| it.state == State::Up)
+        };
         let is_connected = |broker: &usize| {
             let mut sides = self.targets.iter().filter(|it| it.broker == Some(*broker));
             sides.all(|target| {
                 let mut addresses = target.addresses.iter();
-                addresses.any(|it| self.up.contains(&(target.side, it.endpoint.clone())))
+                addresses.any(|it| is_up(target.side, &it.endpoint))
             })
         };
         LinkCounts {
             peers: peers.len() as u64,
-            connected_peers: peers.iter().filter(|it| is_up(it)).count() as u64,
+            connected_peers: peers.iter().filter(|it| is_up(Side::Subscriber, it)).count() as u64,
             brokers: self.brokers as u64,
             connected_brokers: (0..self.brokers).filter(is_connected).count() as u64,
         }
     }
 }
 
-fn want(wanted: &mut BTreeMap<(Side, String), usize>, side: Side, endpoint: &str) -> Option<Change> {
-    let count = wanted.entry((side, endpoint.to_owned())).or_default();
-    *count += 1;
-    (*count == 1).then(|| Change::Connect(side, endpoint.to_owned()))
+fn want(connections: &mut Connections, side: Side, endpoint: &str) -> Option<Change> {
+    let connection = connections.entry((side, endpoint.to_owned())).or_default();
+    connection.wanted_by += 1;
+    (connection.wanted_by == 1).then(|| Change::Connect(side, endpoint.to_owned()))
 }
 
-fn unwant(wanted: &mut BTreeMap<(Side, String), usize>, side: Side, endpoint: &str) -> Option<Change> {
+/// libzmq does not tell of the end of what it was asked to end, and so it is forgotten here.
+fn unwant(connections: &mut Connections, side: Side, endpoint: &str) -> Option<Change> {
     let key = (side, endpoint.to_owned());
-    let count = wanted.get_mut(&key)?;
-    *count -= 1;
-    if *count > 0 {
+    let connection = connections.get_mut(&key)?;
+    connection.wanted_by -= 1;
+    if connection.wanted_by > 0 {
         return None;
     }
-    wanted.remove(&key);
+    connections.remove(&key);
     Some(Change::Disconnect(side, key.1))
 }
 
@@ -300,13 +334,16 @@ mod tests {
         assert_eq!(links.resolved(at(0), 0, &addresses(&[1, 2])), [connect(1), connect(2)]);
         links.set_up(at(0), SUB, "tcp://10.0.0.2:5".to_owned(), true);
         assert_eq!(links.counts().connected_peers, 1);
+        assert!(links.changed_counts().is_some());
         assert_eq!(links.resolved(at(10), 0, &addresses(&[1])), []);
+        assert_eq!(links.changed_counts(), None);
         // It is back in time.
         assert_eq!(links.resolved(at(60), 0, &addresses(&[1, 2])), []);
         assert_eq!(links.resolved(at(70), 0, &[]), []);
         assert_eq!(links.resolved(at(129), 0, &addresses(&[1])), []);
         assert_eq!(links.resolved(at(130), 0, &addresses(&[1])), [disconnect(2)]);
-        assert_eq!((links.counts().peers, links.counts().connected_peers), (1, 0));
+        let counts = links.changed_counts().expect("changed");
+        assert_eq!((counts.peers, counts.connected_peers), (1, 0));
         assert_eq!(links.resolved(at(140), 0, &addresses(&[1, 2])), [connect(2)]);
     }
 
@@ -332,11 +369,12 @@ mod tests {
         links.set_up(at(0), SUB, "tcp://10.0.0.1:6".to_owned(), true);
         assert_eq!(connected(&links), 1);
         links.set_up(at(0), Side::Publisher, "tcp://10.0.0.1:5".to_owned(), false);
-        assert_eq!(connected(&links), 0);
+        assert_eq!(links.changed_counts().map(|it| it.connected_brokers), Some(0));
         // Of nobody that was asked for.
         links.set_up(at(0), SUB, "tcp://10.0.0.9:6".to_owned(), true);
-        assert_eq!(links.counts().connected_peers, 0);
+        assert_eq!((links.changed_counts(), links.counts().connected_peers), (None, 0));
     }
+
     #[test]
     fn what_does_not_come_back_is_connected_to_anew() {
         let (mut links, _) = Links::new(&config(|it| {

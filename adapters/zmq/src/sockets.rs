@@ -3,12 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use entity_sync_core::cluster::MAX_MESSAGE_BYTES;
+use entity_sync_core::cluster::{MAX_MESSAGE_BYTES, MAX_TOPIC_BYTES};
 
 use crate::config::ZmqConfig;
 use crate::curve::{CurveKeyPair, CurvePublicKey, CurveServer};
 use crate::endpoint::Endpoint;
-use crate::envelope::MAX_TOPIC_BYTES;
 use crate::error::{BindError, ZmqError};
 use crate::monitor::canonical;
 

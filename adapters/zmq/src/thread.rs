@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use entity_sync_bus::{BusThread, Clock, ClusterConfig, Departure, Join, Member, StartError};
+use entity_sync_bus::{BusThread, Clock, ClusterConfig, Departure, Join, LogLimit, Member, STOP_GRACE, StartError};
 use entity_sync_core::Node;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -20,9 +20,6 @@ const SOCKET: Token = Token(1);
 
 /// After an error of the system's, before it is asked again.
 const PAUSE: Duration = Duration::from_millis(10);
-
-/// What may be sent still by a bus that nobody waits for.
-const HURRIED_LINGER: Duration = Duration::from_millis(100);
 
 /// A cluster over ZeroMQ. See [`cluster_config`](entity_sync_bus::cluster_config) for where `cluster` comes from.
 pub fn zmq(config: ZmqConfig, cluster: ClusterConfig) -> Zmq {
@@ -69,7 +66,8 @@ impl Join for Zmq {
 
 fn run_and_end(mut bus: ZmqBus, mut poll: Poll, clock: &Clock, departure: &Departure) {
     match catch_unwind(AssertUnwindSafe(|| run(&mut bus, &mut poll, clock, departure))) {
-        Ok(time_left) => bus.leave(clock(), time_left.max(HURRIED_LINGER)),
+        // One that nobody waits for may still send a little.
+        Ok(time_left) => bus.leave(time_left.max(STOP_GRACE)),
         Err(_) => {
             tracing::error!("the bus panicked: this node tells and hears of no change any more, until it is restarted");
             bus.give_up(clock());
@@ -80,6 +78,7 @@ fn run_and_end(mut bus: ZmqBus, mut poll: Poll, clock: &Clock, departure: &Depar
 /// Until it is to leave, in the time that this gives.
 fn run(bus: &mut ZmqBus, poll: &mut Poll, clock: &Clock, departure: &Departure) -> Duration {
     let mut events = Events::with_capacity(4);
+    let failures = LogLimit::default();
     loop {
         if let Some(time_left) = departure.time_left() {
             return time_left;
@@ -90,7 +89,9 @@ fn run(bus: &mut ZmqBus, poll: &mut Poll, clock: &Clock, departure: &Departure) 
         // What has woken it does not matter: it looks at everything that may have something.
         match poll.poll(&mut events, Some(at.since(clock()))) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                tracing::error!(%error, "the bus can't wait for its sockets");
+                if let Some(skipped) = failures.happened() {
+                    tracing::error!(%error, skipped, "the bus can't wait for its sockets");
+                }
                 std::thread::sleep(PAUSE);
             }
             _ => {}

@@ -50,9 +50,9 @@ impl Doorman {
 
 impl Drop for Doorman {
     fn drop(&mut self) {
-        let has_stopped = self.ask_to_stop().is_ok();
-        if let Some(thread) = self.thread.take()
-            && has_stopped
+        // One that has failed answers nobody.
+        if let Some(thread) = self.thread.take_if(|it| !it.is_finished())
+            && self.ask_to_stop().is_ok()
         {
             // If it has panicked, it has said so.
             let _ = thread.join();
@@ -60,17 +60,23 @@ impl Drop for Doorman {
     }
 }
 
+/// Until it is told to stop, or can't go on.
 fn answer_all(socket: &zmq::Socket, allowed: &HashSet<[u8; 32]>) {
+    if let Err(error) = try_answer_all(socket, allowed) {
+        tracing::error!(
+            %error,
+            "nobody answers libzmq any more who may connect: with CURVE, no new connection is admitted until this node is \
+             restarted"
+        );
+    }
+}
+
+fn try_answer_all(socket: &zmq::Socket, allowed: &HashSet<[u8; 32]>) -> Result<(), zmq::Error> {
     loop {
-        let request = match receive(socket) {
-            Ok(request) => request,
-            Err(zmq::Error::EINTR) => continue,
-            Err(_) => return,
-        };
+        let request = receive(socket)?;
         // Only this process reaches the endpoint.
         if request == [STOP] {
-            let _ = socket.send(STOP, zmq::DONTWAIT);
-            return;
+            return uninterrupted(|| socket.send(STOP, zmq::DONTWAIT));
         }
         let (id, is_allowed) = judge(&request, allowed);
         if !is_allowed {
@@ -81,10 +87,7 @@ fn answer_all(socket: &zmq::Socket, allowed: &HashSet<[u8; 32]>) {
             true => ("200", "OK"),
             false => ("400", "this key is not on the list"),
         };
-        let reply = [b"1.0", id, status.as_bytes(), text.as_bytes(), b"", b""];
-        if socket.send_multipart(reply, 0).is_err() {
-            return;
-        }
+        send(socket, &[b"1.0", id, status.as_bytes(), text.as_bytes(), b"", b""])?;
     }
 }
 
@@ -101,12 +104,30 @@ fn judge<'a>(request: &'a [Vec<u8>], allowed: &HashSet<[u8; 32]>) -> (&'a [u8], 
 fn receive(socket: &zmq::Socket) -> Result<Vec<Vec<u8>>, zmq::Error> {
     let mut frames = Vec::new();
     loop {
-        let frame = socket.recv_msg(0)?;
+        let frame = uninterrupted(|| socket.recv_msg(0))?;
         if frames.len() < MAX_FRAMES {
             frames.push(frame.to_vec());
         }
         if !frame.get_more() {
             return Ok(frames);
+        }
+    }
+}
+
+fn send(socket: &zmq::Socket, frames: &[&[u8]]) -> Result<(), zmq::Error> {
+    for (number, &frame) in frames.iter().enumerate() {
+        let more = if number + 1 < frames.len() { zmq::SNDMORE } else { 0 };
+        uninterrupted(|| socket.send(frame, more))?;
+    }
+    Ok(())
+}
+
+/// Tries again when a signal came between: then nothing was sent or received.
+fn uninterrupted<T>(mut attempt: impl FnMut() -> Result<T, zmq::Error>) -> Result<T, zmq::Error> {
+    loop {
+        match attempt() {
+            Err(zmq::Error::EINTR) => {}
+            done => return done,
         }
     }
 }
@@ -125,6 +146,35 @@ mod tests {
             mechanism.as_bytes(),
         ];
         begin.iter().chain(credentials).map(|it| it.to_vec()).collect()
+    }
+
+    #[test]
+    fn a_signal_is_no_reason_to_stop_and_anything_else_is() {
+        let mut results = vec![Ok(7), Err(zmq::Error::EINTR), Err(zmq::Error::EINTR)];
+        assert_eq!(uninterrupted(|| results.pop().expect("not asked again")), Ok(7));
+        let mut results = vec![Ok(7), Err(zmq::Error::ETERM)];
+        assert_eq!(
+            uninterrupted(|| results.pop().expect("not asked again")),
+            Err(zmq::Error::ETERM)
+        );
+    }
+
+    #[test]
+    fn it_answers_in_whole_messages() {
+        let context = zmq::Context::new();
+        let doorman = Doorman::start(&context, &[CurvePublicKey([7; 32])]).expect("starts");
+        let asker = context.socket(zmq::REQ).expect("a socket");
+        asker.set_rcvtimeo(10_000).expect("an option");
+        asker.connect(ENDPOINT).expect("bound");
+        for (key, status) in [([7; 32], b"200"), ([8; 32], b"400")] {
+            asker
+                .send_multipart(request("CURVE", &[&key]), 0)
+                .expect("someone takes it");
+            let answer = asker.recv_multipart(0).expect("an answer");
+            assert_eq!(answer.len(), 6);
+            assert_eq!((&answer[1][..], &answer[2][..]), (&b"1"[..], &status[..]));
+        }
+        drop(doorman);
     }
 
     #[test]

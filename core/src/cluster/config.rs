@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::buckets::MAX_BUCKETS;
 use super::message::MAX_NAME_BYTES;
 use super::secret::ClusterSecret;
+use super::topics::MAX_PREFIX_BYTES;
 use crate::hash::Fnv;
 
 /// Names a node of a cluster, across its restarts.
@@ -121,7 +122,7 @@ impl ClusterConfigError {
 fn check_prefix(prefix: &str) -> Result<(), ClusterConfigError> {
     // A dot would let one prefix begin another one's topics.
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(is_good) {
+    if prefix.is_empty() || prefix.len() > MAX_PREFIX_BYTES || !prefix.bytes().all(is_good) {
         return Err(ClusterConfigError::Prefix(prefix.to_owned()));
     }
     Ok(())

@@ -56,6 +56,7 @@ use repairs::Repairs;
 pub use secret::{ClusterSecret, ShortSecret};
 pub use status::{ClusterCounters, ClusterCounts, ClusterStatus, ClusterView, Identity, PeerState, PeerStatus};
 use telling::Telling;
+pub use topics::MAX_TOPIC_BYTES;
 use topics::Topics;
 use track::Arrival;
 

@@ -14,6 +14,11 @@ use std::fmt::Write;
 use super::{BucketSet, ClusterOutput};
 use crate::node::Interest;
 
+/// The longest prefix.
+pub(super) const MAX_PREFIX_BYTES: usize = 64;
+/// No topic is longer: a prefix, a dot, and four digits of a bucket. They are of ASCII, and without a zero.
+pub const MAX_TOPIC_BYTES: usize = MAX_PREFIX_BYTES + 1 + 4;
+
 pub(super) struct Topics {
     prefix: String,
     by_interest: bool,
@@ -93,5 +98,19 @@ impl Topics {
         } else {
             ClusterOutput::Subscribe(topic)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::MAX_BUCKETS;
+
+    #[test]
+    fn no_topic_is_longer() {
+        let prefix = "x".repeat(MAX_PREFIX_BYTES);
+        let mut topics = Topics::new(&prefix, MAX_BUCKETS, true);
+        assert_eq!(topics.of_changes(MAX_BUCKETS - 1).len(), MAX_TOPIC_BYTES);
+        assert!(topics.of_digests().len() <= MAX_TOPIC_BYTES);
     }
 }
