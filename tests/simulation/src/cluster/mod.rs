@@ -1,7 +1,9 @@
 //! [`ClusterWorld`]: several worlds, each with a node, and a bus between them that does its worst.
 
 mod bus;
+mod faults;
 mod op;
+mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use std::time::Duration;
 
 use entity_sync_core::Timestamp;
 use entity_sync_core::cluster::{
-    Cluster, ClusterConfig, ClusterCounts, ClusterInput, ClusterOutput, ClusterSecret, Epoch, NodeId, PeerState,
+    Cluster, ClusterConfig, ClusterCounts, ClusterInput, ClusterOutput, ClusterSecret, Epoch, NodeId,
 };
 use fastrand::Rng;
 
@@ -187,44 +189,7 @@ impl Simulation for ClusterWorld {
     }
 
     fn settle(&mut self) -> Result<(), String> {
-        self.note(|| "settle".to_owned());
-        self.bus.heal();
-        self.bus.set_faults(Faults::default());
-        for number in 0..self.sites.len() {
-            self.wake_up(number)?;
-            self.set_connected(number, true);
-            self.sites[number].world.begin_settling();
-        }
-        let lost_after = 6 * self.heartbeat;
-        let mut bound = 2 * self.heartbeat + Duration::from_millis(600);
-        let went_back = std::mem::take(&mut self.went_back);
-        // Who could not hear for a while grants everyone time anew, the dead too.
-        let has_dead = self.sites.iter().any(|it| it.is_dead);
-        if went_back || has_dead || self.now.since(self.last_death) < lost_after + self.heartbeat {
-            bound += lost_after + self.heartbeat;
-        }
-        let failures = self.failures();
-        if std::mem::replace(&mut self.failures_before, failures) != failures {
-            // Some may be in the longest backoff, and what they lead to too.
-            bound += Duration::from_secs(65);
-        } else {
-            self.strict_settles += 1;
-        }
-        // What was on its way may take so long.
-        bound += Duration::from_millis(700);
-        let until = self.now + bound;
-        while self.now < until {
-            self.settle_round()?;
-            self.advance(STEP)?;
-        }
-        self.settle_round()?;
-        self.note_peers();
-        for (number, site) in self.sites.iter_mut().enumerate().filter(|(_, it)| !it.is_dead) {
-            site.world.end_settling();
-            let result = site.world.check_convergence();
-            result.map_err(|what| format!("G5: node {number}, {bound:?} after all faults: {what}"))?;
-        }
-        self.check_peers()
+        self.settle_all()
     }
 
     fn stats(&self) -> Stats {
@@ -377,107 +342,6 @@ impl ClusterWorld {
         }
     }
 
-    fn set_connected(&mut self, number: usize, is_connected: bool) {
-        let site = &mut self.sites[number];
-        if site.is_stopped || self.bus.is_connected(number) == is_connected {
-            return;
-        }
-        self.bus.set_connected(number, is_connected);
-        let input = if is_connected {
-            ClusterInput::Connected
-        } else {
-            ClusterInput::Disconnected
-        };
-        site.cluster.handle(self.now, input);
-        site.flag.raise();
-    }
-
-    fn wake_up(&mut self, number: usize) -> Result<(), String> {
-        let now = self.now;
-        let site = &mut self.sites[number];
-        if !site.is_dead && std::mem::take(&mut site.is_stopped) {
-            let missed = now.since(site.world.now());
-            site.world.advance(missed);
-            site.world.look()?;
-        }
-        Ok(())
-    }
-
-    /// A node's process ends, with what it has not published. What it said to those who had given it up already, or never
-    /// knew it, nobody can tell them unless it comes back: so all others must believe that it lives. And the last one stays.
-    fn die(&mut self, number: usize) {
-        let epoch = self.sites[number].cluster.view().status().identity.map(|it| it.epoch);
-        let mut others = (0..)
-            .zip(&self.sites)
-            .filter(|(other, it)| *other != number && !it.is_dead);
-        let lost_after = 6 * self.heartbeat;
-        let believes = |(_, other): (usize, &Site)| {
-            let status = other.cluster.view().status();
-            let mut alive = status.peers.iter().filter(|it| it.state == PeerState::Alive);
-            // As of a heartbeat ago.
-            alive.any(|it| Some(it.epoch) == epoch && it.heard_ago + self.heartbeat < lost_after)
-        };
-        if others.clone().count() > 0 && others.all(believes) {
-            self.sites[number].is_dead = true;
-            self.sites[number].is_stopped = true;
-            self.bus.forget(number);
-            self.last_death = self.now;
-        }
-    }
-
-    /// Another process takes a node's place. What the last one has not published is lost with it.
-    fn restart(&mut self, number: usize, is_graceful: bool, clock_s: i8) -> Result<(), String> {
-        if is_graceful && !self.sites[number].is_stopped {
-            self.pump()?;
-            self.sites[number].cluster.leave();
-            self.put_out(number)?;
-        } else {
-            self.last_death = self.now;
-        }
-        let before = self.sites[number].started_ms;
-        self.bus.forget(number);
-        let (shards, versions) = {
-            let site = &self.sites[number];
-            let ended = (site.world.stats(), site.cluster.view().counters().snapshot());
-            self.ended.0 += ended.0;
-            self.ended.1 += ended.1;
-            (site.shards, site.world.versions().clone())
-        };
-        self.sites[number] = self.start(number, shards, clock_s, versions);
-        if self.sites[number].started_ms <= before {
-            // While the others believe that the one before is alive, they take this one for an older run: from the last
-            // time that they couldn't hear it, or heard it by a replay.
-            self.went_back = true;
-        }
-        self.populate(number)
-    }
-
-    fn send_garbage(&mut self, to: usize, bit: usize) {
-        let message = match self.bus.remembered(bit) {
-            // Without a proof, a changed message is as good as any, and may say what nobody said.
-            Some((_, message)) if self.is_signed && bit < message.len() * 8 => {
-                let mut changed = message.to_vec();
-                changed[bit / 8] ^= 1 << (bit % 8);
-                changed
-            }
-            _ => {
-                let mut bytes: Vec<u8> = (0..bit % 90).map(|_| self.rng.u8(..)).collect();
-                if let Some(version) = bytes.first_mut() {
-                    // Nobody makes a good message by chance; of another version it needn't be good.
-                    *version = if self.is_signed { 1 } else { 2 };
-                }
-                bytes
-            }
-        };
-        let flying = Flying {
-            from: usize::MAX,
-            to,
-            message: message.into(),
-            origin: Origin::Garbage,
-        };
-        self.bus.fly(self.now, flying);
-    }
-
     /// Time passes for all that are not stopped, in small steps.
     fn advance(&mut self, time: Duration) -> Result<(), String> {
         let until = self.now + time;
@@ -591,59 +455,6 @@ impl ClusterWorld {
             }
         }
         Ok(())
-    }
-
-    /// Reads that have failed or taken too long.
-    fn failures(&self) -> u64 {
-        let of_site = |site: &Site| {
-            let counters = site.world.node().counters();
-            counters.failed_reads.get() + counters.timed_out_reads.get()
-        };
-        self.sites.iter().map(of_site).sum()
-    }
-
-    fn settle_round(&mut self) -> Result<(), String> {
-        for _ in 0..2000 {
-            let mut is_idle = true;
-            for site in self.sites.iter_mut().filter(|it| !it.is_dead) {
-                is_idle &= site.world.settle_round()? && !site.world.wants_poll();
-            }
-            self.pump()?;
-            if is_idle {
-                return Ok(());
-            }
-        }
-        Err("G1: it never comes to rest".to_owned())
-    }
-
-    /// Everyone knows everyone, and misses nothing.
-    fn check_peers(&self) -> Result<(), String> {
-        let alive = self.sites.iter().filter(|it| !it.is_dead).count();
-        for (number, site) in self.sites.iter().enumerate().filter(|(_, it)| !it.is_dead) {
-            let status = site.cluster.view().status();
-            let known = status.peers.iter().filter(|it| it.state == PeerState::Alive);
-            if known.count() + 1 != alive {
-                return Err(format!("G5: node {number} knows only of {:?}", status.peers));
-            }
-            let mut alive = status.peers.iter().filter(|it| it.state == PeerState::Alive);
-            if let Some(peer) = alive.find(|it| it.missing > 0) {
-                return Err(format!("G5: node {number} still misses messages: {peer:?}"));
-            }
-        }
-        Ok(())
-    }
-
-    /// What each node knows of the others, for a trace.
-    fn note_peers(&self) {
-        for (number, site) in self.sites.iter().enumerate() {
-            let status = site.cluster.view().status();
-            self.note(|| {
-                format!(
-                    "node {number} knows {:?} and has counted {:?}",
-                    status.peers, status.counts
-                )
-            });
-        }
     }
 
     fn note(&self, line: impl FnOnce() -> String) {
