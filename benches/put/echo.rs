@@ -18,7 +18,8 @@ pub(crate) fn echo(arguments: &Arguments) -> Result<Spent, Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let clients = arguments.clients;
-    let server = std::thread::spawn(move || -> std::io::Result<()> {
+    let mut left = clients * arguments.writes;
+    let server = std::thread::spawn(move || -> std::io::Result<Vec<TcpStream>> {
         let mut poll = Poll::new()?;
         let mut streams = Vec::new();
         for client in 0..clients {
@@ -32,25 +33,27 @@ pub(crate) fn echo(arguments: &Arguments) -> Result<Spent, Box<dyn Error>> {
         }
         let mut events = Events::with_capacity(clients);
         let mut buffer = [0; 1024];
-        let mut open = clients;
-        while open > 0 {
+        while left > 0 {
             poll.poll(&mut events, None)?;
             for event in &events {
                 let stream = &mut streams[event.token().0];
                 match stream.read(&mut buffer) {
-                    Ok(0) => open -= 1,
+                    Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                     // One answer is in flight, so there is room.
-                    Ok(_) => stream.write_all(ANSWER)?,
+                    Ok(_) => {
+                        stream.write_all(ANSWER)?;
+                        left -= 1;
+                    }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error),
                 }
             }
         }
-        Ok(())
+        // Not closed before the last answer was received.
+        Ok(streams)
     });
     let mut clients = Clients::connect(address, arguments)?;
     let spent = Spent::by(|| clients.run())?;
-    drop(clients);
     server.join().map_err(|_| "the echo panicked")??;
     Ok(spent)
 }
