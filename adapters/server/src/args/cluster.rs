@@ -151,6 +151,17 @@ pub(super) struct ClusterArgs {
     sweep_every_seconds: Option<u64>,
 }
 
+/// Where a broker is.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct BrokerOptions {
+    /// Where nodes publish: IP:PORT, tcp://HOST:PORT or ipc://PATH
+    #[arg(long, env = "ENTITY_SYNC_FRONTEND", value_name = "ADDR", default_value = "127.0.0.1:7100", value_parser = bind)]
+    pub frontend: Endpoint,
+    /// Where nodes hear
+    #[arg(long, env = "ENTITY_SYNC_BACKEND", value_name = "ADDR", default_value = "127.0.0.1:7101", value_parser = bind)]
+    pub backend: Endpoint,
+}
+
 impl ClusterArgs {
     /// What can be told only from several values together, or from what they name.
     pub(super) fn check(self, names_entities: bool) -> Result<Option<ClusterOptions>, ArgsError> {
@@ -223,7 +234,7 @@ fn secret(path: &Path) -> Result<SecretFile, ArgsError> {
     Ok(SecretFile(text.trim_ascii_end().to_owned()))
 }
 
-pub(super) fn bind(given: &str) -> Result<Endpoint, String> {
+fn bind(given: &str) -> Result<Endpoint, String> {
     let endpoint = endpoint(given)?;
     endpoint.check_bind().map_err(|error| error.to_string())?;
     Ok(endpoint)

@@ -1,5 +1,8 @@
+use entity_sync_mio::Delivery;
+
 use super::*;
 use crate::cluster::BusOptions;
+use crate::resolver::Source;
 
 fn parse(args: &[&str]) -> Result<Options, String> {
     let all = ["entity-sync"].iter().chain(args);
