@@ -28,6 +28,7 @@ use crate::api::Token;
 use crate::client::api::Call;
 use crate::client::watch::Watch;
 use crate::cluster::ClusterOptions;
+use crate::resolver::Source;
 use crate::store::Location;
 use crate::values::{address, origin, origins, path};
 pub use cluster::BrokerOptions;
@@ -366,6 +367,11 @@ impl Serve {
         }
         let (others, entities) = self.rules(tables)?;
         let cluster = self.cluster.check(!self.entity.is_empty())?;
+        let is_stored = |rules: &EntityRules| rules.source == Source::Store;
+        let needs_store = others.iter().chain(entities.values()).any(is_stored);
+        if cluster.is_some() && needs_store && self.data == Location::Memory {
+            return Err(ArgsError::MemoryOfEach);
+        }
         let reactors = self
             .reactors
             .or_else(|| thread::available_parallelism().ok())

@@ -2,7 +2,6 @@ use entity_sync_mio::Delivery;
 
 use super::*;
 use crate::cluster::BusOptions;
-use crate::resolver::Source;
 
 fn parse(args: &[&str]) -> Result<Options, String> {
     let all = ["entity-sync"].iter().chain(args);
@@ -567,6 +566,31 @@ fn what_a_bus_lacks_is_said() {
     );
     refused(&["--bus=zmq", "--nats=nats://a"], "--nats is for --bus nats: add that");
     refused(&["--bus=nats", "--nsqd=a:1"], "--nsqd is for --bus nsq: add that");
+    for (flag, buses, others) in [
+        ("--prefix=shop", "zmq or nats", &["none", "nsq"][..]),
+        ("--heartbeat-ms=100", "zmq or nats", &["none", "nsq"]),
+        ("--node-name=a", "zmq or nats", &["none", "nsq"]),
+        ("--cluster-secret-file=/nowhere", "zmq or nats", &["none", "nsq"]),
+        ("--repair-rate=7", "zmq or nats or nsq", &["none"]),
+        ("--sweep-every-seconds=60", "zmq or nats or nsq", &["none"]),
+    ] {
+        let name = flag.split('=').next().expect("a name");
+        for other in others {
+            let bus = format!("--bus={other}");
+            let said = format!("{name} is for --bus {buses}: add one of these, or leave {name} out");
+            refused(
+                &[&bus, "--nsqd=127.0.0.1:4150", "--entity=items", flag][if *other == "nsq" { 0..4 } else { 3..4 }],
+                &said,
+            );
+            // So it is when the file says it.
+            let file = file(&format!(
+                "{} = '{}'",
+                &name[2..],
+                flag.split_once('=').expect("a value").1
+            ));
+            refused(&["--config", file.path().to_str().expect("text")], &said);
+        }
+    }
     refused(&["--zmq-bind=here"], "invalid value 'here' for '--zmq-bind <ADDR>'");
     refused(
         &["--zmq-peer=*:7000"],
@@ -584,9 +608,60 @@ fn what_a_bus_lacks_is_said() {
         "the file with the cluster's secret, /nowhere, can't be read (No such file or directory (os error 2)); write one \
          with: head -c 32 /dev/urandom | base64 > /nowhere, and give all nodes the same",
     );
+    // A line's end is none of it.
+    for (secret, bytes) in [("", 0), ("0123456789abcde\n", 15)] {
+        let file = file(secret);
+        let path = file.path().to_str().expect("text");
+        refused(
+            &["--bus=nats", "--nats=nats://a", "--cluster-secret-file", path],
+            &format!(
+                "the cluster's secret in {path} has {bytes} bytes, and needs at least 16; write one with: head -c 32 \
+                 /dev/urandom | base64 > {path}, and give all nodes the same"
+            ),
+        );
+    }
     refused(
         &["broker", "--frontend=nowhere"],
         "invalid value 'nowhere' for '--frontend <ADDR>'",
+    );
+}
+
+#[test]
+fn a_cluster_has_defaults_and_a_secret() {
+    let bus = cluster(&["--bus=nats", "--nats=nats://a"]);
+    let defaults = entity_sync_bus::cluster_config();
+    assert_eq!((&bus.prefix, bus.heartbeat), (&defaults.prefix, defaults.heartbeat));
+    assert_eq!((bus.repair_rate, bus.sweep_every), (defaults.repair_rate, None));
+    let help = parse(&["--help"]).expect_err("help");
+    for text in [
+        format!("nodes of a cluster [default: {}]", defaults.prefix),
+        format!("within two of them [default: {}]", defaults.heartbeat.as_millis()),
+        format!("may have been missed [default: {}]", defaults.repair_rate),
+    ] {
+        assert!(help.contains(&text), "{text} is not in {help}");
+    }
+    let file = file("0123456789abcdef\n");
+    let path = file.path().to_str().expect("text");
+    let bus = cluster(&["--bus=nats", "--nats=nats://a", "--cluster-secret-file", path]);
+    assert_eq!(bus.secret.expect("there is one").0, b"0123456789abcdef");
+}
+
+#[test]
+fn nodes_of_a_cluster_share_their_rows() {
+    const BUS: [&str; 2] = ["--bus=zmq", "--zmq-bind=127.0.0.1:7001"];
+    refused(
+        &[&BUS[..], &["--data=:memory:"]].concat(),
+        "with --data :memory: each node of a cluster would have rows of its own: name a file that all of them share \
+         (--data), or where all of them read (--resolver), or leave --bus out",
+    );
+    // Where nothing is read from it, it is not opened.
+    ok(&[&BUS[..], &["--data=:memory:", "--resolver=http=http://a/{id}"]].concat());
+    let file = file("[entities.notes]\nresolver = 'store'\n");
+    let path = file.path().to_str().expect("text");
+    let some = ["--data=:memory:", "--resolver=http=http://a/{id}", "--config", path];
+    refused(
+        &[&BUS[..], &some].concat(),
+        "each node of a cluster would have rows of its own",
     );
 }
 
