@@ -8,7 +8,7 @@ use entity_sync_bus::{ClusterSecret, cluster_config};
 use entity_sync_zmq::{BrokerEndpoints, DnsName, Endpoint};
 
 use super::ArgsError;
-use crate::cluster::{BusOptions, ClusterOptions, SecretFile};
+use crate::cluster::{BusOptions, ClusterOptions, NatsUrl, SecretFile};
 
 /// What carries changes between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -82,7 +82,7 @@ pub(super) struct ClusterArgs {
         value_delimiter = ',',
         help_heading = "Cluster"
     )]
-    nats: Vec<String>,
+    nats: Vec<NatsUrl>,
 
     /// A file with the credentials for NATS, as nsc writes it
     #[arg(

@@ -538,6 +538,10 @@ fn a_bus_has_what_it_needs() {
     );
     let nats = cluster(&["--bus=nats", "--nats=nats://a,nats://b"]);
     assert!(matches!(nats.bus, BusOptions::Nats { servers, .. } if servers.len() == 2));
+    let nats = cluster(&["--bus=nats", "--nats=nats://hush:hush@a,hush@b,tls://hush@c:4222"]);
+    let shown = format!("{nats:?}");
+    assert!(shown.contains(r#"["nats://a", "b", "tls://c:4222"]"#), "{shown}");
+    assert!(!shown.contains("hush"), "{shown}");
     let options = ok(&["--bus=nsq", "--nsqd=127.0.0.1:4150", "--entity=items,people"]);
     assert_eq!(options.others, None);
     assert_eq!(options.entities.keys().collect::<Vec<_>>(), ["items", "people"]);
