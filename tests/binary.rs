@@ -234,6 +234,34 @@ fn what_keeps_it_from_starting_is_said() {
             said.1
         );
     }
+    // Nothing was joined or created before an address was found to be in use.
+    let data = folder.path().join("data.db");
+    for (listen, api, part) in [(&*taken, free, "(--listen)"), (free, &*taken, "(--api)")] {
+        let bus = ["--bus", "zmq", "--zmq-bind", &taken];
+        let rest = ["--listen", listen, "--api", api, "--data", data.to_str().unwrap()];
+        let (code, said) = run(&[&bus[..], &rest].concat());
+        assert_eq!(code, Some(1));
+        assert!(
+            said.contains("another program does already") && said.contains(part),
+            "{said}"
+        );
+        assert!(part == "(--listen)" || !data.exists(), "{said}");
+        let _ = std::fs::remove_file(&data);
+    }
+    let (code, said) = run(&[
+        "--bus",
+        "zmq",
+        "--zmq-bind",
+        &taken,
+        "--listen",
+        free,
+        "--api",
+        free,
+        "--data",
+        data.to_str().unwrap(),
+    ]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("the cluster can't be joined"), "{said}");
     let (code, said) = run(&["--api", "0.0.0.0:8081"]);
     assert_eq!(code, Some(2));
     assert!(said.contains("without a token anyone there could write"), "{said}");
