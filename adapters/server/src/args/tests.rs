@@ -596,10 +596,17 @@ fn what_a_bus_lacks_is_said() {
         }
     }
     refused(&["--zmq-bind=here"], "invalid value 'here' for '--zmq-bind <ADDR>'");
-    refused(
-        &["--zmq-peer=*:7000"],
-        "to connect, HOST is an address or a name, not *",
-    );
+    for flag in [
+        "--zmq-peer=*:1",
+        "--zmq-peer=0.0.0.0:1",
+        "--zmq-peer=[::]:1",
+        "--zmq-broker=10.0.0.1:1,0.0.0.0:2",
+    ] {
+        refused(
+            &[flag],
+            "to connect, HOST is an address or a name, not *, 0.0.0.0 or [::], which only say where to bind",
+        );
+    }
     refused(
         &["--zmq-broker=10.0.0.1:1"],
         "write both sides of the broker: FRONTEND,BACKEND, such as 10.0.0.1:7100,10.0.0.1:7101",
