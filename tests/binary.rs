@@ -167,6 +167,33 @@ fn the_api_writes_reads_deletes_and_notifies() {
 }
 
 #[test]
+fn commands_ask_the_server_and_no_proxy() {
+    let process = Process::start(":memory:");
+    process.put("1", "row");
+    // Nobody answers there.
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", proxy.local_addr().unwrap());
+    let mut command = Command::new(binary());
+    for name in [
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
+        command.env(name, &url);
+    }
+    command.env_remove("NO_PROXY").env_remove("no_proxy");
+    let output = command
+        .args(["get", "items/1", "--api", &process.api.to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!((output.status.code(), &*said), (Some(0), "row\n"));
+}
+
+#[test]
 fn what_was_answered_survives_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data.db");
