@@ -298,6 +298,27 @@ fn what_keeps_it_from_starting_is_said() {
 }
 
 #[test]
+fn limits_of_the_system_are_said_with_what_to_do() {
+    // After the standard streams there is a place for one file, which is all that it takes to load a program.
+    let script = r#"ulimit -n 4; exec "$0" "$@""#;
+    let binary = binary();
+    let limited = |arguments: &[&str]| {
+        let output = Command::new("sh")
+            .args(["-c", script])
+            .arg(&binary)
+            .args(arguments)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let told =
+        "entity-sync: the system refused: Too many open files (os error 24); allow it more open files (ulimit -n)\n";
+    for arguments in [&["--data", ":memory:"][..], &["broker"]] {
+        assert_eq!(limited(arguments), (Some(1), told.to_owned()));
+    }
+}
+
+#[test]
 fn the_log_tells_of_connections_reads_and_notifies_and_of_no_secret() {
     for format in ["text", "json"] {
         let mut command = Command::new(binary());

@@ -17,6 +17,7 @@ use crate::args::{LogFormat, LogLevel, Options};
 use crate::cluster;
 use crate::metrics::Metrics;
 use crate::readers::{self, Readers};
+use crate::refused::Refused;
 use crate::resolver::postgres::{Postgres, PostgresError};
 use crate::store::{Location, Store, StoreError};
 
@@ -248,7 +249,7 @@ impl fmt::Display for ServeError {
                 "can't listen to {address}: another program does already; stop it or choose another port (--api)"
             ),
             Self::Api { address, source } => write!(f, "can't listen to {address}: {source} (--api)"),
-            Self::System(error) => write!(f, "the system refused: {error}"),
+            Self::System(error) => write!(f, "the system refused: {}", Refused(error)),
         }
     }
 }

@@ -28,6 +28,7 @@ use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::refused::Refused;
 use database::{Checkpoint, Readers};
 use queue::Queues;
 use writer::{Write, Writer};
@@ -100,7 +101,7 @@ impl Store {
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| StoreError::Other {
-                reason: error.to_string(),
+                reason: Refused(&error).to_string(),
             })?;
         Ok(Self {
             connection,
