@@ -295,6 +295,13 @@ fn what_keeps_it_from_starting_is_said() {
     let (code, said) = run(&["--help"]);
     assert_eq!(code, Some(0));
     assert!(said.contains("curl -X PUT"), "{said}");
+    // What nothing would come of is refused from wherever it is said.
+    let mut command = Command::new(binary());
+    let output = command.env("ENTITY_SYNC_REPAIR_RATE", "5").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let told = "--repair-rate is for --bus zmq or nats or nsq: add one of these, or leave --repair-rate out";
+    assert!(said.contains(told), "{said}");
 }
 
 #[test]
