@@ -30,7 +30,7 @@ pub struct PlainConfig {
     pub confirm_within: Duration,
     /// Keys that are read again per second after the queue was gone.
     pub repair_rate: u32,
-    /// As [`ClusterConfig::sweep_every`].
+    /// As [`ClusterConfig::sweep_every`](super::ClusterConfig::sweep_every).
     pub sweep_every: Option<Duration>,
 }
 
