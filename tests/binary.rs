@@ -167,6 +167,33 @@ fn the_api_writes_reads_deletes_and_notifies() {
 }
 
 #[test]
+fn commands_ask_the_server_and_no_proxy() {
+    let process = Process::start(":memory:");
+    process.put("1", "row");
+    // Nobody answers there.
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", proxy.local_addr().unwrap());
+    let mut command = Command::new(binary());
+    for name in [
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
+        command.env(name, &url);
+    }
+    command.env_remove("NO_PROXY").env_remove("no_proxy");
+    let output = command
+        .args(["get", "items/1", "--api", &process.api.to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!((output.status.code(), &*said), (Some(0), "row\n"));
+}
+
+#[test]
 fn what_was_answered_survives_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data.db");
@@ -234,12 +261,68 @@ fn what_keeps_it_from_starting_is_said() {
             said.1
         );
     }
+    // Nothing was joined or created before an address was found to be in use.
+    let data = folder.path().join("data.db");
+    for (listen, api, part) in [(&*taken, free, "(--listen)"), (free, &*taken, "(--api)")] {
+        let bus = ["--bus", "zmq", "--zmq-bind", &taken];
+        let rest = ["--listen", listen, "--api", api, "--data", data.to_str().unwrap()];
+        let (code, said) = run(&[&bus[..], &rest].concat());
+        assert_eq!(code, Some(1));
+        assert!(
+            said.contains("another program does already") && said.contains(part),
+            "{said}"
+        );
+        assert!(part == "(--listen)" || !data.exists(), "{said}");
+        let _ = std::fs::remove_file(&data);
+    }
+    let (code, said) = run(&[
+        "--bus",
+        "zmq",
+        "--zmq-bind",
+        &taken,
+        "--listen",
+        free,
+        "--api",
+        free,
+        "--data",
+        data.to_str().unwrap(),
+    ]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("the cluster can't be joined"), "{said}");
     let (code, said) = run(&["--api", "0.0.0.0:8081"]);
     assert_eq!(code, Some(2));
     assert!(said.contains("without a token anyone there could write"), "{said}");
     let (code, said) = run(&["--help"]);
     assert_eq!(code, Some(0));
     assert!(said.contains("curl -X PUT"), "{said}");
+    // What nothing would come of is refused from wherever it is said.
+    let mut command = Command::new(binary());
+    let output = command.env("ENTITY_SYNC_REPAIR_RATE", "5").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let told = "--repair-rate is for --bus zmq or nats or nsq: add one of these, or leave --repair-rate out";
+    assert!(said.contains(told), "{said}");
+}
+
+#[test]
+fn limits_of_the_system_are_said_with_what_to_do() {
+    // After the standard streams there is a place for one file, which is all that it takes to load a program.
+    let script = r#"ulimit -n 4; exec "$0" "$@""#;
+    let binary = binary();
+    let limited = |arguments: &[&str]| {
+        let output = Command::new("sh")
+            .args(["-c", script])
+            .arg(&binary)
+            .args(arguments)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let told =
+        "entity-sync: the system refused: Too many open files (os error 24); allow it more open files (ulimit -n)\n";
+    for arguments in [&["--data", ":memory:"][..], &["broker"]] {
+        assert_eq!(limited(arguments), (Some(1), told.to_owned()));
+    }
 }
 
 #[test]

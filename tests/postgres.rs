@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use entity_sync_tests::node::Node;
 use entity_sync_tests::postgres::Postgres;
 use entity_sync_tests::{Client, wait_for};
 
@@ -67,6 +68,7 @@ fn rows_from_postgres() {
     the_page(&postgres);
     bursts_are_batched(&postgres);
     one_id_hurts_no_other(&postgres);
+    nodes_of_a_cluster_hear_each_by_itself(&postgres);
     what_is_wrong_is_said(&postgres);
     gaps_are_read_over(&mut postgres);
     a_database_may_come_later(&mut postgres);
@@ -213,6 +215,42 @@ fn one_id_hurts_no_other(postgres: &Postgres) {
     });
     postgres.sql("shop", "UPDATE numbers SET half = 5 WHERE id = 2");
     assert_eq!(bad.row(), "2", "it is tried again");
+}
+
+fn nodes_of_a_cluster_hear_each_by_itself(postgres: &Postgres) {
+    let (folder, config) = configured(postgres, |text| text);
+    let mut nodes = ["a", "b"].map(|name| Node::prepare(folder.path(), name));
+    let at = nodes.each_ref().map(|it| it.bus().to_string());
+    for (node, (bind, peer)) in nodes.iter_mut().zip([(&at[0], &at[1]), (&at[1], &at[0])]) {
+        let bus = ["--bus", "zmq", "--zmq-bind", bind, "--zmq-peer", peer];
+        node.set_flags(["--config", config.to_str().unwrap()].iter().chain(&bus).copied());
+        node.start();
+    }
+    let mut clients = nodes.each_ref().map(|node| {
+        wait_for("the other node", || node.peers("alive") == 1);
+        wait_for("notifications", || node.metric("postgres_listening") == 1);
+        let mut client = Client::connect(node.clients);
+        client.secret("token-of-a-clerk");
+        client.subscribe("items", "2");
+        assert!(client.row().contains("lamp"));
+        client
+    });
+    postgres.sql("shop", "UPDATE items SET price = 21 WHERE id = '2'");
+    let lamp = r#"{"id":"2","name":"lamp","price":21}"#;
+    for client in &mut clients {
+        // All is read again when a node begins to hear, which may still be on its way.
+        client.rows_until(lamp);
+    }
+    // The bus carries what the application tells one of them, and nothing else.
+    let notify = r#"{"entity":"items","id":"2"}"#;
+    assert_eq!(nodes[0].call("POST", "/notify", notify).0, 202);
+    for client in &mut clients {
+        assert_eq!(client.row(), lamp);
+    }
+    wait_for("the bus", || nodes[1].count("keys") > 0);
+    // More of them would be on their way by now.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(nodes.each_ref().map(|it| it.count("keys")), [0, 1]);
 }
 
 fn what_is_wrong_is_said(postgres: &Postgres) {

@@ -80,8 +80,8 @@ impl NatsConfig {
     }
 }
 
-/// Without what stands before the `@`, which may be secret.
-pub(crate) fn without_user(url: &str) -> String {
+/// A server's URL without what stands before the `@`, which may be secret: as logs may show it.
+pub fn without_user(url: &str) -> String {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme, rest)) => (Some(scheme), rest),
         None => (None, url),

@@ -28,6 +28,6 @@ mod outgoing;
 mod status;
 
 pub use bus::{Nats, check_topic};
-pub use config::{ClientCertificate, NatsAuth, NatsConfig, NatsTls};
+pub use config::{ClientCertificate, NatsAuth, NatsConfig, NatsTls, without_user};
 pub use error::NatsError;
 pub use status::{NatsCounts, NatsStatus};

@@ -15,6 +15,9 @@
 //! Requests that web pages send are refused (403): it is for programs. Paths are percent-decoded, so an id may hold anything: `a/b` is written `a%2Fb`. Errors are JSON, whatever went wrong:
 //! `{"error":{"code":"not_found","message":"…","hint":"…"}}`.
 //!
+//! Of more than 1,024 connections at once, the last ones wait. A body that takes longer than 30 seconds is answered with 408, and
+//! a connection that has sent no whole head for 60 seconds is closed ([`Limits`]).
+//!
 //! It is on hyper without a framework: with six routes there is little to share, and a framework took a quarter of the time
 //! of a request.
 
@@ -29,6 +32,7 @@ mod token;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use entity_sync_bus::ClusterView;
@@ -59,6 +63,28 @@ pub type Notify = Arc<dyn Fn(&[EntityKey]) -> Result<(), UnknownEntity> + Send +
 
 type Answer = Response<Full<Bytes>>;
 
+/// How much callers may ask of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Connections at the same time.
+    pub max_connections: usize,
+    /// How long the head of a request may take, and how long a connection may wait for the next one. Then it is closed.
+    pub head_time_limit: Duration,
+    /// How long the body of a request may take. Then it is answered with 408.
+    pub body_time_limit: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            head_time_limit: Duration::from_secs(60),
+            body_time_limit: Duration::from_secs(30),
+        }
+    }
+}
+
 /// What the API is made of.
 #[non_exhaustive]
 pub struct Parts {
@@ -74,6 +100,8 @@ pub struct Parts {
     pub cluster: Option<Arc<ClusterView>>,
     /// What callers must know. Without it, serve the API on a loopback address only.
     pub token: Option<Token>,
+    /// How much callers may ask for.
+    pub limits: Limits,
     /// The server is being shut down.
     pub is_stopping: Arc<AtomicBool>,
 }
@@ -88,6 +116,7 @@ impl Parts {
             metrics: Arc::new(String::new),
             cluster: None,
             token: None,
+            limits: Limits::default(),
             is_stopping: Arc::default(),
         }
     }
@@ -112,7 +141,7 @@ impl Api {
         Self(Arc::new(parts))
     }
 
-    /// Answers one request. It needs a tokio runtime, for reads that block.
+    /// Answers one request. It needs a tokio runtime with its timer, for reads that block and bodies that don't come.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>>
     where
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
@@ -164,7 +193,7 @@ impl Api {
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
     {
         let store = self.0.store_of(&key)?;
-        let body = extract::text(body).await?;
+        let body = extract::text(body, self.0.limits).await?;
         let written = store.put(key, body).await?;
         Ok(empty(if written.created {
             StatusCode::CREATED
@@ -200,7 +229,7 @@ impl Api {
     where
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
     {
-        let keys = extract::keys(body).await?;
+        let keys = extract::keys(body, self.0.limits).await?;
         if !keys.is_empty() {
             (self.0.notify)(&keys)?;
         }

@@ -7,6 +7,7 @@ mod cluster;
 mod error;
 mod file;
 mod limits;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -22,20 +23,21 @@ use clap::builder::{BoolishValueParser, PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use entity_sync_core::Origins;
-use entity_sync_mio::Delivery;
 
 use crate::api::Token;
 use crate::client::api::Call;
 use crate::client::watch::Watch;
 use crate::cluster::ClusterOptions;
-use crate::resolver::{Source, SourceError};
+use crate::resolver::Source;
 use crate::store::Location;
 use crate::values::{address, origin, origins, path};
+pub use cluster::BrokerOptions;
 use cluster::ClusterArgs;
-use entity_sync_zmq::Endpoint;
 pub use error::ArgsError;
-use file::{EntityTable, WhoShares};
+use file::EntityTable;
 pub use limits::Limits;
+pub use rules::EntityRules;
+use rules::Which;
 
 /// The most reactors that make sense on any machine.
 const MAX_REACTORS: usize = 1024;
@@ -88,19 +90,6 @@ pub struct Options {
     pub log: LogLevel,
     /// How it is written.
     pub log_format: LogFormat,
-}
-
-/// How an entity is read and delivered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntityRules {
-    /// Where its rows come from. That of a database has its query.
-    pub source: Source,
-    /// Whether one read serves everyone, and not only those with the same secret.
-    pub is_public: bool,
-    /// Whether a new subscription is answered with the present state.
-    pub snapshot: bool,
-    /// What a client is sent of many changes.
-    pub delivery: Delivery,
 }
 
 /// What is logged, on standard error: this and what is worse.
@@ -357,24 +346,6 @@ struct Serve {
     config: Option<PathBuf>,
 }
 
-/// Where a broker is.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct BrokerOptions {
-    /// Where nodes publish: IP:PORT, tcp://HOST:PORT or ipc://PATH
-    #[arg(long, env = "ENTITY_SYNC_FRONTEND", value_name = "ADDR", default_value = "127.0.0.1:7100", value_parser = cluster::bind)]
-    pub frontend: Endpoint,
-    /// Where nodes hear
-    #[arg(long, env = "ENTITY_SYNC_BACKEND", value_name = "ADDR", default_value = "127.0.0.1:7101", value_parser = cluster::bind)]
-    pub backend: Endpoint,
-}
-
-#[derive(Clone, Copy, ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Which {
-    Latest,
-    Every,
-}
-
 impl Serve {
     /// What can be told only from several values together, or from what they name.
     fn check(self, tables: BTreeMap<String, EntityTable>) -> Result<Options, ArgsError> {
@@ -396,6 +367,11 @@ impl Serve {
         }
         let (others, entities) = self.rules(tables)?;
         let cluster = self.cluster.check(!self.entity.is_empty())?;
+        let is_stored = |rules: &EntityRules| rules.source == Source::Store;
+        let needs_store = others.iter().chain(entities.values()).any(is_stored);
+        if cluster.is_some() && needs_store && self.data == Location::Memory {
+            return Err(ArgsError::MemoryOfEach);
+        }
         let reactors = self
             .reactors
             .or_else(|| thread::available_parallelism().ok())
@@ -417,83 +393,6 @@ impl Serve {
             log: self.log,
             log_format: self.log_format,
         })
-    }
-}
-
-type Rules = (Option<EntityRules>, BTreeMap<String, EntityRules>);
-
-impl Serve {
-    /// How entities are read and delivered: all others, and each that has a table.
-    fn rules(&self, tables: BTreeMap<String, EntityTable>) -> Result<Rules, ArgsError> {
-        let default: Source = self.resolver.parse().map_err(ArgsError::Source)?;
-        if let Some(name) = tables
-            .keys()
-            .find(|name| !self.entity.is_empty() && !self.entity.contains(name))
-        {
-            return Err(ArgsError::NoSuchEntity { name: name.clone() });
-        }
-        let mut entities = BTreeMap::new();
-        for (name, table) in tables {
-            let bad = |reason: &str| ArgsError::BadEntity {
-                name: name.clone(),
-                reason: reason.to_owned(),
-            };
-            let mut source = match &table.resolver {
-                Some(given) => given.parse().map_err(|error: SourceError| bad(&error.to_string()))?,
-                None => default.clone(),
-            };
-            match (&mut source, table.query.clone()) {
-                (Source::Postgres { query, .. }, Some(given)) => *query = Some(given),
-                (Source::Postgres { query: None, .. }, None) => {
-                    return Err(bad("has no query: write query = \"SELECT …\""));
-                }
-                (_, Some(_)) => {
-                    return Err(bad(
-                        "has a query, but no database: write resolver = \"postgres=DSN\" too",
-                    ));
-                }
-                (_, None) => {}
-            }
-            let who = table.audience.map(|it| it == WhoShares::Public);
-            entities.insert(name, self.rules_of(source, who, table.snapshot, table.delivery));
-        }
-        let others = match default {
-            // Of those without a table, each is as all others would be.
-            Source::Postgres { query: None, .. } if self.entity.iter().any(|it| !entities.contains_key(it)) => {
-                return Err(ArgsError::NoQuery);
-            }
-            source if !self.entity.is_empty() => {
-                for name in &self.entity {
-                    let rules = || self.rules_of(source.clone(), None, None, None);
-                    entities.entry(name.clone()).or_insert_with(rules);
-                }
-                None
-            }
-            Source::Postgres { query: None, .. } if entities.is_empty() => return Err(ArgsError::NoQuery),
-            // It was only meant for the tables.
-            Source::Postgres { query: None, .. } => None,
-            source => Some(self.rules_of(source, None, None, None)),
-        };
-        Ok((others, entities))
-    }
-
-    fn rules_of(
-        &self,
-        source: Source,
-        is_public: Option<bool>,
-        snapshot: Option<bool>,
-        delivery: Option<Which>,
-    ) -> EntityRules {
-        EntityRules {
-            // The store shows everyone the same.
-            is_public: is_public.unwrap_or(source == Source::Store),
-            source,
-            snapshot: snapshot.unwrap_or(self.snapshot),
-            delivery: match delivery.unwrap_or(self.delivery) {
-                Which::Latest => Delivery::Latest,
-                Which::Every => Delivery::Every,
-            },
-        }
     }
 }
 

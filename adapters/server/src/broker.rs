@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 
-use entity_sync_zmq::{Broker, BrokerConfig, ZmqError};
+use entity_sync_zmq::{Broker, BrokerConfig, Endpoint, ZmqError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{BrokerOptions, LogFormat, LogLevel};
+use crate::refused::Refused;
 use crate::serve::log;
 
 /// Forwards what nodes publish until the process is told to stop (SIGINT or SIGTERM).
@@ -23,15 +24,11 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(BrokerError::System)?;
         let config = BrokerConfig::new(options.frontend.clone(), options.backend.clone());
         let broker = Broker::start(&config).map_err(BrokerError::Zmq)?;
-        let (frontend, backend) = (broker.frontend(), broker.backend());
         let mut out = io::stdout().lock();
         // If nobody listens, it forwards all the same.
-        let _ = writeln!(
-            out,
-            "Entity Sync's broker is running.\n  frontend {frontend}\n  backend  {backend}\n\
-             Nodes connect with: --bus zmq --zmq-broker {frontend},{backend}"
-        );
-        let _ = out.flush();
+        let _ = out
+            .write_all(greeting(broker.frontend(), broker.backend()).as_bytes())
+            .and_then(|()| out.flush());
         drop(out);
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -40,6 +37,23 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
         broker.stop();
         Ok(())
     })
+}
+
+/// Says where it is, and what nodes are to be told of it.
+fn greeting(frontend: &str, backend: &str) -> String {
+    let wildcard_port = |it: &str| it.parse().ok().and_then(|it: Endpoint| it.wildcard_port());
+    let [to_frontend, to_backend] = [frontend, backend].map(|it| match wildcard_port(it) {
+        Some(port) => format!("tcp://HOST:{port}"),
+        None => it.to_owned(),
+    });
+    let mut text = format!(
+        "Entity Sync's broker is running.\n  frontend {frontend}\n  backend  {backend}\n\
+         Nodes connect with: --bus zmq --zmq-broker {to_frontend},{to_backend}"
+    );
+    if [frontend, backend].iter().any(|it| wildcard_port(it).is_some()) {
+        text += " (HOST is an address or a name of this machine)";
+    }
+    text + "\n"
 }
 
 /// Why a broker did not start.
@@ -56,7 +70,7 @@ impl std::fmt::Display for BrokerError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Zmq(error) => error.fmt(f),
-            Self::System(error) => write!(f, "the system refused: {error}"),
+            Self::System(error) => write!(f, "the system refused: {}", Refused(error)),
         }
     }
 }
@@ -66,6 +80,26 @@ impl std::error::Error for BrokerError {
         match self {
             Self::Zmq(error) => Some(error),
             Self::System(error) => Some(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_told_what_they_can_connect_to() {
+        assert_eq!(
+            greeting("tcp://127.0.0.1:7100", "tcp://127.0.0.1:7101"),
+            "Entity Sync's broker is running.\n  frontend tcp://127.0.0.1:7100\n  backend  tcp://127.0.0.1:7101\n\
+             Nodes connect with: --bus zmq --zmq-broker tcp://127.0.0.1:7100,tcp://127.0.0.1:7101\n"
+        );
+        for wildcard in ["*", "0.0.0.0", "[::]"] {
+            let text = greeting(&format!("tcp://{wildcard}:7100"), "ipc:///run/backend");
+            let told =
+                "--zmq-broker tcp://HOST:7100,ipc:///run/backend (HOST is an address or a name of this machine)\n";
+            assert!(text.ends_with(told), "{text}");
         }
     }
 }

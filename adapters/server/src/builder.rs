@@ -31,6 +31,7 @@ use entity_sync_mio::{
     UnknownEntity,
 };
 
+use crate::refused::Refused;
 use crate::values::{self, ValueError};
 pub use entity::Entity;
 pub(crate) use entity::Routes;
@@ -301,7 +302,7 @@ impl fmt::Display for BuildError {
                 "there is no entity: say how one is read with Builder::entity, or how all are with Builder::others",
             ),
             Self::Start(error) => error.fmt(f),
-            Self::Threads(error) => write!(f, "the system refused a thread for reads: {error}"),
+            Self::Threads(error) => write!(f, "the system refused a thread for reads: {}", Refused(error)),
             Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
         }
     }

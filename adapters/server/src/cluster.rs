@@ -50,7 +50,7 @@ pub enum BusOptions {
     /// NATS.
     Nats {
         /// Its servers.
-        servers: Vec<String>,
+        servers: Vec<NatsUrl>,
         /// What it asks for.
         credentials: Option<std::path::PathBuf>,
         /// Whose certificates are trusted, if not the system's.
@@ -61,6 +61,22 @@ pub enum BusOptions {
         /// nsqd's addresses.
         nsqd: Vec<String>,
     },
+}
+
+/// Where a NATS server is, perhaps with a user and a password, which its `Debug` doesn't show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NatsUrl(pub String);
+
+impl fmt::Debug for NatsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        entity_sync_nats::without_user(&self.0).fmt(f)
+    }
+}
+
+impl From<String> for NatsUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
 }
 
 /// The content of a file that holds a secret.
@@ -96,7 +112,7 @@ impl ClusterOptions {
                 credentials,
                 roots,
             } => {
-                let mut nats = NatsConfig::new(servers);
+                let mut nats = NatsConfig::new(servers.iter().map(|it| &*it.0));
                 if let Some(file) = credentials {
                     nats.auth = NatsAuth::CredentialsFile(file.clone());
                 }

@@ -26,6 +26,7 @@ pub mod cluster;
 pub mod metrics;
 #[cfg(feature = "binary")]
 mod readers;
+mod refused;
 #[cfg(feature = "binary")]
 pub mod resolver;
 #[cfg(feature = "binary")]

@@ -3,7 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use entity_sync_mio::{
-    AudienceRule, Config, Entities, EntityOptions, Handle, Pool, PoolConfig, ReadError, Reply, Resolver,
+    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, Pool, PoolConfig, ReadError, Reply, Resolver,
+    Selector,
 };
 
 use crate::args::{EntityRules, Options};
@@ -128,6 +129,16 @@ fn options_of(rules: &EntityRules, threads: usize) -> EntityOptions {
     entity
 }
 
+/// Here alone, and says whether it is of an entity. The other nodes of a cluster hear the database themselves: to tell them
+/// would have each change read once for each node, on all of them.
+fn reread(handle: &Handle, key: &EntityKey) -> bool {
+    let is_entity = handle.is_entity(key.entity());
+    if is_entity {
+        handle.reread(&Selector::Key(key.clone()));
+    }
+    is_entity
+}
+
 /// One for each DSN, with all queries that go there.
 #[derive(Default)]
 struct Databases {
@@ -165,7 +176,7 @@ impl Databases {
             let listener = Listener {
                 channel: options.postgres_channel.clone(),
                 // Before there is a server, nobody is subscribed.
-                notify: Arc::new(move |key| notified.get().is_none_or(|it| it.notify(key).is_ok())),
+                heard: Arc::new(move |key| notified.get().is_none_or(|it| reread(it, key))),
                 reread_all: Box::new(move || {
                     if let Some(handle) = missed.get() {
                         handle.reread_all();

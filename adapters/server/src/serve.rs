@@ -17,6 +17,7 @@ use crate::args::{LogFormat, LogLevel, Options};
 use crate::cluster;
 use crate::metrics::Metrics;
 use crate::readers::{self, Readers};
+use crate::refused::Refused;
 use crate::resolver::postgres::{Postgres, PostgresError};
 use crate::store::{Location, Store, StoreError};
 
@@ -31,6 +32,12 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     log(options.log, options.log_format);
     // Most systems allow a process 1,024 files at first, and more if it asks. If this one doesn't, fewer clients fit.
     let _ = entity_sync_mio::raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::System)?;
+    // Before anything is created, asked or told: if the address is in use, another one of us runs already.
+    let listener = runtime.block_on(listen(options.api))?;
     // The store tells of changes to the server, which reads from the store.
     let handle = Arc::new(OnceLock::<Handle>::new());
     let told = handle.clone();
@@ -57,7 +64,8 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let databases = Arc::new(databases);
     let server = Server::start(config, routes).map_err(ServeError::Clients)?;
     let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
-    // Before the API: nothing may be notified that the others don't hear of.
+    // Once there is nothing left that keeps this from starting, and before the API serves: nothing may be notified that the
+    // others don't hear of.
     let mut member = match &options.cluster {
         Some(cluster) => {
             let bus = cluster.bus().map_err(ServeError::Bus)?;
@@ -83,11 +91,13 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     parts.cluster = view;
     let is_stopping = parts.is_stopping.clone();
 
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ServeError::System)?;
-    let served = runtime.block_on(serve_api(options, &server, api::Api::new(parts), &is_stopping));
+    let served = runtime.block_on(serve_api(
+        options,
+        &server,
+        listener,
+        api::Api::new(parts),
+        &is_stopping,
+    ));
 
     server.shutdown(GRACE);
     if let Some(member) = &mut member {
@@ -120,16 +130,20 @@ pub(crate) fn log(level: LogLevel, format: LogFormat) {
     };
 }
 
+/// Who connects already waits until the API is served.
+async fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), ServeError> {
+    let refused = |source| ServeError::Api { address, source };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    Ok((listener.local_addr().map_err(refused)?, listener))
+}
+
 async fn serve_api(
     options: &Options,
     server: &Server,
+    (api, listener): (SocketAddr, TcpListener),
     service: api::Api,
     is_stopping: &AtomicBool,
 ) -> Result<(), ServeError> {
-    let address = options.api;
-    let refused = |source| ServeError::Api { address, source };
-    let listener = TcpListener::bind(address).await.map_err(refused)?;
-    let api = listener.local_addr().map_err(refused)?;
     // Before it says that it is ready, so that a signal sent from then on is heard.
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
@@ -235,7 +249,7 @@ impl fmt::Display for ServeError {
                 "can't listen to {address}: another program does already; stop it or choose another port (--api)"
             ),
             Self::Api { address, source } => write!(f, "can't listen to {address}: {source} (--api)"),
-            Self::System(error) => write!(f, "the system refused: {error}"),
+            Self::System(error) => write!(f, "the system refused: {}", Refused(error)),
         }
     }
 }

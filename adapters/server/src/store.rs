@@ -28,6 +28,7 @@ use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::refused::Refused;
 use database::{Checkpoint, Readers};
 use queue::Queues;
 use writer::{Write, Writer};
@@ -80,7 +81,8 @@ impl Store {
     ///
     /// `on_commit` is called after each commit, on the thread that writes, with the key of every write and of every
     /// deletion that found something, in their order; a key that was written twice is in it twice. All writes wait for
-    /// it, so it must return soon. It may read the store, but not wait for a write of its own.
+    /// it, so it must return soon. It may [`get`](Self::get) what was written. It must not wait for a write, nor for a read
+    /// through a [`StoreResolver`]: both go on only once it has returned.
     ///
     /// Other processes may use the file too, but only changes made here are told to `on_commit`.
     ///
@@ -99,7 +101,7 @@ impl Store {
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| StoreError::Other {
-                reason: error.to_string(),
+                reason: Refused(&error).to_string(),
             })?;
         Ok(Self {
             connection,

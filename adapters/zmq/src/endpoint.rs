@@ -60,11 +60,25 @@ impl Endpoint {
     /// # Errors
     /// [`BadEndpoint`].
     pub fn check_connect(&self) -> Result<(), BadEndpoint> {
+        if self.wildcard_port().is_some() {
+            return Err(self.bad(
+                "to connect, HOST is an address or a name, not *, 0.0.0.0 or [::], which only say where to bind",
+            ));
+        }
         match &self.0 {
-            Kind::Any(_) => Err(self.bad("to connect, HOST is an address or a name, not *")),
             Kind::Tcp(address) if address.port() == 0 => Err(self.bad("to connect, PORT is 1 to 65535")),
             Kind::Named(name) if name.port == 0 => Err(self.bad("to connect, PORT is 1 to 65535")),
             _ => Ok(()),
+        }
+    }
+
+    /// The port of one that stands for all addresses of this machine: `*`, `0.0.0.0` or `[::]`. A socket binds to it, and
+    /// others connect to one of those addresses.
+    pub fn wildcard_port(&self) -> Option<u16> {
+        match &self.0 {
+            Kind::Any(port) => Some(*port),
+            Kind::Tcp(address) if address.ip().is_unspecified() => Some(address.port()),
+            _ => None,
         }
     }
 
@@ -257,6 +271,26 @@ mod tests {
         for text in ["tcp://*:5555", "tcp://*:*", "tcp://127.0.0.1:0"] {
             endpoint(text).check_bind().expect(text);
             endpoint(text).check_connect().expect_err(text);
+        }
+        for text in [
+            "tcp://0.0.0.0:5555",
+            "tcp://[::]:5555",
+            "tcp://*:5555",
+            "tcp://[::ffff:0.0.0.0]:5555",
+        ] {
+            let wildcard = endpoint(text);
+            wildcard.check_bind().expect(text);
+            assert_eq!(wildcard.wildcard_port(), Some(5555));
+            let said = wildcard.check_connect().expect_err(text).to_string();
+            assert!(
+                said.contains(
+                    "to connect, HOST is an address or a name, not *, 0.0.0.0 or [::], which only say where to bind"
+                ),
+                "{said}"
+            );
+        }
+        for text in ["tcp://10.0.0.1:5555", "tcp://node:5555", "ipc:///run/bus"] {
+            assert_eq!(endpoint(text).wildcard_port(), None);
         }
         endpoint("tcp://eth0:5555").check_bind().expect("an interface");
         let name = endpoint("tcp://node-1.example.com:5555");

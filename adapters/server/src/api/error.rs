@@ -1,9 +1,10 @@
 //! [`ApiError`]: every answer of the API that says no.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use entity_sync_core::{KeyTooLong, UnknownEntity};
-use hyper::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONNECTION, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 use serde_json::json;
 
@@ -185,6 +186,15 @@ impl ApiError {
         )
     }
 
+    pub(super) fn slow_body(limit: Duration) -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "slow_body",
+            format!("the body did not arrive within {limit:?}"),
+            "send the request again, with all of its body at once",
+        )
+    }
+
     /// Whatever keeps the store from answering, the server is of no use to its callers now.
     pub(super) fn unhealthy(error: StoreError) -> Self {
         Self {
@@ -243,6 +253,11 @@ impl ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+        }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            // The rest of the request is not waited for.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
         if let Some(allow) = self.allow {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));

@@ -8,9 +8,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::error::ApiError;
-use super::{MAX_ENTITY_BYTES, MAX_NOTIFY_BYTES, MAX_NOTIFY_KEYS};
+use super::{Limits, MAX_ENTITY_BYTES, MAX_NOTIFY_BYTES, MAX_NOTIFY_KEYS};
 
 /// The key that the path names.
 pub(super) fn key(entity: &str, id: &str) -> Result<EntityKey, ApiError> {
@@ -38,11 +39,11 @@ fn has_broken_escape(path: &str) -> bool {
 }
 
 /// A body that is text, and not empty.
-pub(super) async fn text<B>(body: B) -> Result<String, ApiError>
+pub(super) async fn text<B>(body: B, limits: Limits) -> Result<String, ApiError>
 where
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
 {
-    let body = bytes(body, MAX_ENTITY_BYTES).await?;
+    let body = bytes(body, MAX_ENTITY_BYTES, limits).await?;
     if body.is_empty() {
         return Err(ApiError::empty_body());
     }
@@ -57,11 +58,11 @@ struct NamedKey {
 }
 
 /// A body that names keys: all of them good ones, or it is refused as a whole.
-pub(super) async fn keys<B>(body: B) -> Result<Vec<EntityKey>, ApiError>
+pub(super) async fn keys<B>(body: B, limits: Limits) -> Result<Vec<EntityKey>, ApiError>
 where
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
 {
-    let body = bytes(body, MAX_NOTIFY_BYTES).await?;
+    let body = bytes(body, MAX_NOTIFY_BYTES, limits).await?;
     // Looked at first, since an error then names what is wrong with the key, and where.
     let named: Vec<NamedKey> = if body.trim_ascii_start().starts_with(b"[") {
         serde_json::from_slice(&body)
@@ -76,7 +77,7 @@ where
     Ok(keys?)
 }
 
-async fn bytes<B>(body: B, limit: usize) -> Result<Bytes, ApiError>
+async fn bytes<B>(body: B, limit: usize, limits: Limits) -> Result<Bytes, ApiError>
 where
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
 {
@@ -84,9 +85,10 @@ where
     if body.size_hint().lower() > limit as u64 {
         return Err(ApiError::too_large(limit));
     }
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
-        Err(_) => Err(ApiError::incomplete_body()),
+    match timeout(limits.body_time_limit, Limited::new(body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
+        Ok(Err(_)) => Err(ApiError::incomplete_body()),
+        Err(_) => Err(ApiError::slow_body(limits.body_time_limit)),
     }
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io::{Error, ErrorKind};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -11,25 +12,27 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Api;
-
-/// How long the head of a request may take, and how long a connection may wait for the next one.
-const HEAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long nothing is accepted after the system refused, such as for want of files.
 const REST: Duration = Duration::from_secs(1);
 
 impl Api {
-    /// Serves connections until `stop` is done, then finishes the requests that run.
+    /// Serves connections until `stop` is done, then finishes the requests that run. Beyond
+    /// [`max_connections`](super::Limits::max_connections), who connects waits until another one has left.
     pub async fn listen(self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let connections = GracefulShutdown::new();
+        let limits = self.0.limits;
+        let places = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
+        http.timer(TokioTimer::new())
+            .header_read_timeout(limits.head_time_limit);
         let mut stop = pin!(stop);
         loop {
-            let stream = tokio::select! {
-                stream = accept(&listener) => stream,
+            let (stream, place) = tokio::select! {
+                accepted = accept(&listener, &places) => accepted,
                 () = &mut stop => break,
             };
             // Without it, an answer is no less right.
@@ -44,6 +47,7 @@ impl Api {
             tokio::spawn(async move {
                 // What a peer does wrong ends its connection, and there is nobody to tell.
                 let _ = connection.await;
+                drop(place);
             });
         }
         drop(listener);
@@ -51,10 +55,13 @@ impl Api {
     }
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+/// The next connection, and its place.
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+    // It is never closed.
+    let place = places.clone().acquire_owned().await.ok();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok((stream, _)) => return (stream, place),
             Err(error) if is_of_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "the API can't accept connections");
@@ -71,3 +78,6 @@ fn is_of_connection(error: &Error) -> bool {
         ErrorKind::ConnectionRefused | ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset
     )
 }
+
+#[cfg(test)]
+mod tests;

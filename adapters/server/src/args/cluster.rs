@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use entity_sync_bus::{ClusterSecret, cluster_config};
 use entity_sync_zmq::{BrokerEndpoints, DnsName, Endpoint};
 
 use super::ArgsError;
-use crate::cluster::{BusOptions, ClusterOptions, SecretFile};
+use crate::cluster::{BusOptions, ClusterOptions, NatsUrl, SecretFile};
 
 /// What carries changes between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,7 +82,7 @@ pub(super) struct ClusterArgs {
         value_delimiter = ',',
         help_heading = "Cluster"
     )]
-    nats: Vec<String>,
+    nats: Vec<NatsUrl>,
 
     /// A file with the credentials for NATS, as nsc writes it
     #[arg(
@@ -113,70 +114,56 @@ pub(super) struct ClusterArgs {
     )]
     nsqd: Vec<String>,
 
-    /// Keeps applications on one bus apart: the same on all nodes of a cluster
-    #[arg(
-        long,
-        env = "ENTITY_SYNC_PREFIX",
-        value_name = "NAME",
-        default_value = "entity-sync",
-        help_heading = "Cluster"
-    )]
-    prefix: String,
+    /// Keeps applications on one bus apart: the same on all nodes of a cluster [default: entity-sync]
+    #[arg(long, env = "ENTITY_SYNC_PREFIX", value_name = "NAME", help_heading = "Cluster")]
+    prefix: Option<String>,
 
     /// A file that all nodes of the cluster have; messages of others are refused
     ///
-    /// Example: head -c 32 /dev/urandom | base64 > secret; entity-sync --cluster-secret-file secret
+    /// It needs 16 bytes. Example:
+    /// head -c 32 /dev/urandom | base64 > secret
+    /// entity-sync --bus nats --nats nats://127.0.0.1:4222 --cluster-secret-file secret
     #[arg(
         long,
         env = "ENTITY_SYNC_CLUSTER_SECRET_FILE",
         value_name = "FILE",
-        help_heading = "Cluster"
+        help_heading = "Cluster",
+        verbatim_doc_comment
     )]
     cluster_secret_file: Option<PathBuf>,
 
-    /// Milliseconds between a node's signs of life: a change that the bus has lost is noticed within two of them
-    #[arg(long, env = "ENTITY_SYNC_HEARTBEAT_MS", value_name = "MS", default_value = "500", value_parser = clap::value_parser!(u64).range(10..=60_000), help_heading = "Cluster")]
-    heartbeat_ms: u64,
+    /// Milliseconds between a node's signs of life: a change that the bus has lost is noticed within two of them [default: 500]
+    #[arg(long, env = "ENTITY_SYNC_HEARTBEAT_MS", value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=60_000), help_heading = "Cluster")]
+    heartbeat_ms: Option<u64>,
 
     /// What this node is called, unlike any other, also after a restart [default: a random id, and the host's name]
     #[arg(long, env = "ENTITY_SYNC_NODE_NAME", value_name = "NAME", value_parser = node_name, help_heading = "Cluster")]
     node_name: Option<String>,
 
-    /// Keys that all nodes together read again per second, where changes may have been missed
-    #[arg(long, env = "ENTITY_SYNC_REPAIR_RATE", value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
-    repair_rate: u32,
+    /// Keys that all nodes together read again per second, where changes may have been missed [default: 10000]
+    #[arg(long, env = "ENTITY_SYNC_REPAIR_RATE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
+    repair_rate: Option<u32>,
 
     /// Look at everything again that anyone is subscribed to, in such intervals, in case somebody forgot to notify
     #[arg(long, env = "ENTITY_SYNC_SWEEP_EVERY_SECONDS", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Cluster")]
     sweep_every_seconds: Option<u64>,
 }
 
+/// Where a broker is.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct BrokerOptions {
+    /// Where nodes publish: IP:PORT, tcp://HOST:PORT or ipc://PATH
+    #[arg(long, env = "ENTITY_SYNC_FRONTEND", value_name = "ADDR", default_value = "127.0.0.1:7100", value_parser = bind)]
+    pub frontend: Endpoint,
+    /// Where nodes hear
+    #[arg(long, env = "ENTITY_SYNC_BACKEND", value_name = "ADDR", default_value = "127.0.0.1:7101", value_parser = bind)]
+    pub backend: Endpoint,
+}
+
 impl ClusterArgs {
     /// What can be told only from several values together, or from what they name.
     pub(super) fn check(self, names_entities: bool) -> Result<Option<ClusterOptions>, ArgsError> {
-        let given = [
-            ("--zmq-bind", WhichBus::Zmq, !self.zmq_bind.is_empty()),
-            ("--zmq-peer", WhichBus::Zmq, !self.zmq_peer.is_empty()),
-            ("--zmq-peer-dns", WhichBus::Zmq, !self.zmq_peer_dns.is_empty()),
-            ("--zmq-broker", WhichBus::Zmq, !self.zmq_broker.is_empty()),
-            ("--nats", WhichBus::Nats, !self.nats.is_empty()),
-            (
-                "--nats-credentials-file",
-                WhichBus::Nats,
-                self.nats_credentials_file.is_some(),
-            ),
-            ("--nats-ca-file", WhichBus::Nats, self.nats_ca_file.is_some()),
-            ("--nsqd", WhichBus::Nsq, !self.nsqd.is_empty()),
-        ];
-        let name_of = |bus: WhichBus| bus.to_possible_value().map(|it| it.get_name().to_owned());
-        for (flag, of, is_given) in given {
-            if is_given && of != self.bus {
-                return Err(ArgsError::OtherBus {
-                    flag,
-                    bus: name_of(of).unwrap_or_default(),
-                });
-            }
-        }
+        self.refuse_what_is_for_other_buses()?;
         let missing = |flags| Err(ArgsError::BusWithout { flags });
         let bus = match self.bus {
             WhichBus::None => return Ok(None),
@@ -201,29 +188,92 @@ impl ClusterArgs {
             }
             WhichBus::Nsq => BusOptions::Nsq { nsqd: self.nsqd },
         };
-        let secret = self.cluster_secret_file.as_deref().map(secret).transpose()?;
+        let defaults = cluster_config();
+        let prefix = self.prefix.unwrap_or(defaults.prefix);
+        let secret = match &self.cluster_secret_file {
+            Some(path) => Some(secret(path, &prefix)?),
+            None => None,
+        };
         Ok(Some(ClusterOptions {
             bus,
-            prefix: self.prefix,
+            prefix,
             secret,
-            heartbeat: Duration::from_millis(self.heartbeat_ms),
+            heartbeat: self.heartbeat_ms.map_or(defaults.heartbeat, Duration::from_millis),
             node_name: self.node_name,
-            repair_rate: self.repair_rate,
+            repair_rate: self.repair_rate.unwrap_or(defaults.repair_rate),
             sweep_every: self.sweep_every_seconds.map(Duration::from_secs),
         }))
     }
+
+    /// No flag is ignored: whoever gives one that does nothing here meant another bus.
+    fn refuse_what_is_for_other_buses(&self) -> Result<(), ArgsError> {
+        use WhichBus::{Nats, Nsq, Zmq};
+        let flags: [(&str, &[WhichBus], bool); 14] = [
+            ("--zmq-bind", &[Zmq], !self.zmq_bind.is_empty()),
+            ("--zmq-peer", &[Zmq], !self.zmq_peer.is_empty()),
+            ("--zmq-peer-dns", &[Zmq], !self.zmq_peer_dns.is_empty()),
+            ("--zmq-broker", &[Zmq], !self.zmq_broker.is_empty()),
+            ("--nats", &[Nats], !self.nats.is_empty()),
+            ("--nats-credentials-file", &[Nats], self.nats_credentials_file.is_some()),
+            ("--nats-ca-file", &[Nats], self.nats_ca_file.is_some()),
+            ("--nsqd", &[Nsq], !self.nsqd.is_empty()),
+            // NSQ's messages are those of the Go original, which has none of these.
+            ("--prefix", &[Zmq, Nats], self.prefix.is_some()),
+            (
+                "--cluster-secret-file",
+                &[Zmq, Nats],
+                self.cluster_secret_file.is_some(),
+            ),
+            ("--heartbeat-ms", &[Zmq, Nats], self.heartbeat_ms.is_some()),
+            ("--node-name", &[Zmq, Nats], self.node_name.is_some()),
+            ("--repair-rate", &[Zmq, Nats, Nsq], self.repair_rate.is_some()),
+            (
+                "--sweep-every-seconds",
+                &[Zmq, Nats, Nsq],
+                self.sweep_every_seconds.is_some(),
+            ),
+        ];
+        match flags
+            .into_iter()
+            .find(|(_, buses, is_given)| *is_given && !buses.contains(&self.bus))
+        {
+            Some((flag, buses, _)) => Err(ArgsError::OtherBus {
+                flag,
+                buses: buses.iter().map(|it| it.name()).collect(),
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
-fn secret(path: &Path) -> Result<SecretFile, ArgsError> {
+impl WhichBus {
+    /// As it is written after `--bus`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zmq => "zmq",
+            Self::Nats => "nats",
+            Self::Nsq => "nsq",
+        }
+    }
+}
+
+/// The file's content, which makes a key with this prefix.
+fn secret(path: &Path, prefix: &str) -> Result<SecretFile, ArgsError> {
     let text = std::fs::read(path).map_err(|error| ArgsError::SecretFile {
         path: path.to_owned(),
         reason: error.to_string(),
     })?;
     // As editors end a line.
-    Ok(SecretFile(text.trim_ascii_end().to_owned()))
+    let secret = text.trim_ascii_end();
+    ClusterSecret::new(secret, prefix).map_err(|error| ArgsError::ShortSecret {
+        path: path.to_owned(),
+        bytes: error.bytes,
+    })?;
+    Ok(SecretFile(secret.to_owned()))
 }
 
-pub(super) fn bind(given: &str) -> Result<Endpoint, String> {
+fn bind(given: &str) -> Result<Endpoint, String> {
     let endpoint = endpoint(given)?;
     endpoint.check_bind().map_err(|error| error.to_string())?;
     Ok(endpoint)

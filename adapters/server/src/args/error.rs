@@ -71,8 +71,8 @@ pub enum ArgsError {
     OtherBus {
         /// Which.
         flag: &'static str,
-        /// The bus that it is for.
-        bus: String,
+        /// The buses that it is for.
+        buses: Vec<&'static str>,
     },
     /// A bus has not what it needs.
     BusWithout {
@@ -86,6 +86,15 @@ pub enum ArgsError {
         /// Why.
         reason: String,
     },
+    /// The cluster's secret can be guessed.
+    ShortSecret {
+        /// The file that it is in.
+        path: PathBuf,
+        /// How long it is.
+        bytes: usize,
+    },
+    /// Nodes of a cluster would each have rows of their own.
+    MemoryOfEach,
     /// A table of the configuration file is of an entity that is none.
     NoSuchEntity {
         /// Its name.
@@ -148,7 +157,11 @@ impl fmt::Display for ArgsError {
                  FROM items WHERE id = ANY($1), or one for each entity in the file that --config names: [entities.items] \
                  and below it query = \"SELECT …\"",
             ),
-            Self::OtherBus { flag, bus } => write!(f, "{flag} is for --bus {bus}: add that, or leave {flag} out"),
+            Self::OtherBus { flag, buses } => {
+                let add = if buses.len() == 1 { "that" } else { "one of these" };
+                let buses = buses.join(" or ");
+                write!(f, "{flag} is for --bus {buses}: add {add}, or leave {flag} out")
+            }
             Self::BusWithout { flags } => write!(f, "this --bus needs {flags}"),
             Self::SecretFile { path, reason } => write!(
                 f,
@@ -156,6 +169,17 @@ impl fmt::Display for ArgsError {
                  /dev/urandom | base64 > {}, and give all nodes the same",
                 path.display(),
                 path.display()
+            ),
+            Self::ShortSecret { path, bytes } => write!(
+                f,
+                "the cluster's secret in {} has {bytes} bytes, and needs at least 16; write one with: head -c 32 \
+                 /dev/urandom | base64 > {}, and give all nodes the same",
+                path.display(),
+                path.display()
+            ),
+            Self::MemoryOfEach => f.write_str(
+                "with --data :memory: each node of a cluster would have rows of its own: name a file that all of them \
+                 share (--data), or where all of them read (--resolver), or leave --bus out",
             ),
             Self::NoSuchEntity { name } => write!(
                 f,

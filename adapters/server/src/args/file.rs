@@ -8,7 +8,8 @@ use clap::{ArgMatches, CommandFactory};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{ArgsError, Cli, Which};
+use super::rules::Which;
+use super::{ArgsError, Cli};
 
 /// What a file says.
 #[derive(Default)]

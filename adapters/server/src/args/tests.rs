@@ -1,5 +1,8 @@
+use entity_sync_mio::Delivery;
+
 use super::*;
-use crate::cluster::BusOptions;
+
+mod cluster;
 
 fn parse(args: &[&str]) -> Result<Options, String> {
     let all = ["entity-sync"].iter().chain(args);
@@ -495,96 +498,6 @@ fn the_help_tells_the_defaults_of_limits() {
     ] {
         assert!(help.contains(&text), "{text} is not in {help}");
     }
-}
-
-fn cluster(args: &[&str]) -> ClusterOptions {
-    ok(args).cluster.expect("a bus was given")
-}
-
-#[test]
-fn a_bus_has_what_it_needs() {
-    let bus = cluster(&[
-        "--bus=zmq",
-        "--zmq-bind=127.0.0.1:7001",
-        "--zmq-peer=tcp://[::1]:7002",
-        "--zmq-peer=node-3:7001",
-        "--zmq-peer-dns=nodes.local:7000",
-        "--zmq-broker=10.0.0.1:1,10.0.0.1:2",
-        "--prefix=shop",
-        "--heartbeat-ms=250",
-        "--node-name=a",
-        "--repair-rate=7",
-        "--sweep-every-seconds=60",
-    ]);
-    let BusOptions::Zmq {
-        bind,
-        peers,
-        peer_names,
-        brokers,
-    } = &bus.bus
-    else {
-        panic!("{bus:?}");
-    };
-    assert_eq!((bind.len(), peers.len(), peer_names.len(), brokers.len()), (1, 2, 1, 1));
-    assert_eq!(
-        (&*bus.prefix, bus.heartbeat.as_millis(), bus.repair_rate),
-        ("shop", 250, 7)
-    );
-    assert_eq!(
-        (bus.node_name.as_deref(), bus.sweep_every.map(|it| it.as_secs())),
-        (Some("a"), Some(60))
-    );
-    let nats = cluster(&["--bus=nats", "--nats=nats://a,nats://b"]);
-    assert!(matches!(nats.bus, BusOptions::Nats { servers, .. } if servers.len() == 2));
-    let options = ok(&["--bus=nsq", "--nsqd=127.0.0.1:4150", "--entity=items,people"]);
-    assert_eq!(options.others, None);
-    assert_eq!(options.entities.keys().collect::<Vec<_>>(), ["items", "people"]);
-    assert_eq!(ok(&["--bus=none"]).cluster, None);
-}
-
-#[test]
-fn what_a_bus_lacks_is_said() {
-    refused(&["--bus=carrier-pigeon"], "[possible values: none, zmq, nats, nsq]");
-    refused(
-        &["--bus=zmq", "--zmq-peer=10.0.0.1:7000"],
-        "this --bus needs --zmq-bind, or --zmq-broker if nodes meet at brokers",
-    );
-    refused(
-        &["--bus=nats"],
-        "this --bus needs --nats, such as --nats nats://127.0.0.1:4222",
-    );
-    refused(&["--bus=nsq"], "this --bus needs --nsqd, such as --nsqd 127.0.0.1:4150");
-    refused(
-        &["--bus=nsq", "--nsqd=127.0.0.1:4150"],
-        "this --bus needs the entities, each of which is a topic: --entity items --entity people",
-    );
-    refused(
-        &["--zmq-bind=127.0.0.1:7000"],
-        "--zmq-bind is for --bus zmq: add that, or leave --zmq-bind out",
-    );
-    refused(&["--bus=zmq", "--nats=nats://a"], "--nats is for --bus nats: add that");
-    refused(&["--bus=nats", "--nsqd=a:1"], "--nsqd is for --bus nsq: add that");
-    refused(&["--zmq-bind=here"], "invalid value 'here' for '--zmq-bind <ADDR>'");
-    refused(
-        &["--zmq-peer=*:7000"],
-        "to connect, HOST is an address or a name, not *",
-    );
-    refused(
-        &["--zmq-broker=10.0.0.1:1"],
-        "write both sides of the broker: FRONTEND,BACKEND, such as 10.0.0.1:7100,10.0.0.1:7101",
-    );
-    refused(&["--heartbeat-ms=5"], "5 is not in 10..=60000");
-    refused(&["--node-name="], "write a name of 1 to 64 bytes");
-    refused(&["--repair-rate=0"], "0 is not in 1..");
-    refused(
-        &["--bus=zmq", "--zmq-bind=127.0.0.1:1", "--cluster-secret-file=/nowhere"],
-        "the file with the cluster's secret, /nowhere, can't be read (No such file or directory (os error 2)); write one \
-         with: head -c 32 /dev/urandom | base64 > /nowhere, and give all nodes the same",
-    );
-    refused(
-        &["broker", "--frontend=nowhere"],
-        "invalid value 'nowhere' for '--frontend <ADDR>'",
-    );
 }
 
 #[test]

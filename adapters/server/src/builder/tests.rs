@@ -46,6 +46,41 @@ fn errors_say_what_to_do() {
     first.shutdown(Duration::ZERO);
 }
 
+/// Where a process may have no more memory than it has, a thread finds no place for its stack. The limit is for good, so the
+/// test runs itself again, on one thread that has no other's stack to give away.
+#[test]
+fn threads_that_the_system_refuses_are_told_of() {
+    const NAME: &str = "builder::tests::threads_that_the_system_refuses_are_told_of";
+    if std::env::var_os("FEW_THREADS").is_some() {
+        let pool = PoolConfig {
+            threads: 64,
+            ..PoolConfig::default()
+        };
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+        let kib: u64 = size
+            .and_then(|it| it.split_whitespace().next()?.parse().ok())
+            .expect("a number");
+        let (most, own) = ((kib << 10) + (8 << 20), std::process::id().to_string());
+        let limited = std::process::Command::new("prlimit")
+            .args(["--pid", &own, &format!("--as={most}")])
+            .status();
+        assert!(limited.expect("prlimit runs").success());
+        let said = builder().pool(pool).start().expect_err("refused").to_string();
+        let told = "the system refused a thread for reads: Resource temporarily unavailable (os error 11); allow its user \
+                    more threads (ulimit -u), or it more memory (ulimit -v), or its container more of both";
+        assert_eq!(said, told);
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().expect("a path"))
+        .args(["--exact", NAME, "--test-threads=1", "--nocapture"])
+        .env("FEW_THREADS", "yes")
+        .output()
+        .expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
 #[test]
 fn unknown_entities_are_told_to_the_caller_and_nothing_is_done() {
     let sync = EntitySync::builder()

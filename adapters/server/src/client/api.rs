@@ -186,6 +186,9 @@ impl Api {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
+            // One that the environment names for the world outside would be asked for this machine's own addresses, too,
+            // and be sent the token.
+            .proxy(None)
             .timeout_global(Some(TIME_LIMIT))
             .tls_config(self.trust.ureq()?)
             .build()

@@ -35,6 +35,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
 use super::{Complaints, SourceError};
+use crate::refused::Refused;
 use batch::Queue;
 pub use listen::Listener;
 use session::Session;
@@ -298,7 +299,7 @@ impl fmt::Display for PostgresError {
                 "PostgreSQL refuses the query {query:?}: {reason}; it is given the ids as $1 (text[]), the secret as $2 \
                  (text) and the entity as $3 (text), and must give two columns, the id and the row"
             ),
-            Self::System(error) => write!(f, "the system refused: {error}"),
+            Self::System(error) => write!(f, "the system refused: {}", Refused(error)),
         }
     }
 }

@@ -23,6 +23,10 @@ const BATCH_BYTES: usize = 4 << 20;
 /// are therefore done in one transaction, which begins after the last of them was asked for. And those that follow from a
 /// write need none, as long as no other process writes to the file: what was just written is what would be read.
 ///
+/// Each server needs one of its own: a read that is asked for while the same one waits takes its place, as its server has then
+/// given that one up. Two servers on one resolver would take each other's reads. Several resolvers of one store are as good
+/// as one.
+///
 /// It does not keep the store, whose `on_commit` will usually lead back to the server and so to this: once the store is
 /// dropped, reads fail. It has threads of its own, which end when it is dropped; reads that wait then fail too.
 pub struct StoreResolver(Arc<Queue>);

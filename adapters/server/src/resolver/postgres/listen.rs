@@ -21,7 +21,7 @@ pub struct Listener {
     /// The channel whose payloads are keys, such as `items/100`.
     pub channel: String,
     /// Told of each key. Says whether that is an entity.
-    pub notify: Arc<dyn Fn(&EntityKey) -> bool + Send + Sync>,
+    pub heard: Arc<dyn Fn(&EntityKey) -> bool + Send + Sync>,
     /// Told after each gap, when the next notification will be heard.
     pub reread_all: Box<dyn Fn() + Send + Sync>,
 }
@@ -62,19 +62,19 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: Listener, tls: Tls) {
 }
 
 async fn begin(shared: &Arc<Shared>, listener: &Listener, tls: Tls) -> Result<Session, Failure> {
-    let (notify, of_driver) = (listener.notify.clone(), shared.clone());
-    let hear = move |notification: Notification| heard(&of_driver, &*notify, notification.payload());
+    let (heard, of_driver) = (listener.heard.clone(), shared.clone());
+    let hear = move |notification: Notification| tell(&of_driver, &*heard, notification.payload());
     let session = Session::connect_and_hear(shared, tls, hear).await?;
     let channel = listener.channel.replace('"', "\"\"");
     session.batch(&format!("LISTEN \"{channel}\"")).await?;
     Ok(session)
 }
 
-fn heard(shared: &Shared, notify: &(dyn Fn(&EntityKey) -> bool + Send + Sync), payload: &str) {
+fn tell(shared: &Shared, heard: &(dyn Fn(&EntityKey) -> bool + Send + Sync), payload: &str) {
     let key = payload
         .split_once('/')
         .and_then(|(entity, id)| EntityKey::new(entity, id).ok());
-    if key.is_some_and(|key| notify(&key)) {
+    if key.is_some_and(|key| heard(&key)) {
         count(&shared.counts.notifications);
         return;
     }

@@ -1,0 +1,101 @@
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::super::{Limits, Parts};
+use super::*;
+use crate::store::{Location, Store};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Serves the API of an empty store for as long as the test runs.
+async fn serve(change: impl FnOnce(&mut Limits)) -> SocketAddr {
+    let store = Store::open(&Location::Memory, |_| {}).expect("opens");
+    let mut parts = Parts::new(Some(Arc::new(store)), Arc::new(|_| Ok(())));
+    change(&mut parts.limits);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(Api::new(parts).listen(listener, std::future::pending()));
+    address
+}
+
+/// A connection on which this was sent.
+async fn send(to: SocketAddr, request: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(to).await.expect("connects");
+    stream.write_all(request.as_bytes()).await.expect("takes it");
+    stream
+}
+
+/// Reads until the API closes the connection.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    let read = timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+    read.expect("closed in time").expect("text");
+    text
+}
+
+/// Reads until there is a whole answer to a health check.
+async fn healthy(stream: &mut TcpStream) {
+    let mut text = Vec::new();
+    while !text.ends_with(br#"{"status":"ok"}"#) {
+        let read = timeout(PATIENCE, stream.read_buf(&mut text)).await;
+        let count = read.expect("answered in time").expect("readable");
+        assert!(count > 0, "closed after {:?}", String::from_utf8_lossy(&text));
+    }
+}
+
+const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+
+#[tokio::test]
+async fn of_too_many_connections_the_last_waits_for_a_place() {
+    let api = serve(|limits| limits.max_connections = 2).await;
+    let mut first = send(api, HEALTH).await;
+    healthy(&mut first).await;
+    let mut second = send(api, HEALTH).await;
+    healthy(&mut second).await;
+    let mut third = send(api, HEALTH).await;
+    let early = timeout(Duration::from_millis(200), third.read_u8()).await;
+    assert!(early.is_err(), "there was no place");
+    drop(first);
+    healthy(&mut third).await;
+    // Those that have places keep them.
+    second.write_all(HEALTH.as_bytes()).await.expect("takes it");
+    healthy(&mut second).await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_answered() {
+    let api = serve(|limits| limits.body_time_limit = Duration::from_millis(50)).await;
+    for request in [
+        "PUT /entities/a/b HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc",
+        "POST /notify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n",
+    ] {
+        let answer = rest(send(api, request).await).await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+        assert!(head.starts_with("HTTP/1.1 408 "), "{head}");
+        assert!(head.contains("connection: close"), "{head}");
+        let error: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(
+            error,
+            serde_json::json!({ "error": {
+                "code": "slow_body",
+                "message": "the body did not arrive within 50ms",
+                "hint": "send the request again, with all of its body at once",
+            }})
+        );
+    }
+    // Nothing was written.
+    let gone = rest(send(api, "GET /entities/a/b HTTP/1.0\r\n\r\n").await).await;
+    assert!(gone.starts_with("HTTP/1.0 404 "), "{gone}");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let api = serve(|limits| limits.head_time_limit = Duration::from_millis(50)).await;
+    assert_eq!(rest(send(api, "GET /heal").await).await, "");
+    // So does the next one on a connection that was of use.
+    let answer = rest(send(api, HEALTH).await).await;
+    assert!(answer.ends_with(r#"{"status":"ok"}"#), "{answer}");
+}

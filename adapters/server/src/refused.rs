@@ -1,0 +1,59 @@
+//! [`Refused`]: what the system says when it refuses something, and what to do about it.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+
+/// Of Linux and the BSDs: too many files of the process, and of the whole system.
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
+
+/// An error of the system, shown with what to do where that is known.
+pub(crate) struct Refused<'a>(pub(crate) &'a io::Error);
+
+impl fmt::Display for Refused<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hint = match (self.0.raw_os_error(), self.0.kind()) {
+            (Some(EMFILE), _) => "; allow it more open files (ulimit -n)",
+            (Some(ENFILE), _) => "; close other programs, or allow the system more open files (sysctl fs.file-max)",
+            // What the system says when it gives no thread.
+            (_, ErrorKind::WouldBlock) => {
+                "; allow its user more threads (ulimit -u), or it more memory (ulimit -v), or its container more of both"
+            }
+            (_, ErrorKind::OutOfMemory) => "; allow it more memory (ulimit -v), or its container",
+            _ => "",
+        };
+        write!(f, "{}{hint}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_what_to_do() {
+        for (number, said) in [
+            (
+                24,
+                "Too many open files (os error 24); allow it more open files (ulimit -n)",
+            ),
+            (
+                23,
+                "; close other programs, or allow the system more open files (sysctl fs.file-max)",
+            ),
+            (
+                11,
+                "Resource temporarily unavailable (os error 11); allow its user more threads (ulimit -u), or",
+            ),
+            (
+                12,
+                "Cannot allocate memory (os error 12); allow it more memory (ulimit -v)",
+            ),
+        ] {
+            let shown = Refused(&io::Error::from_raw_os_error(number)).to_string();
+            assert!(shown.contains(said), "{shown}");
+        }
+        let other = Refused(&io::Error::from_raw_os_error(1)).to_string();
+        assert_eq!(other, "Operation not permitted (os error 1)");
+    }
+}
