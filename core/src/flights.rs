@@ -467,12 +467,14 @@ impl Flight {
         })
     }
 
-    /// Whether rows are on their way to this shard: being read, owed, to be looked for later, or waiting to be taken.
+    /// Whether rows are on their way to this shard: being read, owed, to be looked for later, to be repaired, or
+    /// waiting to be taken.
     pub(crate) fn is_busy_for(&self, shard: u32) -> bool {
         let is_settling = self.settling.as_ref().is_some_and(|it| it.at.is_some());
         self.state != State::Idle
             || self.is_owed()
             || is_settling
+            || self.repair == Repair::Due
             || self.interest(shard).is_some_and(|it| it.mark.is_some())
     }
 

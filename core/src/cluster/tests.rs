@@ -105,7 +105,13 @@ impl Site {
 
     fn say(&mut self, conn: ConnId, action: &str, key: &EntityKey) {
         let (entity, id) = (key.entity(), key.id());
-        let text = format!(r#"{{"action":"{action}","body":{{"entity":"{entity}","id":"{id}"}}}}"#);
+        self.say_text(
+            conn,
+            &format!(r#"{{"action":"{action}","body":{{"entity":"{entity}","id":"{id}"}}}}"#),
+        );
+    }
+
+    fn say_text(&mut self, conn: ConnId, text: &str) {
         let mut frame = vec![0x81, 0xfe];
         frame.extend((text.len() as u16).to_be_bytes());
         frame.extend([0; 4]);

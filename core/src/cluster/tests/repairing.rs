@@ -39,6 +39,21 @@ fn those_with_the_most_subscribers_come_first() {
 }
 
 #[test]
+fn who_changes_its_secret_takes_repairs_that_wait_along() {
+    const KEYS: usize = 500;
+    let mut client = None;
+    let mut b = bereaved(|b| client = Some(b.client(&(0..KEYS).map(key).collect::<Vec<_>>())));
+    first_turn(&mut b);
+    let begun = b.answer(at(3050)).len();
+    assert!((1..KEYS).contains(&begun), "{begun}");
+    b.say_text(client.expect("one"), r#"{"action":"secret","body":"other"}"#);
+    let mut read: Vec<_> = b.answer(at(3050));
+    b.pass(3051, 3200);
+    read.extend(b.answer(at(3200)));
+    assert_eq!(read.len(), KEYS - begun, "those that had been read stay as they are");
+}
+
+#[test]
 fn the_cluster_shares_the_rate_and_nobody_bursts() {
     let begun_at = |nodes: u64, stall: u64| {
         let mut members: Vec<_> = (1..=nodes)
