@@ -7,10 +7,11 @@
 //! key      = length of entity (2)  length of entity and id (2)  entity and id, UTF-8
 //! digest   = number (8)  flags (1: 1 it leaves, 2 interest by bucket, 4 continued)  log2 of the buckets (1)  heartbeat in ms (4)
 //!            length of name (1)  name, UTF-8  entry…        entries to the end
-//! entry    = bucket (2)  number of its last message (8)
+//! entry    = buckets without a message since the entry before (varint)  number of the last message (varint)
 //! ```
 //!
-//! All numbers are little-endian. Each part of a long digest is a digest of its own; all but the first are marked.
+//! Numbers are little-endian; a varint has seven bits in each byte, the lowest first, and more follow where the eighth is set.
+//! So an entry takes two to four bytes where most buckets are in use, and digests are most of what an idle bus carries. Each part of a long digest is a digest of its own; all but the first are marked.
 
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ const DIGEST: u8 = 2;
 
 const HEADER_BYTES: usize = 2 + 8 + 16;
 const SECTION_BYTES: usize = 2 + 8 + 2;
-/// A bucket and a number, in a digest.
-pub(super) const ENTRY_BYTES: usize = 2 + 8;
+/// Where the flags of a digest are.
+const FLAGS_AT: usize = HEADER_BYTES + 8;
 const LEAVES: u8 = 1;
 const BY_INTEREST: u8 = 2;
 const CONTINUED: u8 = 4;
@@ -71,14 +72,55 @@ pub(super) struct Digest<'a> {
     entries: &'a [u8],
 }
 
+/// The entries of a digest, in the order of their buckets.
+struct Entries<'a> {
+    reader: Reader<'a>,
+    /// The bucket that would be next if none were left out.
+    next: u32,
+    buckets: u32,
+}
+
+impl Entries<'_> {
+    fn next(&mut self) -> Result<Option<(u32, u64)>, Reject> {
+        if self.reader.0.is_empty() {
+            return Ok(None);
+        }
+        self.entry().map(Some).ok_or(Reject::Malformed)
+    }
+
+    fn entry(&mut self) -> Option<(u32, u64)> {
+        let bucket = self.next.checked_add(u32::try_from(self.reader.varint()?).ok()?)?;
+        let number = self.reader.varint()?;
+        self.next = bucket.checked_add(1)?;
+        (bucket < self.buckets && number > 0).then_some((bucket, number))
+    }
+}
+
 impl Digest<'_> {
     /// Buckets, and the number of the last message of each.
     pub(super) fn entries(&self) -> impl Iterator<Item = (u32, u64)> {
-        let (entries, _) = self.entries.as_chunks::<ENTRY_BYTES>();
-        entries.iter().map(|entry| {
-            let [b0, b1, number @ ..] = *entry;
-            (u32::from(u16::from_le_bytes([b0, b1])), u64::from_le_bytes(number))
-        })
+        let mut entries = Entries {
+            reader: Reader(self.entries),
+            next: 0,
+            buckets: self.buckets,
+        };
+        // They were read before.
+        std::iter::from_fn(move || entries.next().ok().flatten())
+    }
+
+    fn is_good(&self) -> bool {
+        let mut entries = Entries {
+            reader: Reader(self.entries),
+            next: 0,
+            buckets: self.buckets,
+        };
+        loop {
+            match entries.next() {
+                Ok(Some(_)) => {}
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
     }
 }
 
@@ -129,10 +171,7 @@ fn read<'a>(reader: &mut Reader<'a>) -> Option<(Sender, Body<'a>)> {
             let heartbeat = Duration::from_millis(u64::from(reader.u32()?));
             let name_len = reader.u8()?.into();
             let name = str::from_utf8(reader.bytes(name_len)?).ok()?;
-            if buckets > MAX_BUCKETS || name.len() > MAX_NAME_BYTES || !reader.0.len().is_multiple_of(ENTRY_BYTES) {
-                return None;
-            }
-            Body::Digest(Digest {
+            let digest = Digest {
                 number,
                 is_leaving: flags & LEAVES != 0,
                 by_interest: flags & BY_INTEREST != 0,
@@ -141,7 +180,11 @@ fn read<'a>(reader: &mut Reader<'a>) -> Option<(Sender, Body<'a>)> {
                 heartbeat,
                 name,
                 entries: reader.0,
-            })
+            };
+            if buckets > MAX_BUCKETS || name.len() > MAX_NAME_BYTES || !digest.is_good() {
+                return None;
+            }
+            Body::Digest(digest)
         }
         _ => return None,
     };
@@ -226,19 +269,39 @@ impl<'a> Reader<'a> {
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits {
+                return None;
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
 }
 
 /// A message that is being written.
 #[derive(Debug, Default)]
-pub(super) struct Writer(Vec<u8>);
+pub(super) struct Writer {
+    bytes: Vec<u8>,
+    /// The bucket behind that of the last entry.
+    next: u32,
+}
 
 impl Writer {
     fn begin(&mut self, sender: Sender, kind: u8) {
-        self.0.clear();
-        self.0.extend([VERSION, kind]);
-        self.0.extend(sender.node.0.to_le_bytes());
-        self.0.extend(sender.epoch.started_ms.to_le_bytes());
-        self.0.extend(sender.epoch.nonce.to_le_bytes());
+        self.bytes.clear();
+        self.bytes.extend([VERSION, kind]);
+        self.bytes.extend(sender.node.0.to_le_bytes());
+        self.bytes.extend(sender.epoch.started_ms.to_le_bytes());
+        self.bytes.extend(sender.epoch.nonce.to_le_bytes());
     }
 
     pub(super) fn begin_changes(&mut self, sender: Sender) {
@@ -248,48 +311,67 @@ impl Writer {
     /// Adds a section. Without keys it says that anything in the bucket may have changed.
     pub(super) fn section(&mut self, bucket: u32, number: u64, keys: &[EntityKey]) {
         debug_assert!(keys.len() <= MAX_KEYS);
-        self.0.extend((bucket as u16).to_le_bytes());
-        self.0.extend(number.to_le_bytes());
-        self.0.extend((keys.len() as u16).to_le_bytes());
+        self.bytes.extend((bucket as u16).to_le_bytes());
+        self.bytes.extend(number.to_le_bytes());
+        self.bytes.extend((keys.len() as u16).to_le_bytes());
         for key in keys {
             let key = key.as_ref();
             debug_assert!(key.text().len() <= MAX_TOLD_KEY_BYTES);
-            self.0.extend((key.entity_len() as u16).to_le_bytes());
-            self.0.extend((key.text().len() as u16).to_le_bytes());
-            self.0.extend(key.text().as_bytes());
+            self.bytes.extend((key.entity_len() as u16).to_le_bytes());
+            self.bytes.extend((key.text().len() as u16).to_le_bytes());
+            self.bytes.extend(key.text().as_bytes());
         }
     }
 
     /// Begins a digest with the fields of `digest`, but its entries.
     pub(super) fn begin_digest(&mut self, sender: Sender, digest: &Digest<'_>) {
         self.begin(sender, DIGEST);
-        self.0.extend(digest.number.to_le_bytes());
+        self.next = 0;
+        self.bytes.extend(digest.number.to_le_bytes());
         let leaves = if digest.is_leaving { LEAVES } else { 0 };
         let by_interest = if digest.by_interest { BY_INTEREST } else { 0 };
         let continued = if digest.is_continued { CONTINUED } else { 0 };
-        self.0
+        self.bytes
             .extend([leaves | by_interest | continued, digest.buckets.ilog2() as u8]);
         let heartbeat_ms = u32::try_from(digest.heartbeat.as_millis()).unwrap_or(u32::MAX);
-        self.0.extend(heartbeat_ms.to_le_bytes());
-        self.0.push(digest.name.len() as u8);
-        self.0.extend(digest.name.as_bytes());
+        self.bytes.extend(heartbeat_ms.to_le_bytes());
+        self.bytes.push(digest.name.len() as u8);
+        self.bytes.extend(digest.name.as_bytes());
     }
 
+    /// Adds an entry to a digest. Buckets come in order.
     pub(super) fn entry(&mut self, bucket: u32, last: u64) {
-        self.0.extend((bucket as u16).to_le_bytes());
-        self.0.extend(last.to_le_bytes());
+        debug_assert!(bucket >= self.next);
+        self.varint(u64::from(bucket - self.next));
+        self.varint(last);
+        self.next = bucket + 1;
+    }
+
+    /// The digest that was begun is a goodbye.
+    pub(super) fn leaves(&mut self) {
+        if let Some(flags) = self.bytes.get_mut(FLAGS_AT) {
+            *flags |= LEAVES;
+        }
+    }
+
+    fn varint(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.bytes.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.bytes.push(number as u8);
     }
 
     /// No more is to be added.
     pub(super) fn is_full(&self) -> bool {
-        self.0.len() >= FULL_BYTES
+        self.bytes.len() >= FULL_BYTES
     }
 
     pub(super) fn finish(&mut self, secret: Option<&ClusterSecret>) -> &[u8] {
         if let Some(secret) = secret {
-            secret.sign(&mut self.0);
+            secret.sign(&mut self.bytes);
         }
-        &self.0
+        &self.bytes
     }
 }
 
@@ -361,8 +443,11 @@ mod tests {
         digest.is_leaving = true;
         writer.begin_digest(SENDER, &digest);
         writer.entry(51, 3);
+        writer.entry(52, 300);
+        writer.entry(1023, u64::MAX);
         let expected = b"\x01\x02\x07\0\0\0\0\0\0\0\xe8\x03\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\
-            \x09\0\0\0\0\0\0\0\x01\x0a\xf4\x01\0\0\x01a\x33\0\x03\0\0\0\0\0\0\0";
+            \x09\0\0\0\0\0\0\0\x01\x0a\xf4\x01\0\0\x01a\
+            \x33\x03\0\xac\x02\xca\x07\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01";
         let bytes = writer.finish(None);
         assert_eq!(bytes, expected);
         let Ok((_, Body::Digest(read))) = decode(bytes, None) else {
@@ -372,7 +457,37 @@ mod tests {
             (read.number, read.buckets, read.name, read.is_leaving),
             (9, 1024, "a", true)
         );
-        assert_eq!(read.entries().collect::<Vec<_>>(), [(51, 3)]);
+        assert_eq!(
+            read.entries().collect::<Vec<_>>(),
+            [(51, 3), (52, 300), (1023, u64::MAX)]
+        );
+    }
+
+    #[test]
+    fn entries_that_are_none_make_no_digest() {
+        let read = |entries: &[u8]| {
+            let mut writer = Writer::default();
+            writer.begin_digest(SENDER, &Digest::new(9, 4, Duration::from_millis(500), ""));
+            writer.bytes.extend(entries);
+            match decode(writer.finish(None), None) {
+                Ok((_, Body::Digest(digest))) => Ok(digest.entries().collect::<Vec<_>>()),
+                Ok(_) => panic!("no digest"),
+                Err(reject) => Err(reject),
+            }
+        };
+        assert_eq!(read(b"\0\x01\x02\x05"), Ok(vec![(0, 1), (3, 5)]));
+        for bad in [
+            &b"\0"[..],                                        // half an entry
+            b"\x80",                                           // half a number
+            b"\x04\x01",                                       // a bucket that there is not
+            b"\x03\x01\0\x01",                                 // another one behind the last
+            b"\0\0",                                           // no message
+            b"\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02",     // more than 64 bits
+            b"\0\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", // more bytes than it takes
+            b"\xff\xff\xff\xff\x0f\x01",                       // beyond any bucket
+        ] {
+            assert_eq!(read(bad), Err(Reject::Malformed), "{bad:?}");
+        }
     }
 
     #[test]
@@ -429,6 +544,17 @@ mod tests {
         }
 
         #[test]
+        fn entries_that_are_written_are_read(entries in proptest::collection::btree_map(0u32..1024, 1u64.., 0..100)) {
+            let mut writer = Writer::default();
+            writer.begin_digest(SENDER, &Digest::new(9, 1024, Duration::from_millis(500), ""));
+            entries.iter().for_each(|(&bucket, &last)| writer.entry(bucket, last));
+            let Ok((_, Body::Digest(digest))) = decode(writer.finish(None), None) else {
+                panic!("no digest");
+            };
+            prop_assert_eq!(digest.entries().collect::<Vec<_>>(), entries.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
         fn no_bytes_are_too_bad(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 1u8..3) {
             let mut bytes = bytes;
             if let [version, of_kind, ..] = &mut bytes[..] {
@@ -443,7 +569,7 @@ mod tests {
                         }
                     }
                 }
-                Ok((_, Body::Digest(digest))) => prop_assert!(digest.entries().count() < 20),
+                Ok((_, Body::Digest(digest))) => prop_assert!(digest.entries().count() < 100),
                 Err(_) => {}
             }
         }

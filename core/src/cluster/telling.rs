@@ -158,15 +158,16 @@ impl Telling {
         let mut used = used.filter(|(_, last)| **last > 0).peekable();
         let mut digest = Digest::new(self.digest, config.buckets, config.heartbeat, &config.name);
         digest.by_interest = config.by_interest;
-        let room = message::FULL_BYTES / message::ENTRY_BYTES;
-        // Only the last part is a goodbye.
-        digest.is_leaving = self.is_leaving && used.clone().count() <= room;
         digest.is_continued = from > 0;
         self.writer.begin_digest(sender, &digest);
-        for (bucket, &last) in used.by_ref().take(room) {
+        while let Some((bucket, &last)) = used.next_if(|_| !self.writer.is_full()) {
             self.writer.entry(bucket, last);
         }
         self.next_bucket = used.peek().map(|&(bucket, _)| bucket);
+        if self.is_leaving && self.next_bucket.is_none() {
+            // Only the last part is a goodbye.
+            self.writer.leaves();
+        }
         Some(())
     }
 }

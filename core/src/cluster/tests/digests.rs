@@ -22,7 +22,7 @@ fn busy_pair(buckets: u32) -> (Member, Member) {
 
 #[test]
 fn a_long_digest_comes_in_parts_that_are_digests_of_their_own() {
-    let (mut a, mut b) = busy_pair(2048);
+    let (mut a, mut b) = busy_pair(8192);
     let parts = a.beat(at(500));
     assert_eq!(parts.len(), 3);
     let mut told = BTreeSet::new();
@@ -31,7 +31,7 @@ fn a_long_digest_comes_in_parts_that_are_digests_of_their_own() {
         assert!(part.len() <= message::FULL_BYTES + 64 && !is_leaving);
         told.extend(entries);
     }
-    assert_eq!(told, (0..2048).map(|bucket| (bucket, 1)).collect());
+    assert_eq!(told, (0..8192).map(|bucket| (bucket, 1)).collect());
     // The second one alone.
     let before = b.peer(1).heard;
     b.hear(at(500), &parts[1..2]);
@@ -42,7 +42,7 @@ fn a_long_digest_comes_in_parts_that_are_digests_of_their_own() {
 #[test]
 fn a_goodbye_counts_only_with_all_its_parts() {
     for lost in [None, Some(0), Some(1), Some(2)] {
-        let (mut a, mut b) = busy_pair(2048);
+        let (mut a, mut b) = busy_pair(8192);
         a.cluster.leave();
         let mut parts = a.publishes();
         assert_eq!(parts.len(), 3);
