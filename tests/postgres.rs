@@ -69,6 +69,7 @@ fn rows_from_postgres() {
     bursts_are_batched(&postgres);
     one_id_hurts_no_other(&postgres);
     nodes_of_a_cluster_hear_each_by_itself(&postgres);
+    who_cannot_listen_is_told_by_one_that_can(&postgres);
     what_is_wrong_is_said(&postgres);
     gaps_are_read_over(&mut postgres);
     a_database_may_come_later(&mut postgres);
@@ -219,13 +220,7 @@ fn one_id_hurts_no_other(postgres: &Postgres) {
 
 fn nodes_of_a_cluster_hear_each_by_itself(postgres: &Postgres) {
     let (folder, config) = configured(postgres, |text| text);
-    let mut nodes = ["a", "b"].map(|name| Node::prepare(folder.path(), name));
-    let at = nodes.each_ref().map(|it| it.bus().to_string());
-    for (node, (bind, peer)) in nodes.iter_mut().zip([(&at[0], &at[1]), (&at[1], &at[0])]) {
-        let bus = ["--bus", "zmq", "--zmq-bind", bind, "--zmq-peer", peer];
-        node.set_flags(["--config", config.to_str().unwrap()].iter().chain(&bus).copied());
-        node.start();
-    }
+    let nodes = two_nodes(folder.path(), &config, [&[], &[]]);
     let mut clients = nodes.each_ref().map(|node| {
         wait_for("the other node", || node.peers("alive") == 1);
         wait_for("notifications", || node.metric("postgres_listening") == 1);
@@ -251,6 +246,36 @@ fn nodes_of_a_cluster_hear_each_by_itself(postgres: &Postgres) {
     // More of them would be on their way by now.
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert_eq!(nodes.each_ref().map(|it| it.count("keys")), [0, 1]);
+}
+
+/// Two nodes over ZeroMQ that read from PostgreSQL, with further flags for each.
+fn two_nodes(folder: &std::path::Path, config: &std::path::Path, flags: [&[&str]; 2]) -> [Node; 2] {
+    let mut nodes = ["a", "b"].map(|name| Node::prepare(folder, name));
+    let at = nodes.each_ref().map(|it| it.bus().to_string());
+    for (number, node) in nodes.iter_mut().enumerate() {
+        let (bind, peer) = (&at[number], &at[1 - number]);
+        let bus = ["--bus", "zmq", "--zmq-bind", bind, "--zmq-peer", peer];
+        let config = ["--config", config.to_str().unwrap()];
+        node.set_flags(config.iter().chain(&bus).chain(flags[number]).copied());
+        node.start();
+    }
+    nodes
+}
+
+fn who_cannot_listen_is_told_by_one_that_can(postgres: &Postgres) {
+    let (folder, config) = configured(postgres, |text| text);
+    // As good as deaf.
+    let deaf = ["--postgres-channel", "elsewhere"];
+    let nodes = two_nodes(folder.path(), &config, [&["--postgres-publish"], &deaf]);
+    wait_for("notifications", || nodes[0].metric("postgres_listening") == 1);
+    let mut client = Client::connect(nodes[1].clients);
+    client.secret("token-of-a-clerk");
+    client.subscribe("items", "2");
+    assert!(client.row().contains("lamp"));
+    wait_for("the other node", || nodes[1].peers("alive") == 1);
+    postgres.sql("shop", "UPDATE items SET price = 22 WHERE id = '2'");
+    client.rows_until(r#"{"id":"2","name":"lamp","price":22}"#);
+    wait_for("the bus", || nodes[1].count("keys") > 0);
 }
 
 fn what_is_wrong_is_said(postgres: &Postgres) {

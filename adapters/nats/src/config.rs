@@ -87,7 +87,17 @@ pub fn without_user(url: &str) -> String {
         None => (None, url),
     };
     // The last one, as a password that is not encoded as it should be may have others.
-    let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let rest = match rest.rsplit_once('@') {
+        Some((_, host)) => host,
+        // A user and the beginning of a password that has been cut at a comma.
+        None if rest
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| !port.trim_end_matches('/').bytes().all(|it| it.is_ascii_digit())) =>
+        {
+            "…"
+        }
+        None => rest,
+    };
     scheme.map_or_else(|| rest.to_owned(), |scheme| format!("{scheme}://{rest}"))
 }
 

@@ -366,7 +366,7 @@ impl Serve {
             return Err(ArgsError::NoTimeForPings);
         }
         let (others, entities) = self.rules(tables)?;
-        let cluster = self.cluster.check(!self.entity.is_empty())?;
+        let cluster = self.cluster.check(others.is_none() && !entities.is_empty())?;
         let is_stored = |rules: &EntityRules| rules.source == Source::Store;
         let needs_store = others.iter().chain(entities.values()).any(is_stored);
         if cluster.is_some() && needs_store && self.data == Location::Memory {

@@ -31,6 +31,8 @@ pub struct ClusterOptions {
     pub repair_rate: u32,
     /// Everything is looked at again in such intervals.
     pub sweep_every: Option<Duration>,
+    /// The others are told of what PostgreSQL notifies this node of.
+    pub publishes_postgres: bool,
 }
 
 /// What carries messages between nodes.

@@ -129,8 +129,8 @@ fn options_of(rules: &EntityRules, threads: usize) -> EntityOptions {
     entity
 }
 
-/// Here alone, and says whether it is of an entity. The other nodes of a cluster hear the database themselves: to tell them
-/// would have each change read once for each node, on all of them.
+/// Here alone, and says whether it is of an entity. The other nodes of a cluster hear the database themselves, as a rule: to
+/// tell them would have each change read once for each node, on all of them.
 fn reread(handle: &Handle, key: &EntityKey) -> bool {
     let is_entity = handle.is_entity(key.entity());
     if is_entity {
@@ -173,10 +173,14 @@ impl Databases {
     fn start(&mut self, options: &Options, handle: &Arc<OnceLock<Handle>>) -> Result<(), ServeError> {
         for plan in &self.plans {
             let (notified, missed) = (handle.clone(), handle.clone());
+            let hear = match options.cluster.as_ref().is_some_and(|it| it.publishes_postgres) {
+                true => |handle: &Handle, key: &EntityKey| handle.notify(key).is_ok(),
+                false => reread,
+            };
             let listener = Listener {
                 channel: options.postgres_channel.clone(),
-                // Before there is a server, nobody is subscribed.
-                heard: Arc::new(move |key| notified.get().is_none_or(|it| reread(it, key))),
+                // Before there is a server, nobody is subscribed; and who is by the time that it is known is read for then.
+                heard: Arc::new(move |key| notified.get().is_none_or(|it| hear(it, key))),
                 reread_all: Box::new(move || {
                     if let Some(handle) = missed.get() {
                         handle.reread_all();

@@ -64,6 +64,8 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let databases = Arc::new(databases);
     let server = Server::start(config, routes).map_err(ServeError::Clients)?;
     let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
+    // What databases and other processes have changed since the first clients came had nobody to be told to.
+    server_handle.reread_all();
     // Once there is nothing left that keeps this from starting, and before the API serves: nothing may be notified that the
     // others don't hear of.
     let mut member = match &options.cluster {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use entity_sync_bus::{ClusterSecret, cluster_config};
 use entity_sync_zmq::{BrokerEndpoints, DnsName, Endpoint};
@@ -147,6 +148,13 @@ pub(super) struct ClusterArgs {
     /// Look at everything again that anyone is subscribed to, in such intervals, in case somebody forgot to notify
     #[arg(long, env = "ENTITY_SYNC_SWEEP_EVERY_SECONDS", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Cluster")]
     sweep_every_seconds: Option<u64>,
+
+    /// Tell the others over the bus what PostgreSQL notifies this node of
+    ///
+    /// For a cluster of which some nodes can't listen themselves: behind a standby or a pooler, with another resolver, or of
+    /// the Go original. One node that does is enough, two are safe: the others read each change again for each of them.
+    #[arg(long, env = "ENTITY_SYNC_POSTGRES_PUBLISH", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = "Cluster")]
+    postgres_publish: bool,
 }
 
 /// Where a broker is.
@@ -202,13 +210,14 @@ impl ClusterArgs {
             node_name: self.node_name,
             repair_rate: self.repair_rate.unwrap_or(defaults.repair_rate),
             sweep_every: self.sweep_every_seconds.map(Duration::from_secs),
+            publishes_postgres: self.postgres_publish,
         }))
     }
 
     /// No flag is ignored: whoever gives one that does nothing here meant another bus.
     fn refuse_what_is_for_other_buses(&self) -> Result<(), ArgsError> {
         use WhichBus::{Nats, Nsq, Zmq};
-        let flags: [(&str, &[WhichBus], bool); 14] = [
+        let flags: [(&str, &[WhichBus], bool); 15] = [
             ("--zmq-bind", &[Zmq], !self.zmq_bind.is_empty()),
             ("--zmq-peer", &[Zmq], !self.zmq_peer.is_empty()),
             ("--zmq-peer-dns", &[Zmq], !self.zmq_peer_dns.is_empty()),
@@ -232,6 +241,7 @@ impl ClusterArgs {
                 &[Zmq, Nats, Nsq],
                 self.sweep_every_seconds.is_some(),
             ),
+            ("--postgres-publish", &[Zmq, Nats, Nsq], self.postgres_publish),
         ];
         match flags
             .into_iter()

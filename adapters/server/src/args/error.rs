@@ -160,7 +160,13 @@ impl fmt::Display for ArgsError {
             Self::OtherBus { flag, buses } => {
                 let add = if buses.len() == 1 { "that" } else { "one of these" };
                 let buses = buses.join(" or ");
-                write!(f, "{flag} is for --bus {buses}: add {add}, or leave {flag} out")
+                let name = flag.trim_start_matches('-');
+                let variable = name.replace('-', "_").to_uppercase();
+                write!(
+                    f,
+                    "{flag} is for --bus {buses}: add {add}, or leave {flag} out (or ENTITY_SYNC_{variable} in the environment, \
+                     or {name} in the configuration file, wherever it stands)"
+                )
             }
             Self::BusWithout { flags } => write!(f, "this --bus needs {flags}"),
             Self::SecretFile { path, reason } => write!(

@@ -107,6 +107,8 @@ impl HttpReader {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
+            // The environment's is not for the application's own server, and is not to see the clients' secrets.
+            .proxy(None)
             .max_redirects_will_error(false)
             .timeout_global(Some(limit))
             .max_idle_connections(connections)

@@ -81,6 +81,7 @@ fn what_a_bus_lacks_is_said() {
         ("--cluster-secret-file=/nowhere", "zmq or nats", &["none", "nsq"]),
         ("--repair-rate=7", "zmq or nats or nsq", &["none"]),
         ("--sweep-every-seconds=60", "zmq or nats or nsq", &["none"]),
+        ("--postgres-publish=true", "zmq or nats or nsq", &["none"]),
     ] {
         let name = flag.split('=').next().expect("a name");
         for other in others {
