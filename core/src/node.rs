@@ -333,8 +333,12 @@ impl Node {
         self.change(now, flight, |it| it.owe_to_wanting(shard, joined));
     }
 
-    /// Whether rows are being read for a shard, owed to it, or waiting for it.
+    /// Whether rows are being read for a shard, owed to it, or waiting for it; or nobody knows yet.
     pub(crate) fn is_busy(&self, shard: u32, flight: FlightId) -> bool {
+        // In this order: the doubts of a cluster end when it has noted down in the flights whom they concern.
+        if self.outgoing().is_some_and(|it| it.has_doubts()) {
+            return true;
+        }
         let stripe = self.lock(flight.stripe);
         stripe.flights.get(flight.slot).is_some_and(|it| it.is_busy_for(shard))
     }

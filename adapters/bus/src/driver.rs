@@ -112,11 +112,7 @@ impl<M: Machine> Driver<M> {
         let now = (self.clock)();
         for _ in 0..EVENTS_PER_TURN {
             let Some(event) = self.inbox.pop() else {
-                let dropped = self.inbox.take_dropped();
-                if dropped > 0 {
-                    self.view.add_overflowed(dropped);
-                    self.machine.overflowed(now);
-                }
+                self.note_dropped(now);
                 return false;
             };
             let _span = match &event {
@@ -133,6 +129,15 @@ impl<M: Machine> Driver<M> {
             };
             self.machine.handle(now, event);
         }
+        self.note_dropped(now);
         true
+    }
+
+    fn note_dropped(&mut self, now: Timestamp) {
+        let dropped = self.inbox.take_dropped();
+        if dropped > 0 {
+            self.view.add_overflowed(dropped);
+            self.machine.overflowed(now);
+        }
     }
 }

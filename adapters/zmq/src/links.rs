@@ -236,7 +236,10 @@ impl Links {
                 connects.push(Change::Connect(*side, endpoint.clone()));
             }
         }
-        disconnects.into_iter().chain(changes).chain(connects).collect()
+        let (vanished, others): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(|it| matches!(it, Change::Disconnect(..)));
+        let disconnects = disconnects.into_iter().chain(vanished);
+        disconnects.chain(others).chain(connects).collect()
     }
 
     /// How many there are, if that may have changed since this was last asked.

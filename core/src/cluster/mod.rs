@@ -136,7 +136,7 @@ impl Cluster {
         Ok(Self {
             view: Arc::new(ClusterView::new(Some(Identity::of(&config)), counters.clone())),
             peers: BTreeMap::new(),
-            repairs: Repairs::new(config.buckets, seed),
+            repairs: Repairs::new(config.buckets, seed, outgoing.clone()),
             events: Events::default(),
             topics: Topics::new(&config.prefix, config.buckets, config.by_interest),
             telling: Telling::new(outgoing.clone(), config.buckets, seed),
@@ -230,8 +230,13 @@ impl Cluster {
         if self.next_heartbeat <= now {
             self.next_heartbeat = now + heartbeat;
             let forget_after = self.config.forget_after;
-            self.peers
-                .retain(|_, peer| peer.state == State::Alive || now.since(peer.heard) < forget_after);
+            let is_known = |peer: &Peer| peer.state == State::Alive || now.since(peer.heard) < forget_after;
+            // One that was cut off, and not dead, may have died since with changes that nobody heard.
+            let has_lost = self.peers.values().any(|it| it.state == State::Lost && !is_known(it));
+            self.peers.retain(|_, peer| is_known(peer));
+            if has_lost {
+                self.sweep(now);
+            }
             self.telling.begin_digest();
             self.view.show(now, &self.peers, self.repairs.len());
         }

@@ -164,7 +164,7 @@ impl PlainCluster {
         Ok(Self {
             view: Arc::new(ClusterView::new(None, counters.clone())),
             counters,
-            repairs: Repairs::new(1, seed),
+            repairs: Repairs::new(1, seed, outgoing.clone()),
             lane: Lane::new(seed),
             waiting: Waiting::new(seed),
             unconfirmed: VecDeque::new(),
@@ -388,18 +388,11 @@ impl PlainCluster {
 }
 
 impl Drop for PlainCluster {
-    /// Nobody publishes from now on, nor brings anything back: what waits for its echo is applied.
+    /// Nobody publishes from now on, nor brings anything back: of what was notified here, nobody knows what the queue has and
+    /// has not brought yet.
     fn drop(&mut self) {
-        let now = self.node.clock();
-        for key in self.outgoing.close() {
-            self.node.hear(now, key.as_ref());
-        }
-        self.waiting.apply(|_| true, |key| self.node.hear(now, key.as_ref()));
-        for published in &self.unconfirmed {
-            if published.state == PublishedState::Expected {
-                self.node.hear(now, published.key.as_ref());
-            }
-        }
+        self.outgoing.close();
+        self.node.reread_all(self.node.clock());
     }
 }
 

@@ -1,12 +1,13 @@
 //! [`Repairs`]: what may have been missed and is to be read again, at a pace that the store bears.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::buckets::BucketSet;
 use crate::flights::{FlightId, Ticket};
 use crate::hash::Seed;
-use crate::node::Node;
+use crate::node::{Node, Outgoing};
 use crate::time::Timestamp;
 
 /// Repairs are begun about so often.
@@ -38,10 +39,11 @@ pub(super) struct Repairs {
     /// When audiences may be looked for again.
     next_walk: Timestamp,
     seed: Seed,
+    outgoing: Arc<Outgoing>,
 }
 
 impl Repairs {
-    pub(super) fn new(buckets: u32, seed: Seed) -> Self {
+    pub(super) fn new(buckets: u32, seed: Seed, outgoing: Arc<Outgoing>) -> Self {
         Self {
             buckets: BucketSet::none(buckets),
             since: Ticket::default(),
@@ -50,6 +52,7 @@ impl Repairs {
             last: Timestamp::START,
             next_walk: Timestamp::START,
             seed,
+            outgoing,
         }
     }
 
@@ -67,6 +70,8 @@ impl Repairs {
     }
 
     fn begin_soon(&mut self, now: Timestamp, since: Ticket) {
+        // Until its flight is found, one that has moved on meanwhile must not be forgotten.
+        self.outgoing.set_doubts(true);
         // The later one asks for more.
         self.since = self.since.max(since);
         if self.next.is_none() {
@@ -98,6 +103,7 @@ impl Repairs {
                 queues[usize::from(weight).min(WEIGHTS - 1)].push_back(flight);
             });
             self.buckets.clear();
+            self.outgoing.set_doubts(false);
             self.since = Ticket::default();
         }
         let rate = u64::from((rate / nodes.max(1) as u32).max(MIN_RATE));

@@ -30,6 +30,8 @@ pub(crate) struct Outgoing {
     echoes: AtomicBool,
     /// There is no bus any more, and nobody takes what is added.
     is_closed: AtomicBool,
+    /// Changes may have been missed, and those whom that concerns have not been looked for yet.
+    has_doubts: AtomicBool,
     waker: Waker,
     interest: Option<Interest>,
 }
@@ -54,6 +56,7 @@ impl Outgoing {
             pending: AtomicBool::new(false),
             echoes: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
+            has_doubts: AtomicBool::new(false),
             waker,
         }
     }
@@ -109,18 +112,24 @@ impl Outgoing {
         true
     }
 
-    /// The bus is gone. Gives what it was not told of, and of which this node's clients are not owed a read.
-    pub(crate) fn close(&self) -> Vec<EntityKey> {
+    /// The bus is gone.
+    pub(crate) fn close(&self) {
         self.set_echoes(false);
+        self.set_doubts(false);
         self.is_closed.store(true, Ordering::SeqCst);
-        let mut unapplied = Vec::new();
         for lane in &self.lanes {
             // Who adds to it later sees that it is closed.
-            let Lane { keys, counted, .. } = std::mem::replace(&mut *lock(lane), Lane::new(Seed(0, 0)));
-            let all = keys.into_iter().chain(counted);
-            unapplied.extend(all.filter(|(_, is_applied)| !is_applied).map(|(key, _)| key));
+            *lock(lane) = Lane::new(Seed(0, 0));
         }
-        unapplied
+    }
+
+    /// Whoever moves to another audience may be owed something that nobody has noted down yet.
+    pub(super) fn has_doubts(&self) -> bool {
+        self.has_doubts.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_doubts(&self, has_doubts: bool) {
+        self.has_doubts.store(has_doubts, Ordering::SeqCst);
     }
 
     /// There is more, and whoever asked has not taken all.

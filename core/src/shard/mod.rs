@@ -235,6 +235,18 @@ impl Shard {
         }
     }
 
+    /// Does what the application has asked for so far.
+    fn obey_all(&mut self) {
+        let mut waiting = Inbox::default();
+        // Once: what comes later may well be meant for how things are then.
+        self.node.take_inbox(self.now, self.index, &mut waiting);
+        self.inbox.commands.append(&mut waiting.commands);
+        self.inbox.marks.append(&mut waiting.marks);
+        while let Some(command) = self.inbox.commands.pop_front() {
+            self.obey(command);
+        }
+    }
+
     /// When to call [`handle_timeout`](Self::handle_timeout). Ask after `poll_output` gave `None`, each time.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let reads = self.keeps_time().then(|| self.node.poll_timeout()).flatten();

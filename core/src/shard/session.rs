@@ -233,12 +233,18 @@ impl Shard {
     /// Moves the connection's subscriptions to the audiences of its new secret. What was queued under the old one is
     /// dropped, and what that loses is read again (G6).
     fn change_secret(&mut self, conn: ConnId, secret: &str) {
-        let Some(state) = self.conns.get_mut(conn.0) else {
-            return;
-        };
-        if state.secret.as_deref().unwrap_or_default() == secret {
+        if self
+            .conns
+            .get(conn.0)
+            .is_none_or(|it| it.secret.as_deref().unwrap_or_default() == secret)
+        {
             return;
         }
+        // What the application has asked of those with a key or a secret means this one as it was.
+        self.obey_all();
+        let Some(state) = self.conns.get_mut(conn.0).filter(|it| it.phase == Phase::Open) else {
+            return;
+        };
         let secret: Arc<str> = if secret.is_empty() {
             self.no_secret.clone()
         } else {

@@ -597,6 +597,17 @@ fn subscriptions_end_for_those_who_are_named() {
 }
 
 #[test]
+fn who_changes_its_secret_meanwhile_is_meant_as_it_was() {
+    for (selector, left) in [(Selector::Key(key("items", "1")), 1), (Selector::Secret("s".into()), 0)] {
+        let (mut net, ids) = three_clients();
+        net.node.unsubscribe(&selector);
+        // Before its shard has looked at that.
+        net.secret(ids[0], "other");
+        assert_eq!(subscriptions(&mut net, ids)[0], left, "{selector:?}");
+    }
+}
+
+#[test]
 fn connections_end_for_those_who_are_named() {
     type Case = (fn([ClientId; 3]) -> Selector, [bool; 3]);
     let cases: [Case; 5] = [

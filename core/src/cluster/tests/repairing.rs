@@ -53,6 +53,23 @@ fn who_changes_its_secret_takes_repairs_that_wait_along() {
     assert_eq!(read.len(), KEYS - begun, "those that had been read stay as they are");
 }
 
+/// Where it moves to, rows may be on their way that don't count for it, so that nobody would look there.
+#[test]
+fn who_changes_its_secret_before_a_gap_is_looked_into_is_read_for_at_once() {
+    let (_, mut b) = pair(4);
+    let client = b.client(&[key(1)]);
+    b.say_text(client, r#"{"action":"secret","body":"one"}"#);
+    assert_eq!(b.reads().len(), 0, "there is no doubt");
+    let ticket = b.node.current_ticket();
+    b.cluster.repairs.add_all(at(1000), ticket);
+    b.say_text(client, r#"{"action":"secret","body":"two"}"#);
+    assert_eq!(b.answer(at(1000)), ["1"]);
+    b.pass(1000, 1300);
+    b.answer(at(1300));
+    b.say_text(client, r#"{"action":"secret","body":"three"}"#);
+    assert_eq!(b.reads().len(), 0, "there is none any more");
+}
+
 #[test]
 fn the_cluster_shares_the_rate_and_nobody_bursts() {
     let begun_at = |nodes: u64, stall: u64| {
