@@ -16,7 +16,7 @@
 //! `{"error":{"code":"not_found","message":"…","hint":"…"}}`.
 //!
 //! Of more than 1,024 connections at once, the last ones wait. A body that takes longer than 30 seconds is answered with 408, and
-//! a connection that has sent no whole head for 60 seconds is closed ([`Limits`]).
+//! a connection that has sent no whole head for 60 seconds, or read nothing of its answers for 30, is closed ([`Limits`]).
 //!
 //! It is on hyper without a framework: with six routes there is little to share, and a framework took a quarter of the time
 //! of a request.
@@ -73,6 +73,8 @@ pub struct Limits {
     pub head_time_limit: Duration,
     /// How long the body of a request may take. Then it is answered with 408.
     pub body_time_limit: Duration,
+    /// How long a caller may take none of the bytes that wait for it. Then its connection is closed.
+    pub write_time_limit: Duration,
 }
 
 impl Default for Limits {
@@ -81,6 +83,7 @@ impl Default for Limits {
             max_connections: 1024,
             head_time_limit: Duration::from_secs(60),
             body_time_limit: Duration::from_secs(30),
+            write_time_limit: Duration::from_secs(30),
         }
     }
 }

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutStream;
 
 use super::Api;
 
@@ -42,7 +43,10 @@ impl Api {
                 let api = api.clone();
                 async move { Ok::<_, Infallible>(api.answer(request).await) }
             });
-            let connection = http.serve_connection(TokioIo::new(stream), service);
+            // Else who sends requests and never reads would have its place for ever: hyper has no time limit on writing.
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(limits.write_time_limit));
+            let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
             let connection = connections.watch(connection);
             tokio::spawn(async move {
                 // What a peer does wrong ends its connection, and there is nobody to tell.

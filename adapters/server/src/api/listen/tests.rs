@@ -99,3 +99,42 @@ async fn a_head_that_does_not_come_ends_the_connection() {
     let answer = rest(send(api, HEALTH).await).await;
     assert!(answer.ends_with(r#"{"status":"ok"}"#), "{answer}");
 }
+
+#[tokio::test]
+async fn who_never_reads_loses_its_place() {
+    let api = serve(|limits| {
+        limits.max_connections = 1;
+        limits.write_time_limit = Duration::from_millis(100);
+    })
+    .await;
+    let mut deaf = send(api, HEALTH).await;
+    // Far more answers than the buffers of both ends take.
+    let pipeline = HEALTH.repeat(10_000);
+    let sending = async { while deaf.write_all(pipeline.as_bytes()).await.is_ok() {} };
+    timeout(PATIENCE, sending).await.expect("closed in time");
+    healthy(&mut send(api, HEALTH).await).await;
+}
+
+#[tokio::test]
+async fn who_reads_slowly_is_waited_for() {
+    let api = serve(|limits| limits.write_time_limit = Duration::from_secs(2)).await;
+    let body = "x".repeat(1 << 20);
+    let put = format!(
+        "PUT /entities/a/b HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let stored = rest(send(api, &put).await).await;
+    assert!(stored.starts_with("HTTP/1.0 201 "), "{stored}");
+    // More than is sent ahead, read bit by bit for longer than the limit.
+    let gets = 30;
+    let mut slow = send(api, &"GET /entities/a/b HTTP/1.1\r\nHost: x\r\n\r\n".repeat(gets)).await;
+    let mut buffer = vec![0; 1 << 20];
+    let mut read = 0;
+    while read < gets << 20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let count = timeout(PATIENCE, slow.read(&mut buffer)).await;
+        let count = count.expect("in time").expect("not cut off");
+        assert!(count > 0, "closed after {read} bytes");
+        read += count;
+    }
+}
