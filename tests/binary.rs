@@ -435,7 +435,7 @@ fn origins_and_paths_are_as_configured() {
 
 #[test]
 fn clients_leave_files_to_the_api() {
-    // 128 files for the whole process, of which it reserves 64 for what isn't a client.
+    // 128 files for the whole process, of which it reserves half for what isn't a client.
     let mut limited = Command::new("sh");
     limited.args(["-c", r#"ulimit -n 128; exec "$0" "$@""#]).arg(binary());
     let process = Process::start_from(&mut limited, ":memory:", &[]);

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::super::{Limits, Parts};
+use super::super::{Connections, Parts};
 use super::*;
 use crate::store::{Location, Store};
 
@@ -12,13 +12,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Serves the API of an empty store for as long as the test runs.
 async fn serve(change: impl FnOnce(&mut Limits)) -> SocketAddr {
+    serve_counted(change).await.0
+}
+
+/// The same, with what it counts.
+async fn serve_counted(change: impl FnOnce(&mut Limits)) -> (SocketAddr, Arc<Connections>) {
     let store = Store::open(&Location::Memory, |_| {}).expect("opens");
     let mut parts = Parts::new(Some(Arc::new(store)), Arc::new(|_| Ok(())));
     change(&mut parts.limits);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
+    let connections = parts.connections.clone();
     tokio::spawn(Api::new(parts).listen(listener, std::future::pending()));
-    address
+    (address, connections)
 }
 
 /// A connection on which this was sent.
@@ -50,7 +56,11 @@ const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
 
 #[tokio::test]
 async fn of_too_many_connections_the_last_waits_for_a_place() {
-    let api = serve(|limits| limits.max_connections = 2).await;
+    let api = serve(|limits| {
+        limits.max_connections = 2;
+        limits.reserved_connections = 0;
+    })
+    .await;
     let mut first = send(api, HEALTH).await;
     healthy(&mut first).await;
     let mut second = send(api, HEALTH).await;
@@ -63,6 +73,73 @@ async fn of_too_many_connections_the_last_waits_for_a_place() {
     // Those that have places keep them.
     second.write_all(HEALTH.as_bytes()).await.expect("takes it");
     healthy(&mut second).await;
+}
+
+#[tokio::test]
+async fn without_a_place_there_are_only_health_checks() {
+    let (api, connections) = serve_counted(|limits| {
+        limits.max_connections = 1;
+        limits.reserved_connections = 1;
+    })
+    .await;
+    let mut first = send(api, HEALTH).await;
+    healthy(&mut first).await;
+
+    let put = "PUT /entities/a/b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n";
+    let with_body = format!("{put}1");
+    let asks_first = put.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+    let metrics = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    let nowhere = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
+    for request in [&with_body, &asks_first, metrics, nowhere] {
+        let answer = rest(send(api, request).await).await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert!(head.contains("connection: close"), "{head}");
+        let error: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(
+            error,
+            serde_json::json!({ "error": {
+                "code": "too_many_connections",
+                "message": "all 1 connections that this server allows to its API are in use",
+                "hint": "send the request again later; keep a pool of connections in your application and use them again, \
+                         or raise --api-connections",
+            }})
+        );
+    }
+    for path in ["/healthz", "/readyz"] {
+        let answer = rest(send(api, &HEALTH.replace("/healthz", path)).await).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+    }
+    assert_eq!((connections.open() > 0, connections.refused()), (true, 4));
+
+    // Beyond the reserve, who connects waits.
+    let idle = send(api, "").await;
+    let mut waits = send(api, &with_body).await;
+    let early = timeout(Duration::from_millis(200), waits.read_u8()).await;
+    assert!(early.is_err(), "there was no place");
+    assert_eq!(connections.open(), 2);
+    // A place that is free again is as good as before.
+    drop(first);
+    let mut answer = [0; 12];
+    let read = timeout(PATIENCE, waits.read_exact(&mut answer)).await;
+    read.expect("answered in time").expect("readable");
+    assert_eq!(&answer, b"HTTP/1.1 201");
+    drop(idle);
+}
+
+#[tokio::test]
+async fn a_large_body_without_a_place_is_answered() {
+    let api = serve(|limits| limits.max_connections = 1).await;
+    let mut first = send(api, HEALTH).await;
+    healthy(&mut first).await;
+    let body = "x".repeat(super::super::MAX_ENTITY_BYTES);
+    let put = format!(
+        "PUT /entities/a/b HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = rest(send(api, &put).await).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }
 
 #[tokio::test]
