@@ -27,8 +27,10 @@ mod tests {
 
     /// Of the API, the regular ones and its reserve; and of all that isn't a client.
     fn shares(connections: usize, files: Option<u64>) -> (usize, usize, usize) {
-        let mut api = api::Limits::default();
-        api.max_connections = connections;
+        let mut api = api::Limits {
+            max_connections: connections,
+            ..api::Limits::default()
+        };
         let reserved = share(&mut api, files);
         (api.max_connections, api.reserved_connections, reserved)
     }
