@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use entity_sync_bus::LogLimit;
+use entity_sync_mio::Refused;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -117,6 +118,7 @@ async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, Place, O
             }
             Err(error) if is_of_connection(&error) => {}
             Err(error) => {
+                let error = Refused(&error);
                 tracing::warn!(%error, "the API can't accept connections");
                 tokio::time::sleep(REST).await;
             }
