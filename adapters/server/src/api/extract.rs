@@ -42,7 +42,7 @@ fn has_broken_escape(path: &str) -> bool {
 }
 
 /// How long a body is read that nobody wants.
-const DISCARD_TIME_LIMIT: Duration = Duration::from_secs(1);
+const DISCARD_TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Reads a body away, so that its sender reads the answer: closing a connection before all has been read may break it off.
 pub(super) async fn discard<B>(headers: &HeaderMap, body: B)

@@ -129,16 +129,22 @@ async fn without_a_place_there_are_only_health_checks() {
 }
 
 #[tokio::test]
-async fn a_large_body_without_a_place_is_answered() {
+async fn a_body_without_a_place_is_read_before_it_is_answered() {
     let api = serve(|limits| limits.max_connections = 1).await;
     let mut first = send(api, HEALTH).await;
     healthy(&mut first).await;
-    let body = "x".repeat(super::super::MAX_ENTITY_BYTES);
-    let put = format!(
-        "PUT /entities/a/b HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let answer = rest(send(api, &put).await).await;
+    let parts = ["x", "y", "z"].map(|it| it.repeat(1000));
+    let mut put = send(
+        api,
+        "PUT /entities/a/b HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n",
+    )
+    .await;
+    for part in parts {
+        // Were the connection closed by now, the system would break it off, and with it the answer.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        put.write_all(part.as_bytes()).await.expect("takes it");
+    }
+    let answer = rest(put).await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }
 
