@@ -307,11 +307,12 @@ fn what_keeps_it_from_starting_is_said() {
 #[test]
 fn limits_of_the_system_are_said_with_what_to_do() {
     // After the standard streams there is a place for one file, which is all that it takes to load a program.
-    let script = r#"ulimit -n 4; exec "$0" "$@""#;
     let binary = binary();
-    let limited = |arguments: &[&str]| {
+    let limited = |files: u32, arguments: &[&str]| {
+        // It ends by itself, and is not waited for if it doesn't.
+        let script = format!(r#"ulimit -n {files}; exec timeout 30 "$0" "$@""#);
         let output = Command::new("sh")
-            .args(["-c", script])
+            .args(["-c", &script])
             .arg(&binary)
             .args(arguments)
             .output()
@@ -321,7 +322,15 @@ fn limits_of_the_system_are_said_with_what_to_do() {
     let told =
         "entity-sync: the system refused: Too many open files (os error 24); allow it more open files (ulimit -n)\n";
     for arguments in [&["--data", ":memory:"][..], &["broker"]] {
-        assert_eq!(limited(arguments), (Some(1), told.to_owned()));
+        assert_eq!(limited(4, arguments), (Some(1), told.to_owned()));
+    }
+    // Wherever it is that files run out, it is not an address that is to blame.
+    let flags = "--data :memory: --listen 127.0.0.1:0 --api 127.0.0.1:0 --reactors 4";
+    let flags: Vec<_> = flags.split(' ').collect();
+    for files in (10..=30).step_by(4) {
+        let (code, said) = limited(files, &flags);
+        assert_eq!(code, Some(1), "{files}: {said}");
+        assert!(said.contains("(ulimit -n)") && !said.contains("--"), "{files}: {said}");
     }
 }
 
@@ -434,8 +443,39 @@ fn origins_and_paths_are_as_configured() {
 }
 
 #[test]
+fn a_full_api_says_so_to_callers_and_operators() {
+    let mut command = Command::new(binary());
+    command.stderr(Stdio::piped()).env("ENTITY_SYNC_API_CONNECTIONS", "1");
+    let mut process = Process::start_from(&mut command, ":memory:", &[]);
+    let mut holder = TcpStream::connect(process.api).unwrap();
+    holder.set_read_timeout(Some(entity_sync_tests::PATIENCE)).unwrap();
+    holder.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert!(holder.read(&mut [0; 512]).unwrap() > 0);
+    let (status, error) = process.call("PUT", "/entities/items/1", "x");
+    assert_eq!(status, 503, "{error}");
+    assert!(error.contains("\"code\":\"too_many_connections\"") && error.contains("--api-connections"));
+    assert_eq!(process.call("GET", "/healthz", "").0, 200);
+    drop(holder);
+    let counted = || {
+        let (status, text) = process.call("GET", "/metrics", "");
+        let has = |line: &str| text.lines().any(|it| it.starts_with(line));
+        status == 200
+            && has("# TYPE entity_sync_api_connections gauge")
+            && has("entity_sync_api_connections ")
+            && has("entity_sync_api_refused_connections_total ")
+            && !has("entity_sync_api_refused_connections_total 0")
+    };
+    entity_sync_tests::wait_for("a place, and the numbers", counted);
+    let mut log = String::new();
+    let mut stderr = process.child.stderr.take().unwrap();
+    process.end();
+    stderr.read_to_string(&mut log).unwrap();
+    assert_eq!(log.matches("all connections to the API are in use").count(), 1, "{log}");
+}
+
+#[test]
 fn clients_leave_files_to_the_api() {
-    // 128 files for the whole process, of which it reserves 64 for what isn't a client.
+    // 128 files for the whole process, of which it reserves half for what isn't a client.
     let mut limited = Command::new("sh");
     limited.args(["-c", r#"ulimit -n 128; exec "$0" "$@""#]).arg(binary());
     let process = Process::start_from(&mut limited, ":memory:", &[]);

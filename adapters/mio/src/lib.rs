@@ -16,16 +16,16 @@
 
 mod adopt;
 mod clock;
+mod error;
 mod files;
 mod guest;
 mod listener;
 mod pool;
 mod reactor;
+mod refused;
 mod resolver;
 mod sockets;
 
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -43,12 +43,14 @@ use entity_sync_core::{Node, Timestamp};
 
 pub use adopt::{AdoptError, AdoptFailure, Adopted};
 use clock::Clock;
+pub use error::StartError;
 pub use files::raise_file_limit;
 pub use guest::Guest;
 use guest::{GuestWaker, Place};
 use listener::listen;
 pub use pool::{Pool, PoolConfig, PoolCounters};
 use reactor::{Reactor, ReactorCounters};
+pub use refused::Refused;
 use resolver::Clocked;
 pub use resolver::{Reply, Resolver};
 
@@ -63,7 +65,8 @@ pub struct Config {
     /// Shards without a reactor, for event loops of yours: see [`Handle::take_guest`].
     pub guest_shards: usize,
     /// Files that connections leave to the rest of the process (a store, an API, logs): `core.max_connections` is
-    /// lowered to what the limit on open files allows beyond them. See [`raise_file_limit`].
+    /// lowered to what the limit on open files allows beyond them. Half of the limit is reserved at most. See
+    /// [`raise_file_limit`].
     pub reserved_files: usize,
     /// Limits and policies.
     pub core: entity_sync_core::Config,
@@ -125,23 +128,6 @@ pub struct ReactorCounts {
     pub accept_pauses: u64,
     /// Turns of the event loops.
     pub turns: u64,
-}
-
-/// Why a server did not start.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum StartError {
-    /// The limit on open files leaves none for connections: raise it (`ulimit -n`), or lower `reserved_files`.
-    NoFiles,
-    /// An address can't be listened to.
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// A reactor could not be set up: out of files, memory or threads.
-    Reactor(io::Error),
 }
 
 /// How the reactors learn that it is time to go.
@@ -467,29 +453,4 @@ fn random_seed() -> Seed {
         })
     };
     Seed(half(), half())
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoFiles => f.write_str(
-                "the limit on open files leaves none for connections; raise it (ulimit -n) or reserve fewer",
-            ),
-            Self::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
-                f,
-                "can't listen to {address}: another program does already; stop it or choose another port"
-            ),
-            Self::Listen { address, source } => write!(f, "can't listen to {address}: {source}"),
-            Self::Reactor(source) => write!(f, "can't set up a reactor: {source}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::NoFiles => None,
-            Self::Listen { source, .. } | Self::Reactor(source) => Some(source),
-        }
-    }
 }

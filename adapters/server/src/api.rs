@@ -15,12 +15,14 @@
 //! Requests that web pages send are refused (403): it is for programs. Paths are percent-decoded, so an id may hold anything: `a/b` is written `a%2Fb`. Errors are JSON, whatever went wrong:
 //! `{"error":{"code":"not_found","message":"…","hint":"…"}}`.
 //!
-//! Of more than 1,024 connections at once, the last ones wait. A body that takes longer than 30 seconds is answered with 408, and
-//! a connection that has sent no whole head for 60 seconds is closed ([`Limits`]).
+//! Of more than 1,024 connections at once, the next 64 are answered their health checks and everything else with 503, and closed;
+//! beyond that, they wait. A body that takes longer than 30 seconds is answered with 408, and
+//! a connection that has sent no whole head for 60 seconds, or read nothing of its answers for 30, is closed ([`Limits`]).
 //!
 //! It is on hyper without a framework: with six routes there is little to share, and a framework took a quarter of the time
 //! of a request.
 
+mod connections;
 mod error;
 mod extract;
 mod listen;
@@ -45,6 +47,7 @@ use tokio::task::spawn_blocking;
 
 use crate::cluster;
 use crate::store::{Store, StoreError};
+pub use connections::Connections;
 use error::ApiError;
 use route::Route;
 pub use token::Token;
@@ -63,24 +66,39 @@ pub type Notify = Arc<dyn Fn(&[EntityKey]) -> Result<(), UnknownEntity> + Send +
 
 type Answer = Response<Full<Bytes>>;
 
+/// Where a connection is among the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Regular,
+    /// All regular places are taken: for health checks only, so that a full server isn't taken for a dead one.
+    Reserve,
+}
+
 /// How much callers may ask of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Connections at the same time.
+    /// Connections at the same time. At least one.
     pub max_connections: usize,
+    /// Connections beyond these that are accepted all the same: they are answered one request each, with 503 if it is no health
+    /// check. Without any, who connects waits at once.
+    pub reserved_connections: usize,
     /// How long the head of a request may take, and how long a connection may wait for the next one. Then it is closed.
     pub head_time_limit: Duration,
     /// How long the body of a request may take. Then it is answered with 408.
     pub body_time_limit: Duration,
+    /// How long a caller may take none of the bytes that wait for it. Then its connection is closed.
+    pub write_time_limit: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 1024,
+            reserved_connections: 64,
             head_time_limit: Duration::from_secs(60),
             body_time_limit: Duration::from_secs(30),
+            write_time_limit: Duration::from_secs(30),
         }
     }
 }
@@ -102,6 +120,8 @@ pub struct Parts {
     pub token: Option<Token>,
     /// How much callers may ask for.
     pub limits: Limits,
+    /// How many connections there are, for others to read.
+    pub connections: Arc<Connections>,
     /// The server is being shut down.
     pub is_stopping: Arc<AtomicBool>,
 }
@@ -117,6 +137,7 @@ impl Parts {
             cluster: None,
             token: None,
             limits: Limits::default(),
+            connections: Arc::default(),
             is_stopping: Arc::default(),
         }
     }
@@ -146,8 +167,15 @@ impl Api {
     where
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
     {
+        self.answer_in(Place::Regular, request).await
+    }
+
+    async fn answer_in<B>(&self, place: Place, request: Request<B>) -> Answer
+    where
+        B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
+    {
         let is_head = request.method() == Method::HEAD;
-        let mut response = match self.serve(request).await {
+        let mut response = match self.serve(place, request).await {
             Ok(response) => response,
             Err(error) => error.into_response(),
         };
@@ -159,14 +187,20 @@ impl Api {
         response
     }
 
-    async fn serve<B>(&self, request: Request<B>) -> Result<Answer, ApiError>
+    async fn serve<B>(&self, place: Place, request: Request<B>) -> Result<Answer, ApiError>
     where
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
     {
         refuse_web_pages(request.headers())?;
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
-        let route = Route::of(path).ok_or_else(|| ApiError::no_such_path(path))?;
+        let route = Route::of(path);
+        if place == Place::Reserve && !route.is_some_and(Route::is_open) {
+            self.0.connections.refuse();
+            extract::discard(&parts.headers, body).await;
+            return Err(ApiError::too_many_connections(self.0.limits.max_connections));
+        }
+        let route = route.ok_or_else(|| ApiError::no_such_path(path))?;
         if !route.is_open() {
             self.ask_for_token(&parts.headers)?;
         }

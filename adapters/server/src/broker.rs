@@ -2,11 +2,11 @@
 
 use std::io::{self, Write};
 
+use entity_sync_mio::Refused;
 use entity_sync_zmq::{Broker, BrokerConfig, Endpoint, ZmqError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{BrokerOptions, LogFormat, LogLevel};
-use crate::refused::Refused;
 use crate::serve::log;
 
 /// Forwards what nodes publish until the process is told to stop (SIGINT or SIGTERM).

@@ -27,11 +27,10 @@ use std::time::Duration;
 
 use entity_sync_bus::{self as bus, ClusterView, Join, Member};
 use entity_sync_mio::{
-    Config, DrainOptions, Entities, EntityKey, Handle, Incident, Incoming, Pool, PoolConfig, Server, StartError,
-    UnknownEntity,
+    Config, DrainOptions, Entities, EntityKey, Handle, Incident, Incoming, Pool, PoolConfig, Refused, Server,
+    StartError, UnknownEntity,
 };
 
-use crate::refused::Refused;
 use crate::values::{self, ValueError};
 pub use entity::Entity;
 pub(crate) use entity::Routes;

@@ -23,10 +23,11 @@ pub mod client;
 #[cfg(feature = "binary")]
 pub mod cluster;
 #[cfg(feature = "binary")]
+mod files;
+#[cfg(feature = "binary")]
 pub mod metrics;
 #[cfg(feature = "binary")]
 mod readers;
-mod refused;
 #[cfg(feature = "binary")]
 pub mod resolver;
 #[cfg(feature = "binary")]

@@ -62,6 +62,7 @@ const GAUGES: &[&str] = &[
     "subscriptions",
     "flights",
     "hung_threads",
+    "api_connections",
     "postgres_listening",
     "cluster_connected",
     "cluster_peers",

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use entity_sync_mio::{Config, EntityKey, Handle, Pool, Server, StartError};
+use entity_sync_mio::{Config, EntityKey, Handle, Pool, Refused, Server, StartError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -15,9 +15,9 @@ use tracing::level_filters::LevelFilter;
 use crate::api;
 use crate::args::{LogFormat, LogLevel, Options};
 use crate::cluster;
+use crate::files;
 use crate::metrics::Metrics;
 use crate::readers::{self, Readers};
-use crate::refused::Refused;
 use crate::resolver::postgres::{Postgres, PostgresError};
 use crate::store::{Location, Store, StoreError};
 
@@ -31,7 +31,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub fn serve(options: &Options) -> Result<(), ServeError> {
     log(options.log, options.log_format);
     // Most systems allow a process 1,024 files at first, and more if it asks. If this one doesn't, fewer clients fit.
-    let _ = entity_sync_mio::raise_file_limit();
+    let files = entity_sync_mio::raise_file_limit().ok();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -55,6 +55,9 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let threads = pool_config.threads;
     let pool = Pool::new(pool_config).map_err(ServeError::System)?;
     let mut config = config(options);
+    let wanted = options.limits.of_api();
+    let mut limits = wanted;
+    config.reserved_files = files::share(&mut limits, files);
     let Readers {
         routes,
         entities,
@@ -63,6 +66,12 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     config.core.entities = entities;
     let databases = Arc::new(databases);
     let server = Server::start(config, routes).map_err(ServeError::Clients)?;
+    if limits.max_connections < wanted.max_connections {
+        tracing::warn!(
+            connections = limits.max_connections,
+            "the limit on open files leaves the API fewer connections than --api-connections: raise it (ulimit -n)"
+        );
+    }
     let server_handle = handle.get_or_init(|| server.handle().clone()).clone();
     // What databases and other processes have changed since the first clients came had nobody to be told to.
     server_handle.reread_all();
@@ -78,14 +87,19 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let counted = databases.clone();
     let view = member.as_ref().map(|member| member.view().clone());
     let of_cluster = view.clone();
+    let connections = Arc::<api::Connections>::default();
+    let to_api = connections.clone();
     let metrics = Metrics::new(server_handle.clone(), pool.clone()).with(move || {
         let of_databases = counted.iter().flat_map(Postgres::counts);
         let of_databases = of_databases.map(|(name, help, value)| (name.into(), help, value));
         let of_cluster = of_cluster.iter().flat_map(|view| cluster::numbers(view));
-        of_databases.chain(of_cluster).collect()
+        let of_api = to_api.numbers().map(|(name, help, value)| (name.into(), help, value));
+        of_databases.chain(of_cluster).chain(of_api).collect()
     });
     let notify: api::Notify = Arc::new(move |keys| server_handle.notify_many(keys));
     let mut parts = api::Parts::new(store.clone(), notify);
+    parts.limits = limits;
+    parts.connections = connections;
     parts.token = options.api_token.clone();
     parts.metrics = Arc::new(move || metrics.text());
     let of_api = options.clone();
@@ -244,12 +258,18 @@ impl fmt::Display for ServeError {
         match self {
             Self::Store(error) => error.fmt(f),
             Self::Postgres(error) => error.fmt(f),
-            Self::Clients(error) => write!(f, "{error} (--listen)"),
+            Self::Clients(error @ StartError::Listen { source, .. }) if !Refused(source).is_shortage() => {
+                write!(f, "{error} (--listen)")
+            }
+            Self::Clients(error) => error.fmt(f),
             Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
             Self::Api { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
                 f,
                 "can't listen to {address}: another program does already; stop it or choose another port (--api)"
             ),
+            Self::Api { address, source } if Refused(source).is_shortage() => {
+                write!(f, "can't listen to {address}: {}", Refused(source))
+            }
             Self::Api { address, source } => write!(f, "can't listen to {address}: {source} (--api)"),
             Self::System(error) => write!(f, "the system refused: {}", Refused(error)),
         }
@@ -264,6 +284,43 @@ impl std::error::Error for ServeError {
             Self::Clients(error) => Some(error),
             Self::Bus(error) => Some(error),
             Self::Api { source, .. } | Self::System(source) => Some(source),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_is_named_only_if_its_address_is_to_blame() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let error = io::Error::from_raw_os_error;
+        let api = |number| {
+            let source = error(number);
+            ServeError::Api { address, source }.to_string()
+        };
+        let clients = |number| {
+            let source = error(number);
+            ServeError::Clients(StartError::Listen { address, source }).to_string()
+        };
+        for (said, flag) in [(api(13), "--api"), (clients(13), "--listen")] {
+            let told = format!("can't listen to 127.0.0.1:80: Permission denied (os error 13) ({flag})");
+            assert_eq!(said, told);
+        }
+        for (said, flag) in [(api(98), "(--api)"), (clients(98), "(--listen)")] {
+            assert!(
+                said.contains("another program does already") && said.ends_with(flag),
+                "{said}"
+            );
+        }
+        let files = "Too many open files (os error 24); allow it more open files (ulimit -n)";
+        for said in [api(24), clients(24)] {
+            assert_eq!(said, format!("can't listen to 127.0.0.1:80: {files}"));
+        }
+        for other in [StartError::Reactor(error(24)), StartError::NoFiles] {
+            let said = ServeError::Clients(other).to_string();
+            assert!(said.contains("ulimit -n") && !said.contains("--"), "{said}");
         }
     }
 }

@@ -24,11 +24,11 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use entity_sync_core::EntityKey;
+use entity_sync_mio::Refused;
 use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::refused::Refused;
 use database::{Checkpoint, Readers};
 use queue::Queues;
 use writer::{Write, Writer};

@@ -86,6 +86,16 @@ impl ApiError {
         )
     }
 
+    pub(super) fn too_many_connections(limit: usize) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_connections",
+            format!("all {limit} connections that this server allows to its API are in use"),
+            "send the request again later; keep a pool of connections in your application and use them again, or raise \
+             --api-connections",
+        )
+    }
+
     pub(super) fn web_page() -> Self {
         Self::new(
             StatusCode::FORBIDDEN,

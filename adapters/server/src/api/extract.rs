@@ -1,11 +1,14 @@
 //! What requests are made of, checked: a key from the path, a text or keys from the body.
 
 use std::error::Error;
+use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use entity_sync_core::EntityKey;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body;
+use hyper::header::{EXPECT, HeaderMap};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -36,6 +39,24 @@ fn has_broken_escape(path: &str) -> bool {
         let digits = after.as_bytes().get(..2);
         !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
     })
+}
+
+/// How long a body is read that nobody wants.
+const DISCARD_TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// Reads a body away, so that its sender reads the answer: closing a connection before all has been read may break it off.
+pub(super) async fn discard<B>(headers: &HeaderMap, body: B)
+where
+    B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
+{
+    // Who asks before it sends has sent nothing, and need not.
+    if headers.contains_key(EXPECT) {
+        return;
+    }
+    let mut body = pin!(Limited::new(body, MAX_NOTIFY_BYTES));
+    let read = async { while let Some(Ok(_)) = body.frame().await {} };
+    // However it ends, it is answered now.
+    let _ = timeout(DISCARD_TIME_LIMIT, read).await;
 }
 
 /// A body that is text, and not empty.

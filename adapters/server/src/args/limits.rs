@@ -5,6 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use entity_sync_core::Config;
 
+use crate::api;
+
 /// How much is too much. Defaults are core's.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -21,6 +23,12 @@ pub struct Limits {
     /// New connections in a second; the others wait [default: no limit]
     #[arg(long, env = "ENTITY_SYNC_MAX_ACCEPTS_PER_SECOND", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     max_accepts_per_second: Option<usize>,
+
+    /// Connections to the API at the same time [default: 1024]
+    ///
+    /// Beyond, requests are answered with 503, but for health checks. With few open files (ulimit -n) there may be fewer.
+    #[arg(long, env = "ENTITY_SYNC_API_CONNECTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    api_connections: Option<usize>,
 
     /// Subscriptions of one connection [default: 1000]
     #[arg(long, env = "ENTITY_SYNC_MAX_SUBSCRIPTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
@@ -46,6 +54,15 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Those of the API.
+    pub fn of_api(&self) -> api::Limits {
+        let mut limits = api::Limits::default();
+        if let Some(given) = self.api_connections {
+            limits.max_connections = given;
+        }
+        limits
+    }
+
     /// Sets those that were given.
     pub fn apply(&self, config: &mut Config) {
         fn set<T>(to: &mut T, given: Option<T>) {

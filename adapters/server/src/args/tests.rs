@@ -444,6 +444,7 @@ fn limits_are_numbers_that_make_sense() {
         "--max-connections=7",
         "--max-connections-per-address=6",
         "--max-accepts-per-second=5",
+        "--api-connections=8",
         "--max-subscriptions=4",
         "--max-outbox-bytes=3",
         "--read-time-limit=2",
@@ -466,6 +467,13 @@ fn limits_are_numbers_that_make_sense() {
         (config.read_time_limit, config.ping_interval, config.dead_after),
         (ms(2000), ms(500), ms(1000))
     );
+    let of_api = crate::api::Limits::default();
+    let given = crate::api::Limits {
+        max_connections: 8,
+        ..of_api
+    };
+    assert_eq!((options.limits.of_api(), ok(&[]).limits.of_api()), (given, of_api));
+    refused(&["--api-connections=0"], "write a whole number of at least 1");
     refused(&["--max-connections=0"], "write a whole number of at least 1");
     refused(&["--max-subscriptions=many"], "write a whole number of at least 1");
     for seconds in ["0", "-1", "NaN", "1e9", "soon"] {
@@ -490,6 +498,10 @@ fn the_help_tells_the_defaults_of_limits() {
         format!(
             "Subscriptions of one connection [default: {}]",
             config.max_subscriptions
+        ),
+        format!(
+            "Connections to the API at the same time [default: {}]",
+            crate::api::Limits::default().max_connections
         ),
         format!("reads too slowly [default: {}]", config.max_outbox_bytes),
         format!("tried again [default: {}]", secs(config.read_time_limit)),

@@ -29,13 +29,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use entity_sync_mio::{Reply, Request, Resolver};
+use entity_sync_mio::{Refused, Reply, Request, Resolver};
 use tokio::sync::oneshot;
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
 use super::{Complaints, SourceError};
-use crate::refused::Refused;
 use batch::Queue;
 pub use listen::Listener;
 use session::Session;
