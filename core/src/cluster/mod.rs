@@ -136,7 +136,7 @@ impl Cluster {
         Ok(Self {
             view: Arc::new(ClusterView::new(Some(Identity::of(&config)), counters.clone())),
             peers: BTreeMap::new(),
-            repairs: Repairs::new(config.buckets, seed, outgoing.clone()),
+            repairs: Repairs::new(config.buckets, seed),
             events: Events::default(),
             topics: Topics::new(&config.prefix, config.buckets, config.by_interest),
             telling: Telling::new(outgoing.clone(), config.buckets, seed),
@@ -205,7 +205,7 @@ impl Cluster {
         for (&node, peer) in &mut self.peers {
             while let Some(bucket) = peer.next_gap(now) {
                 self.counters.gaps.add(1);
-                self.repairs.add(now, bucket, self.node.current_ticket());
+                self.repairs.add(now, bucket, &self.node);
             }
             if self.is_connected && peer.state == State::Alive && peer.lost_at(&self.config) <= now {
                 peer.state = State::Lost;
@@ -307,7 +307,7 @@ impl Cluster {
                 Some(Arrival::New) => {}
                 Some(Arrival::Overtook) => {
                     self.counters.gaps.add(1);
-                    self.repairs.add(now, bucket, self.node.current_ticket());
+                    self.repairs.add(now, bucket, &self.node);
                 }
                 Some(Arrival::Repeated) => self.counters.repeated.add(1),
                 None => return self.reject(Reject::Malformed),
@@ -315,7 +315,7 @@ impl Cluster {
             let is_new = arrival != Some(Arrival::Repeated);
             if section.keys == 0 && is_new {
                 self.counters.whole_buckets.add(1);
-                self.repairs.add(now, bucket, self.node.current_ticket());
+                self.repairs.add(now, bucket, &self.node);
             }
             for _ in 0..section.keys {
                 match sections.key() {
@@ -327,7 +327,7 @@ impl Cluster {
                     Err(reject) => {
                         if is_new {
                             // Its number has come, and its keys have not.
-                            self.repairs.add(now, bucket, self.node.current_ticket());
+                            self.repairs.add(now, bucket, &self.node);
                         }
                         return self.reject(reject);
                     }
@@ -371,7 +371,7 @@ impl Cluster {
         };
         if is_new_run {
             // A run before this one may have ended with messages that nobody can count, even one that was never heard.
-            self.repairs.add_all(now, self.node.current_ticket());
+            self.repairs.add_all(now, &self.node);
         }
         let (node, epoch, name) = (sender.node, sender.epoch, || digest.name.to_owned());
         let was = peer.state;
@@ -421,7 +421,7 @@ impl Cluster {
 
     fn sweep(&mut self, now: Timestamp) {
         self.counters.sweeps.add(1);
-        self.repairs.add_all(now, self.node.current_ticket());
+        self.repairs.add_all(now, &self.node);
     }
 }
 

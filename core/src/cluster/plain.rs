@@ -164,7 +164,7 @@ impl PlainCluster {
         Ok(Self {
             view: Arc::new(ClusterView::new(None, counters.clone())),
             counters,
-            repairs: Repairs::new(1, seed, outgoing.clone()),
+            repairs: Repairs::new(1, seed),
             lane: Lane::new(seed),
             waiting: Waiting::new(seed),
             unconfirmed: VecDeque::new(),
@@ -308,7 +308,7 @@ impl PlainCluster {
 
     fn sweep(&mut self, now: Timestamp) {
         self.counters.sweeps.add(1);
-        self.repairs.add_all(now, self.node.current_ticket());
+        self.repairs.add_all(now, &self.node);
     }
 
     /// Takes what was notified here: each lane about once, as what changes all the time would go in again and again.

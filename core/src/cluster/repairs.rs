@@ -1,13 +1,12 @@
 //! [`Repairs`]: what may have been missed and is to be read again, at a pace that the store bears.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::buckets::BucketSet;
 use crate::flights::{FlightId, Ticket};
 use crate::hash::Seed;
-use crate::node::{Node, Outgoing};
+use crate::node::Node;
 use crate::time::Timestamp;
 
 /// Repairs are begun about so often.
@@ -39,11 +38,10 @@ pub(super) struct Repairs {
     /// When audiences may be looked for again.
     next_walk: Timestamp,
     seed: Seed,
-    outgoing: Arc<Outgoing>,
 }
 
 impl Repairs {
-    pub(super) fn new(buckets: u32, seed: Seed, outgoing: Arc<Outgoing>) -> Self {
+    pub(super) fn new(buckets: u32, seed: Seed) -> Self {
         Self {
             buckets: BucketSet::none(buckets),
             since: Ticket::default(),
@@ -52,26 +50,23 @@ impl Repairs {
             last: Timestamp::START,
             next_walk: Timestamp::START,
             seed,
-            outgoing,
         }
     }
 
-    /// Whoever is subscribed to a key of this bucket, and has not been given a read that began after `since`, may have
-    /// missed a change.
-    pub(super) fn add(&mut self, now: Timestamp, bucket: u32, since: Ticket) {
+    /// Whoever is subscribed to a key of this bucket, and is not given a read that begins from now on, may have missed a
+    /// change.
+    pub(super) fn add(&mut self, now: Timestamp, bucket: u32, node: &Node) {
         self.buckets.insert(bucket);
-        self.begin_soon(now, since);
+        self.begin_soon(now, node.doubt());
     }
 
     /// As [`Self::add`], for all buckets.
-    pub(super) fn add_all(&mut self, now: Timestamp, since: Ticket) {
+    pub(super) fn add_all(&mut self, now: Timestamp, node: &Node) {
         self.buckets.insert_all();
-        self.begin_soon(now, since);
+        self.begin_soon(now, node.doubt());
     }
 
     fn begin_soon(&mut self, now: Timestamp, since: Ticket) {
-        // Until its flight is found, one that has moved on meanwhile must not be forgotten.
-        self.outgoing.set_doubts(true);
         // The later one asks for more.
         self.since = self.since.max(since);
         if self.next.is_none() {
@@ -103,7 +98,6 @@ impl Repairs {
                 queues[usize::from(weight).min(WEIGHTS - 1)].push_back(flight);
             });
             self.buckets.clear();
-            self.outgoing.set_doubts(false);
             self.since = Ticket::default();
         }
         let rate = u64::from((rate / nodes.max(1) as u32).max(MIN_RATE));

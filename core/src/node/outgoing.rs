@@ -123,12 +123,11 @@ impl Outgoing {
         }
     }
 
-    /// Whoever moves to another audience may be owed something that nobody has noted down yet.
     pub(super) fn has_doubts(&self) -> bool {
         self.has_doubts.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn set_doubts(&self, has_doubts: bool) {
+    pub(super) fn set_doubts(&self, has_doubts: bool) {
         self.has_doubts.store(has_doubts, Ordering::SeqCst);
     }
 

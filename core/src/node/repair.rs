@@ -33,6 +33,17 @@ impl Node {
         self.owe_to_all(now, key);
     }
 
+    /// Changes may have been missed by everyone who is not given a read that began after the ticket that this gives. Until
+    /// [`Self::repair_since`] has looked for them, whoever moves to another audience is read for: what it would have been
+    /// owed, nobody has noted down yet.
+    pub(crate) fn doubt(&self) -> Ticket {
+        if let Some(outgoing) = self.outgoing() {
+            // First: who has moved without seeing it accepts every read that began after the ticket.
+            outgoing.set_doubts(true);
+        }
+        self.current_ticket()
+    }
+
     /// Everyone who is subscribed to a key of these buckets may have missed a change, unless they are given rows of a read
     /// that began after `since`. Calls `found` with each audience for which [`Self::repair`] is to be called, and its weight.
     pub(crate) fn repair_since(&self, buckets: &BucketSet, since: Ticket, mut found: impl FnMut(u8, FlightId)) {
@@ -46,6 +57,9 @@ impl Node {
                     found(flight.weight(), FlightId { stripe: number, slot });
                 }
             }
+        }
+        if let Some(outgoing) = self.outgoing() {
+            outgoing.set_doubts(false);
         }
     }
 

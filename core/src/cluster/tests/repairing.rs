@@ -60,8 +60,7 @@ fn who_changes_its_secret_before_a_gap_is_looked_into_is_read_for_at_once() {
     let client = b.client(&[key(1)]);
     b.say_text(client, r#"{"action":"secret","body":"one"}"#);
     assert_eq!(b.reads().len(), 0, "there is no doubt");
-    let ticket = b.node.current_ticket();
-    b.cluster.repairs.add_all(at(1000), ticket);
+    b.cluster.repairs.add_all(at(1000), &b.site.node);
     b.say_text(client, r#"{"action":"secret","body":"two"}"#);
     assert_eq!(b.answer(at(1000)), ["1"]);
     b.pass(1000, 1300);
@@ -87,8 +86,7 @@ fn the_cluster_shares_the_rate_and_nobody_bursts() {
         b.pass(100, 1000);
         b.answer(at(1000));
         let before = b.counts().repairs;
-        let ticket = b.node.current_ticket();
-        b.cluster.repairs.add_all(at(1000), ticket);
+        b.cluster.repairs.add_all(at(1000), &b.site.node);
         let first = (1000..1060).find(|&ms| {
             b.cluster.handle_timeout(at(ms));
             b.counts().repairs > before

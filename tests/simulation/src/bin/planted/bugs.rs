@@ -269,14 +269,14 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "a gap is given up and nothing is read again",
         file: "core/src/cluster/mod.rs",
-        good: "                self.counters.gaps.add(1);\n                self.repairs.add(now, bucket, self.node.current_ticket());\n            }\n            if",
+        good: "                self.counters.gaps.add(1);\n                self.repairs.add(now, bucket, &self.node);\n            }\n            if",
         bad: "                self.counters.gaps.add(1);\n                let _ = bucket;\n            }\n            if",
         found_by: ClusterSeeds(40),
     },
     Bug {
         name: "what a message overtook is given up and nothing is read again",
         file: "core/src/cluster/mod.rs",
-        good: "                    self.counters.gaps.add(1);\n                    self.repairs.add(now, bucket, self.node.current_ticket());\n",
+        good: "                    self.counters.gaps.add(1);\n                    self.repairs.add(now, bucket, &self.node);\n",
         bad: "                    self.counters.gaps.add(1);\n",
         found_by: ClusterSeeds(20),
     },
