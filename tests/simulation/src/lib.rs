@@ -8,6 +8,7 @@ mod client;
 mod cluster;
 mod entities;
 mod flag;
+mod home;
 mod machine;
 mod op;
 mod plain;

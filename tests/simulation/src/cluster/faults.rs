@@ -23,14 +23,10 @@ impl ClusterWorld {
     }
 
     pub(super) fn wake_up(&mut self, number: usize) -> Result<(), String> {
-        let now = self.now;
-        let site = &mut self.sites[number];
-        if !site.is_dead && std::mem::take(&mut site.is_stopped) {
-            let missed = now.since(site.world.now());
-            site.world.advance(missed);
-            site.world.look()?;
+        match self.sites[number].is_dead {
+            true => Ok(()),
+            false => self.sites[number].wake_up(self.now),
         }
-        Ok(())
     }
 
     /// A node's process ends, with what it has not published. What it said to those who had given it up already, or never
@@ -79,7 +75,7 @@ impl ClusterWorld {
             // time that they couldn't hear it, or heard it by a replay.
             self.went_back = true;
         }
-        self.populate(number)
+        self.sites[number].populate(&mut self.rng)
     }
 
     pub(super) fn send_garbage(&mut self, to: usize, bit: usize) {

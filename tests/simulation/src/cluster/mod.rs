@@ -6,7 +6,7 @@ mod op;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -18,16 +18,13 @@ use fastrand::Rng;
 
 use crate::Simulation;
 use crate::entities::{KEYS, Kind, kind_of};
-use crate::flag::Flag;
-use crate::op::{Answer, Driver, Op};
+use crate::home::{Home, MAX_AUDIENCES};
+use crate::op::{Answer, Op};
 use crate::world::{Stats, Trace, World};
 use bus::{Bus, Faults, Flying, Origin};
 pub use op::ClusterOp;
 
 pub(crate) const MAX_SITES: usize = 4;
-
-/// Audiences that a key can have: three secrets, and none.
-pub(crate) const MAX_AUDIENCES: u64 = 4;
 
 /// How finely time passes.
 pub(crate) const STEP: Duration = Duration::from_millis(20);
@@ -64,17 +61,28 @@ pub struct ClusterWorld {
 
 /// A node, and what is around it.
 struct Site {
-    world: World,
+    home: Home,
     cluster: Cluster,
-    flag: Arc<Flag>,
-    is_stopped: bool,
     /// Its process has ended, and none has taken its place. It counts as stopped, too.
     is_dead: bool,
     /// Messages that it has taken as news.
     news: BTreeSet<u64>,
-    shards: usize,
     /// When it started, by its own clock of day.
     started_ms: u64,
+}
+
+impl Deref for Site {
+    type Target = Home;
+
+    fn deref(&self) -> &Home {
+        &self.home
+    }
+}
+
+impl DerefMut for Site {
+    fn deref_mut(&mut self) -> &mut Home {
+        &mut self.home
+    }
 }
 
 impl Simulation for ClusterWorld {
@@ -91,7 +99,7 @@ impl Simulation for ClusterWorld {
     fn apply(&mut self, op: ClusterOp) -> Result<(), String> {
         if self.restarts == self.sites.len() as u64 && !std::mem::replace(&mut self.is_populated, true) {
             for number in 0..self.sites.len() {
-                self.populate(number)?;
+                self.sites[number].populate(&mut self.rng)?;
             }
         }
         self.note(|| format!("{op:?}"));
@@ -251,20 +259,6 @@ impl ClusterWorld {
         world
     }
 
-    /// Some clients, so that there is somebody to be wronged.
-    fn populate(&mut self, number: usize) -> Result<(), String> {
-        for client in 0..4 {
-            let (shard, driver) = (self.rng.u8(..), Driver::Direct);
-            let world = &mut self.sites[number].world;
-            world.apply(Op::Connect { shard, driver })?;
-            for _ in 0..2 {
-                let key = self.rng.u8(..);
-                self.sites[number].world.apply(Op::Subscribe { client, key })?;
-            }
-        }
-        Ok(())
-    }
-
     fn start(&mut self, number: usize, shards: usize, clock_s: i8, versions: BTreeMap<u8, Vec<Timestamp>>) -> Site {
         self.restarts += 1;
         self.has_skewed_clocks |= clock_s != 0;
@@ -285,8 +279,13 @@ impl ClusterWorld {
         if self.is_signed {
             config.secret = ClusterSecret::new(b"a secret of sufficient length", "es").ok();
         }
-        let flag = Arc::new(Flag::raised());
-        let cluster = Cluster::new(world.node().clone(), config, self.now, Waker::from(flag.clone()));
+        let home = Home::new(world, shards);
+        let cluster = Cluster::new(
+            home.world.node().clone(),
+            config,
+            self.now,
+            Waker::from(home.flag.clone()),
+        );
         let Ok(mut cluster) = cluster else {
             unreachable!("the rules can be followed, and the node is new");
         };
@@ -294,13 +293,10 @@ impl ClusterWorld {
             cluster.handle(self.now, ClusterInput::Connected);
         }
         Site {
-            world,
+            home,
             cluster,
-            flag,
-            is_stopped: false,
             is_dead: false,
             news: BTreeSet::new(),
-            shards,
             started_ms: epoch.started_ms,
         }
     }

@@ -4,7 +4,7 @@ mod op;
 mod queue;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use entity_sync_core::cluster::{ClusterCounts, PlainCluster, PlainConfig, PlainI
 use fastrand::Rng;
 
 use crate::Simulation;
-use crate::cluster::{MAX_AUDIENCES, MAX_SITES, STEP};
+use crate::cluster::{MAX_SITES, STEP};
 use crate::entities::{KEYS, Kind, kind_of};
-use crate::flag::Flag;
-use crate::op::{Driver, Op};
+use crate::home::{Home, MAX_AUDIENCES};
+use crate::op::Op;
 use crate::world::{Stats, Trace, World};
 pub use op::PlainOp;
 use queue::{Faults, Parcel, Queue};
@@ -37,11 +37,22 @@ pub struct PlainWorld {
 
 /// A node, and what is around it.
 struct Site {
-    world: World,
+    home: Home,
     cluster: PlainCluster,
-    flag: Arc<Flag>,
-    is_stopped: bool,
-    shards: usize,
+}
+
+impl Deref for Site {
+    type Target = Home;
+
+    fn deref(&self) -> &Home {
+        &self.home
+    }
+}
+
+impl DerefMut for Site {
+    fn deref_mut(&mut self) -> &mut Home {
+        &mut self.home
+    }
 }
 
 impl Simulation for PlainWorld {
@@ -58,7 +69,7 @@ impl Simulation for PlainWorld {
     fn apply(&mut self, op: PlainOp) -> Result<(), String> {
         if !std::mem::replace(&mut self.is_populated, true) {
             for number in 0..self.sites.len() {
-                self.populate(number)?;
+                self.sites[number].populate(&mut self.rng)?;
             }
         }
         self.note(|| format!("{op:?}"));
@@ -95,7 +106,7 @@ impl Simulation for PlainWorld {
             }
             PlainOp::Continue { site: number } => {
                 let number = site(number);
-                self.wake_up(number)?;
+                self.sites[number].wake_up(self.now)?;
             }
             PlainOp::Restart { site: number } => {
                 let number = site(number);
@@ -128,7 +139,7 @@ impl Simulation for PlainWorld {
         self.note(|| "settle".to_owned());
         self.queue.set_faults(Faults::default());
         for number in 0..self.sites.len() {
-            self.wake_up(number)?;
+            self.sites[number].wake_up(self.now)?;
             self.connect(number)?;
             self.sites[number].world.begin_settling();
         }
@@ -211,35 +222,20 @@ impl PlainWorld {
         let world = World::in_cluster(seed, shards, trace, versions, self.now);
         let mut config = PlainConfig::default();
         config.repair_rate = self.repair_rate;
-        let flag = Arc::new(Flag::raised());
-        let cluster = PlainCluster::new(world.node().clone(), config, self.now, Waker::from(flag.clone()));
+        let home = Home::new(world, shards);
+        let cluster = PlainCluster::new(
+            home.world.node().clone(),
+            config,
+            self.now,
+            Waker::from(home.flag.clone()),
+        );
         let Ok(mut cluster) = cluster else {
             unreachable!("the rules can be followed, and the node is new");
         };
         if self.queue.is_connected(number) {
             cluster.handle(self.now, PlainInput::Connected);
         }
-        Site {
-            world,
-            cluster,
-            flag,
-            is_stopped: false,
-            shards,
-        }
-    }
-
-    /// Some clients, so that there is somebody to be wronged.
-    fn populate(&mut self, number: usize) -> Result<(), String> {
-        for client in 0..4 {
-            let (shard, driver) = (self.rng.u8(..), Driver::Direct);
-            let world = &mut self.sites[number].world;
-            world.apply(Op::Connect { shard, driver })?;
-            for _ in 0..2 {
-                let key = self.rng.u8(..);
-                self.sites[number].world.apply(Op::Subscribe { client, key })?;
-            }
-        }
-        Ok(())
+        Site { home, cluster }
     }
 
     fn apply_to(&mut self, number: usize, op: Op) -> Result<(), String> {
@@ -288,17 +284,6 @@ impl PlainWorld {
         self.handle(number, PlainInput::Connected)
     }
 
-    fn wake_up(&mut self, number: usize) -> Result<(), String> {
-        let now = self.now;
-        let site = &mut self.sites[number];
-        if std::mem::take(&mut site.is_stopped) {
-            let missed = now.since(site.world.now());
-            site.world.advance(missed);
-            site.world.look()?;
-        }
-        Ok(())
-    }
-
     /// Another process takes a node's place. What the queue does not have would be lost with it: this is what these queues
     /// don't promise.
     fn restart(&mut self, number: usize) -> Result<(), String> {
@@ -312,7 +297,7 @@ impl PlainWorld {
         self.ended.1 += site.cluster.view().counters().snapshot();
         let (shards, versions) = (site.shards, site.world.versions().clone());
         self.sites[number] = self.start(number, shards, versions);
-        self.populate(number)
+        self.sites[number].populate(&mut self.rng)
     }
 
     /// Time passes for all that are not stopped, in small steps.
