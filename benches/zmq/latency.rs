@@ -3,10 +3,12 @@
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use entity_sync_benches::machine::now_ns;
 use entity_sync_bus::Join;
+use entity_sync_core::Node;
 use entity_sync_zmq::zmq as bus_over_zmq;
 
 use crate::bare::{Pair, TOPIC};
@@ -30,15 +32,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
             return Err("the nodes did not find each other".into());
         }
     }
-    let sent = none_sent(count);
-    let (of_sender, keys) = (sent.clone(), keys(count)?);
-    let sender = std::thread::spawn(move || {
-        let mut is_known = true;
-        paced(pace, &of_sender, |index| {
-            is_known &= node.notify(clock.now(), &keys[index]).is_ok()
-        });
-        is_known
-    });
+    let (sent, sender) = notify(node, clock, count, pace)?;
     let mut latencies = Vec::with_capacity(count);
     while latencies.len() < count {
         let turn = receiver.process();
@@ -62,18 +56,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
 /// The same by bare sockets, from the thread that sends.
 pub(crate) fn bare(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Error>> {
     let Pair { publisher, subscriber } = Pair::connect(100_000)?;
-    let sent = none_sent(count);
-    let of_sender = sent.clone();
-    // As long as a message of one key.
-    let frame = [TOPIC, &[1; 55]].concat();
-    let sender = std::thread::spawn(move || {
-        let mut is_sent = true;
-        paced(pace, &of_sender, |_| {
-            is_sent &= publisher.send(&frame[..], zmq::DONTWAIT).is_ok()
-        });
-        // Not closed before all was received.
-        (publisher, is_sent)
-    });
+    let (sent, sender) = publish(publisher, count, pace);
     subscriber.set_rcvtimeo(PATIENCE.as_millis() as i32)?;
     let mut message = zmq::Message::new();
     let mut latencies = Vec::with_capacity(count);
@@ -88,7 +71,43 @@ pub(crate) fn bare(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
     Ok(latencies)
 }
 
-pub(crate) fn none_sent(count: usize) -> Sent {
+/// Notifies each of so many keys on a thread, which says whether all were known.
+pub(crate) fn notify(
+    node: Node,
+    clock: Clock,
+    count: usize,
+    pace: Duration,
+) -> Result<(Sent, JoinHandle<bool>), Box<dyn Error>> {
+    let sent = none_sent(count);
+    let (of_sender, keys) = (sent.clone(), keys(count)?);
+    let sender = std::thread::spawn(move || {
+        let mut is_known = true;
+        paced(pace, &of_sender, |index| {
+            is_known &= node.notify(clock.now(), &keys[index]).is_ok()
+        });
+        is_known
+    });
+    Ok((sent, sender))
+}
+
+/// Publishes so many messages on a thread, which says whether all were sent. The socket is given back, so that it is not
+/// closed before all was received.
+pub(crate) fn publish(publisher: zmq::Socket, count: usize, pace: Duration) -> (Sent, JoinHandle<(zmq::Socket, bool)>) {
+    let sent = none_sent(count);
+    let of_sender = sent.clone();
+    // As long as a message of one key.
+    let frame = [TOPIC, &[1; 55]].concat();
+    let sender = std::thread::spawn(move || {
+        let mut is_sent = true;
+        paced(pace, &of_sender, |_| {
+            is_sent &= publisher.send(&frame[..], zmq::DONTWAIT).is_ok()
+        });
+        (publisher, is_sent)
+    });
+    (sent, sender)
+}
+
+fn none_sent(count: usize) -> Sent {
     (0..count).map(|_| AtomicU64::new(0)).collect()
 }
 
@@ -97,7 +116,7 @@ pub(crate) fn since_sent(sent: &Sent, index: usize, now: u64) -> u64 {
 }
 
 /// Does something at an even pace, as well as the system's sleep can, and notes when.
-pub(crate) fn paced(pace: Duration, sent: &[AtomicU64], mut send: impl FnMut(usize)) {
+fn paced(pace: Duration, sent: &[AtomicU64], mut send: impl FnMut(usize)) {
     let start = Instant::now();
     for (index, sent) in sent.iter().enumerate() {
         let due = pace * index as u32;

@@ -14,8 +14,8 @@ use entity_sync_benches::wire::{self, Frame};
 use entity_sync_bus::Join;
 use entity_sync_zmq::zmq as bus_over_zmq;
 
-use crate::bare::{Pair, TOPIC};
-use crate::latency::{Sent, none_sent, paced, since_sent};
+use crate::bare::Pair;
+use crate::latency::{Sent, notify, publish, since_sent};
 use crate::nodes::{Clock, PATIENCE, config, keys, node, rules};
 
 /// After so long without a push, all repairs are over.
@@ -54,15 +54,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
         }
     }
     client.skip()?;
-    let sent = none_sent(count);
-    let (of_sender, keys) = (sent.clone(), keys(count)?);
-    let sender = std::thread::spawn(move || {
-        let mut is_known = true;
-        paced(pace, &of_sender, |index| {
-            is_known &= node.notify(clock.now(), &keys[index]).is_ok()
-        });
-        is_known
-    });
+    let (sent, sender) = notify(node, clock, count, pace)?;
     let latencies = client.receive(&sent)?;
     if !sender.join().map_err(|_| "the sender panicked")? {
         return Err("a key was unknown".into());
@@ -85,18 +77,7 @@ pub(crate) fn bare(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
     let mut client = Client::connected(listener.local_addr()?)?;
     let (mut socket, _) = listener.accept()?;
     socket.set_nodelay(true)?;
-    let sent = none_sent(count);
-    let of_sender = sent.clone();
-    // As long as a message of one key.
-    let frame = [TOPIC, &[1; 55]].concat();
-    let sender = std::thread::spawn(move || {
-        let mut is_sent = true;
-        paced(pace, &of_sender, |_| {
-            is_sent &= publisher.send(&frame[..], zmq::DONTWAIT).is_ok()
-        });
-        // Not closed before all was received.
-        (publisher, is_sent)
-    });
+    let (sent, sender) = publish(publisher, count, pace);
     let (tell_failure, failure) = channel();
     let middle = std::thread::spawn(move || {
         let mut pass_on = || -> Result<(), Box<dyn Error>> {
