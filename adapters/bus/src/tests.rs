@@ -101,48 +101,68 @@ fn whoever_leaves_waits_no_longer_than_it_was_told() {
     drop(receipt);
 }
 
-#[test]
-fn what_others_go_on_sending_keeps_nobody_from_leaving() {
-    struct Flooded {
-        inbox: Arc<OnceLock<Inbox>>,
-        stopped: Sender<Duration>,
+/// A bus whose node never comes to the end of what others send.
+struct Flooded {
+    inbox: Arc<OnceLock<Inbox>>,
+    stopped: Sender<Duration>,
+}
+
+impl Bus for Flooded {
+    fn start(&mut self, inbox: Inbox) {
+        inbox.connected();
+        let _ = self.inbox.set(inbox);
     }
 
-    impl Bus for Flooded {
-        fn start(&mut self, inbox: Inbox) {
-            inbox.connected();
-            let _ = self.inbox.set(inbox);
-        }
+    fn subscribe(&mut self, _: &str) {}
 
-        fn subscribe(&mut self, _: &str) {}
-
-        fn publish(&mut self, _: &str, _: &[u8]) -> Result<(), NotSent> {
-            Ok(())
-        }
-
-        fn stop(&mut self, timeout: Duration) {
-            let _ = self.stopped.send(timeout);
-        }
+    fn publish(&mut self, _: &str, _: &[u8]) -> Result<(), NotSent> {
+        Ok(())
     }
 
+    fn stop(&mut self, timeout: Duration) {
+        let _ = self.stopped.send(timeout);
+    }
+}
+
+/// A node on such a bus, with messages like this one.
+fn flooded(message: &'static [u8]) -> (Box<dyn Member>, Receiver<Duration>) {
     let (node, clock) = node();
     let inbox = Arc::<OnceLock<Inbox>>::default();
     let flooded = inbox.clone();
     // The thread looks at it in each turn, and then finds as much as it takes in one.
     let flooding_clock = Arc::new(move || {
         if let Some(inbox) = flooded.get() {
-            (0..EVENTS_PER_TURN).for_each(|_| inbox.message(&b"no message"[..]));
+            (0..EVENTS_PER_TURN).for_each(|_| inbox.message(message));
         }
         clock()
     });
     let (stopped, stops) = channel();
     let bus = Flooded { inbox, stopped };
-    let mut member = Box::new(numbered(bus, cluster_config()))
+    let member = Box::new(numbered(bus, cluster_config()))
         .join(node, flooding_clock)
         .expect("a good start");
+    (member, stops)
+}
+
+#[test]
+fn what_others_go_on_sending_keeps_nobody_from_leaving() {
+    let (mut member, stops) = flooded(b"no message");
     member.leave(LONG / 10);
     let time_left = stops.recv_timeout(LONG).expect("stopped");
     assert!(time_left > Duration::ZERO, "it has stayed until its time was over");
+}
+
+#[test]
+fn what_is_dropped_is_told_though_more_and_more_comes() {
+    // More of them fit than are taken in a turn, and more come.
+    static LARGE: [u8; 32 * 1024] = [0; 32 * 1024];
+    let (mut member, _stops) = flooded(&LARGE);
+    let start = Instant::now();
+    while member.view().counters().overflowed.get() == 0 {
+        assert!(start.elapsed() < LONG, "nobody is told");
+        thread::sleep(Duration::from_millis(1));
+    }
+    member.leave(LONG / 10);
 }
 
 #[test]

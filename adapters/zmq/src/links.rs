@@ -348,6 +348,12 @@ mod tests {
         let counts = links.changed_counts().expect("changed");
         assert_eq!((counts.peers, counts.connected_peers), (1, 0));
         assert_eq!(links.resolved(at(140), 0, &addresses(&[1, 2])), [connect(2)]);
+        // Before another one is connected to: see `again`.
+        assert_eq!(links.resolved(at(150), 0, &addresses(&[1])), []);
+        assert_eq!(
+            links.resolved(at(210), 0, &addresses(&[1, 3])),
+            [disconnect(2), connect(3)]
+        );
     }
 
     #[test]

@@ -198,6 +198,7 @@ fn who_has_gone_is_forgotten_after_a_while() {
     assert_eq!(b.cluster.view().status().peers.len(), 1);
     b.pass(19_900, 21_000);
     assert!(b.cluster.peers.is_empty() && b.cluster.view().status().peers.is_empty());
+    assert_eq!(b.counts().sweeps, 0, "it has said goodbye");
     // One that is alive is not, however long it says nothing new.
     let mut c = Member::new(super::config(3));
     for beat in 0..100 {
@@ -206,4 +207,17 @@ fn who_has_gone_is_forgotten_after_a_while() {
         b.cluster.handle_timeout(now);
     }
     assert_eq!(b.peer(3).state, State::Alive);
+}
+
+/// It may only have been cut off when it was lost, and have died since.
+#[test]
+fn who_was_lost_is_swept_for_once_more_when_it_is_forgotten() {
+    let mut config = config(2);
+    config.forget_after = Duration::from_secs(20);
+    let (mut a, mut b) = (Member::new(super::config(1)), Member::new(config));
+    acquaint(&mut [&mut a, &mut b]);
+    b.pass(100, 19_900);
+    assert_eq!((b.counts().lost_peers, b.counts().sweeps), (1, 1));
+    b.pass(19_900, 21_000);
+    assert_eq!((b.cluster.peers.len(), b.counts().sweeps), (0, 2));
 }
