@@ -18,6 +18,16 @@ pub(crate) struct Clients {
     keys: usize,
 }
 
+/// One side of a connection, polled under the client's number.
+pub(crate) fn register(poll: &Poll, stream: std::net::TcpStream, client: usize) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    let mut stream = TcpStream::from_std(stream);
+    poll.registry()
+        .register(&mut stream, Token(client), Interest::READABLE)?;
+    Ok(stream)
+}
+
 impl Clients {
     pub(crate) fn connect(address: SocketAddr, arguments: &Arguments) -> io::Result<Self> {
         let poll = Poll::new()?;
@@ -25,12 +35,7 @@ impl Clients {
         for client in 0..arguments.clients {
             // Connected by the time that it is needed.
             let stream = std::net::TcpStream::connect(address)?;
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(stream);
-            poll.registry()
-                .register(&mut stream, Token(client), Interest::READABLE)?;
-            streams.push(stream);
+            streams.push(register(&poll, stream, client)?);
         }
         Ok(Self {
             poll,

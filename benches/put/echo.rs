@@ -5,9 +5,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 
 use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll};
 
-use crate::clients::Clients;
+use crate::clients::{Clients, register};
 use crate::{Arguments, Spent};
 
 /// As the API answers, without the date.
@@ -24,12 +24,7 @@ pub(crate) fn echo(arguments: &Arguments) -> Result<Spent, Box<dyn Error>> {
         let mut streams = Vec::new();
         for client in 0..clients {
             let (stream, _) = listener.accept()?;
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(stream);
-            poll.registry()
-                .register(&mut stream, Token(client), Interest::READABLE)?;
-            streams.push(stream);
+            streams.push(register(&poll, stream, client)?);
         }
         let mut events = Events::with_capacity(clients);
         let mut buffer = [0; 1024];
