@@ -52,7 +52,6 @@ pub struct ClusterWorld {
     /// Repairs take their time.
     repair_rate: u32,
     restarts: u64,
-    failures_before: u64,
     /// Times that the tight bound was asserted.
     strict_settles: u64,
     ended: (Stats, ClusterCounts),
@@ -67,6 +66,8 @@ struct Site {
     is_dead: bool,
     /// Messages that it has taken as news.
     news: BTreeSet<u64>,
+    /// Reads that had failed by the last time that all was settled.
+    failures_before: u64,
     /// When it started, by its own clock of day.
     started_ms: u64,
 }
@@ -241,7 +242,6 @@ impl ClusterWorld {
             buckets: [1, 4][rng.usize(..2)],
             repair_rate: [100, 10_000][rng.usize(..2)],
             restarts: 0,
-            failures_before: 0,
             strict_settles: 0,
             ended: Default::default(),
             trace: traced.then(Trace::default),
@@ -297,6 +297,7 @@ impl ClusterWorld {
             cluster,
             is_dead: false,
             news: BTreeSet::new(),
+            failures_before: 0,
             started_ms: epoch.started_ms,
         }
     }

@@ -26,8 +26,8 @@ impl ClusterWorld {
         if went_back || has_dead || self.now.since(self.last_death) < lost_after + self.heartbeat {
             bound += lost_after + self.heartbeat;
         }
-        let failures = self.failures();
-        if std::mem::replace(&mut self.failures_before, failures) != failures {
+        // Each is asked, since each notes how far it has come.
+        if self.sites.iter_mut().fold(false, |any, it| it.has_failed() || any) {
             // Some may be in the longest backoff, and what they lead to too.
             bound += Duration::from_secs(65);
         } else {
@@ -48,15 +48,6 @@ impl ClusterWorld {
             result.map_err(|what| format!("G5: node {number}, {bound:?} after all faults: {what}"))?;
         }
         self.check_peers()
-    }
-
-    /// Reads that have failed or taken too long.
-    fn failures(&self) -> u64 {
-        let of_site = |site: &Site| {
-            let counters = site.world.node().counters();
-            counters.failed_reads.get() + counters.timed_out_reads.get()
-        };
-        self.sites.iter().map(of_site).sum()
     }
 
     fn settle_round(&mut self) -> Result<(), String> {
@@ -101,5 +92,14 @@ impl ClusterWorld {
                 )
             });
         }
+    }
+}
+
+impl Site {
+    /// Whether reads have failed or taken too long since this was asked last.
+    fn has_failed(&mut self) -> bool {
+        let counters = self.home.world.node().counters();
+        let failures = counters.failed_reads.get() + counters.timed_out_reads.get();
+        std::mem::replace(&mut self.failures_before, failures) != failures
     }
 }
