@@ -87,7 +87,7 @@ pub use hash::Seed;
 pub use incident::{Incident, Misdeed, OnIncident};
 pub use key::{EntityKey, KeyTooLong, MAX_KEY_BYTES};
 pub use latency::{LATENCY_BOUNDS, LatencyCounts};
-pub use node::{Node, UnknownEntity};
+pub use node::{Node, UnknownEntity, Wakes};
 pub use outbox::Chunk;
 pub use resolve::{Audience, ReadError, Reply, Request, Resolve};
 pub use shard::{Broadcast, ConnId, DrainOptions, Flush, Input, Output, Sent, Shard};

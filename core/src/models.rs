@@ -44,7 +44,7 @@ use loom::thread;
 
 use crate::entity::{Entities, EntityOptions};
 use crate::flights::FlightId;
-use crate::node::{Inbox, Port, STRIPES};
+use crate::node::{Inbox, Port, STRIPES, Wakes};
 use crate::{
     Audience, Config, ConnId, EntityKey, Input, Node, Output, Reply, Request, Resolve, Rows, Seed, Selector, Sent,
     Shard, Timestamp,
@@ -246,10 +246,11 @@ fn no_wake_up_is_lost() {
     check(|| {
         let woken = Arc::<Woken>::default();
         let port = Arc::new(Port::new(Waker::from(woken.clone())));
+        // Between its mark and its wake-up, the other may rely on it.
         let producers: Vec<_> = (0..2)
             .map(|_| {
                 let port = port.clone();
-                thread::spawn(move || port.mark(FlightId::NOWHERE))
+                thread::spawn(move || port.mark(FlightId::NOWHERE, &mut Wakes::new()))
             })
             .collect();
         // A turn of the shard: it looks until there is nothing, and sleeps.
@@ -279,9 +280,9 @@ fn nobody_is_woken_twice() {
         let port = Arc::new(Port::new(Waker::from(woken.clone())));
         let producer = thread::spawn({
             let port = port.clone();
-            move || port.mark(FlightId::NOWHERE)
+            move || port.mark(FlightId::NOWHERE, &mut Wakes::new())
         });
-        port.mark(FlightId::NOWHERE);
+        port.mark(FlightId::NOWHERE, &mut Wakes::new());
         producer.join().unwrap();
         assert_eq!(woken.0.load(SeqCst), 1);
     });

@@ -10,6 +10,7 @@ mod port;
 mod reads;
 mod repair;
 mod stripe;
+mod wakes;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -41,6 +42,7 @@ pub(crate) use port::Port;
 #[cfg(not(loom))]
 use port::Port;
 use stripe::Stripe;
+pub use wakes::Wakes;
 
 /// Parts of the tables with a lock each. The model checker needs but two, so that keys meet at their entity's gate only.
 pub(crate) const STRIPES: u32 = if cfg!(loom) { 2 } else { 64 };

@@ -7,7 +7,7 @@ use crate::entity::EntityIndex;
 use crate::flights::{FlightId, Ticket};
 use crate::frame::{RowError, Rows};
 use crate::key::EntityKey;
-use crate::node::Node;
+use crate::node::{Node, Wakes};
 use crate::time::Timestamp;
 
 /// The subscribers of a key that may share one read.
@@ -129,9 +129,22 @@ impl Reply {
     ///
     /// # Errors
     /// [`RowError`] when the rows can't be sent; the read then counts as failed and is tried again later.
-    pub fn send(mut self, now: Timestamp, result: Result<Rows, ReadError>) -> Result<(), RowError> {
+    pub fn send(self, now: Timestamp, result: Result<Rows, ReadError>) -> Result<(), RowError> {
+        self.send_with(now, result, &mut Wakes::new())
+    }
+
+    /// Answers one of many reads likewise: the shards are woken only when `wakes` is dropped.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn send_with(
+        mut self,
+        now: Timestamp,
+        result: Result<Rows, ReadError>,
+        wakes: &mut Wakes,
+    ) -> Result<(), RowError> {
         self.answered = true;
-        self.node.finish(now, self.read, result)
+        self.node.finish(now, self.read, result, wakes)
     }
 }
 
@@ -140,7 +153,9 @@ impl Drop for Reply {
         if !self.answered {
             // Only rows can be refused, and there are none.
             let now = self.started.max(self.node.clock());
-            let _ = self.node.finish(now, self.read, Err(ReadError::Dropped));
+            let _ = self
+                .node
+                .finish(now, self.read, Err(ReadError::Dropped), &mut Wakes::new());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The application's side of a read, with the clock filled in.
 
-use entity_sync_core::{ReadError, Request, Resolve, RowError, Rows};
+use entity_sync_core::{ReadError, Request, Resolve, RowError, Rows, Wakes};
 use tracing::Span;
 
 use crate::clock::Clock;
@@ -32,6 +32,9 @@ impl<F: Fn(Request, Reply) + Send + Sync> Resolver for F {
     }
 }
 
+/// So many answers are given before the reactors are woken for them, which then write while the next are given.
+const ANSWERS_PER_WAKE: usize = 64;
+
 /// The way to answer one request. Dropping it fails the read, which is then tried again later.
 #[derive(Debug)]
 #[must_use = "dropping a reply fails the read"]
@@ -48,19 +51,40 @@ impl Reply {
     /// # Errors
     /// [`RowError`] when the rows can't be sent; the read then counts as failed and is tried again later.
     pub fn rows(self, rows: Rows) -> Result<(), RowError> {
-        let result = self.inner.send(self.clock.now(), Ok(rows));
-        self.span.in_scope(|| match &result {
-            Ok(()) => tracing::debug!("answered"),
-            Err(error) => tracing::warn!(%error, "the rows can't be sent"),
-        });
-        result
+        self.answer(Ok(rows), &mut Wakes::new())
     }
 
     /// Says that the read failed for the moment. It is tried again, with backoff, as long as anyone is subscribed.
     pub fn fail(self, error: ReadError) {
         // Only rows can be refused, and there are none.
-        self.span.in_scope(|| tracing::debug!(%error, "no rows"));
-        let _ = self.inner.send(self.clock.now(), Err(error));
+        let _ = self.answer(Err(error), &mut Wakes::new());
+    }
+
+    /// Answers many reads, in this order. To wake a reactor for each of them would cost more than the answers; so it is woken
+    /// once for some dozens. What [`rows`](Self::rows) would have refused counts as failed.
+    ///
+    /// While `answers` is asked for the next one, the reactors may be waiting for it: it must not block.
+    pub fn answer_all(answers: impl IntoIterator<Item = (Self, Result<Rows, ReadError>)>) {
+        let mut answers = answers.into_iter().peekable();
+        while answers.peek().is_some() {
+            let mut wakes = Wakes::new();
+            for (reply, result) in answers.by_ref().take(ANSWERS_PER_WAKE) {
+                let _ = reply.answer(result, &mut wakes);
+            }
+        }
+    }
+
+    fn answer(self, result: Result<Rows, ReadError>, wakes: &mut Wakes) -> Result<(), RowError> {
+        if let Err(error) = &result {
+            self.span.in_scope(|| tracing::debug!(%error, "no rows"));
+            return self.inner.send_with(self.clock.now(), result, wakes);
+        }
+        let sent = self.inner.send_with(self.clock.now(), result, wakes);
+        self.span.in_scope(|| match &sent {
+            Ok(()) => tracing::debug!("answered"),
+            Err(error) => tracing::warn!(%error, "the rows can't be sent"),
+        });
+        sent
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use super::Start;
+use super::{Start, Wakes};
 use crate::client::{Command, SendError};
 use crate::flights::FlightId;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
@@ -11,7 +11,7 @@ use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 /// Where the node leaves what one shard is to do.
 pub(crate) struct Port {
     inbox: Mutex<Inbox>,
-    /// The shard will look at the inbox without being woken.
+    /// The shard will look at the inbox without being woken, or somebody is about to wake it.
     pending: AtomicBool,
     waker: Waker,
 }
@@ -38,13 +38,15 @@ impl Port {
         }
     }
 
-    /// Leaves a mark, and wakes the shard unless it will look anyway.
-    pub(crate) fn mark(&self, flight: FlightId) {
+    /// Leaves a mark, for which `wakes` will wake the shard unless it will look anyway.
+    pub(crate) fn mark(&self, flight: FlightId, wakes: &mut Wakes) {
         lock(&self.inbox).marks.push_back(flight);
-        self.wake();
+        if self.is_asleep() {
+            wakes.add(&self.waker);
+        }
     }
 
-    /// Leaves a command likewise, unless it is a message and `limit` bytes of those wait already.
+    /// Leaves a command and wakes the shard likewise, unless it is a message and `limit` bytes of those wait already.
     pub(super) fn command(&self, command: Command, limit: usize) -> Result<(), SendError> {
         {
             let mut inbox = lock(&self.inbox);
@@ -72,9 +74,14 @@ impl Port {
     }
 
     pub(super) fn wake(&self) {
-        if !self.pending.swap(true, Ordering::SeqCst) {
+        if self.is_asleep() {
             self.waker.wake_by_ref();
         }
+    }
+
+    /// Whoever is told so must wake the shard: from now on nobody else will.
+    fn is_asleep(&self) -> bool {
+        !self.pending.swap(true, Ordering::SeqCst)
     }
 
     /// Moves everything into an empty inbox. As long as this gives anything, the shard is not woken for more.

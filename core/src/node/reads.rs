@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::gate::Entry;
 use super::stripe::{Alarm, Stripe};
-use super::{MAX_DEPTH, NEVER, Node, STRIPES, Start, Starts};
+use super::{MAX_DEPTH, NEVER, Node, STRIPES, Start, Starts, Wakes};
 use crate::entity::EntityIndex;
 use crate::flights::{Backoff, Fingerprint, Flight, FlightId, Ticket};
 use crate::frame::{Group, RowError, RowLimits, Rows};
@@ -19,7 +19,13 @@ use crate::time::Timestamp;
 
 impl Node {
     /// A read has been answered.
-    pub(crate) fn finish(&self, now: Timestamp, read: ReadId, result: Result<Rows, ReadError>) -> Result<(), RowError> {
+    pub(crate) fn finish(
+        &self,
+        now: Timestamp,
+        read: ReadId,
+        result: Result<Rows, ReadError>,
+        wakes: &mut Wakes,
+    ) -> Result<(), RowError> {
         self.set_clock(now);
         let limits = RowLimits {
             rows: self.0.config.max_rows_per_read,
@@ -84,7 +90,7 @@ impl Node {
         }
         for shard in marked {
             if let Some(port) = self.0.ports.get(shard as usize) {
-                port.mark(id);
+                port.mark(id, wakes);
             }
         }
         self.call_up(now, read.entity, next, &mut starts);

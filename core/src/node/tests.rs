@@ -45,15 +45,15 @@ impl Queue {
 }
 
 #[derive(Default)]
-struct Wakes(AtomicUsize);
+struct Woken(AtomicUsize);
 
-impl Wake for Wakes {
+impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-impl Wakes {
+impl Woken {
     fn get(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
@@ -63,7 +63,7 @@ struct Setup {
     node: Node,
     queue: Arc<Queue>,
     /// One for each shard.
-    wakes: [Arc<Wakes>; 2],
+    woken: [Arc<Woken>; 2],
 }
 
 impl Setup {
@@ -78,10 +78,10 @@ impl Setup {
 
     fn with(config: Config) -> Self {
         let queue = Arc::new(Queue::default());
-        let wakes = [Arc::default(), Arc::default()];
-        let wakers = wakes.iter().map(|wakes: &Arc<Wakes>| Waker::from(wakes.clone()));
+        let woken = [Arc::default(), Arc::default()];
+        let wakers = woken.iter().map(|woken: &Arc<Woken>| Waker::from(woken.clone()));
         let (node, _) = Node::new(config, queue.clone(), wakers.collect());
-        Self { node, queue, wakes }
+        Self { node, queue, woken }
     }
 
     fn join(&self, shard: u32, id: &str, audience: &Audience) -> FlightId {
@@ -324,6 +324,24 @@ fn all_audiences_of_a_key_are_read() {
 }
 
 #[test]
+fn wake_ups_are_put_off_until_all_are_answered() {
+    let it = Setup::new();
+    let flights = ["1", "2", "3"].map(|id| it.join(1, id, &Audience::Public));
+    it.notify_all(&["1", "2", "3"]);
+    let mut wakes = Wakes::new();
+    for _ in 0..2 {
+        let (_, reply) = it.queue.pop().unwrap();
+        reply.send_with(at(0), Ok(Rows::one("x")), &mut wakes).unwrap();
+    }
+    // Others rely on it that the shard is about to be woken.
+    it.queue.answer(at(0), "x");
+    assert_eq!(it.woken[1].get(), 0);
+    drop(wakes);
+    assert_eq!(it.woken[1].get(), 1);
+    assert_eq!(it.marks(1), flights);
+}
+
+#[test]
 fn a_burst_of_marks_wakes_once() {
     let it = Setup::new();
     let ids = ["1", "2", "3"];
@@ -335,21 +353,21 @@ fn a_burst_of_marks_wakes_once() {
     read("1");
     read("2");
     read("1");
-    assert_eq!(it.wakes[1].get(), 1);
+    assert_eq!(it.woken[1].get(), 1);
     assert_eq!(it.marks(1), flights[..2]);
     // It must look again before it sleeps, so it needs no waking.
     read("3");
-    assert_eq!(it.wakes[1].get(), 1);
+    assert_eq!(it.woken[1].get(), 1);
     assert_eq!(it.marks(1), flights[2..]);
     assert!(it.marks(1).is_empty());
     // Rows not yet taken are replaced, under the mark that was given for them.
     read("3");
-    assert_eq!(it.wakes[1].get(), 1);
+    assert_eq!(it.woken[1].get(), 1);
     assert_eq!(it.take(1, flights[2]).as_ref().map(text), Some("3"));
     read("3");
-    assert_eq!(it.wakes[1].get(), 2);
+    assert_eq!(it.woken[1].get(), 2);
     // The first shard has no marks, and was woken to keep the time of the first read.
-    assert_eq!(it.wakes[0].get(), 1);
+    assert_eq!(it.woken[0].get(), 1);
 }
 
 const FIVE: [&str; 5] = ["1", "2", "3", "4", "5"];

@@ -75,21 +75,22 @@ fn read(store: &Store, mut asked: Asked) {
         let bodies = store.get_many(asked.iter().map(|((key, _), _)| key), BATCH_BYTES);
         // Only now that the transaction is over: core may take its time, and come back for further reads.
         let rest = asked.split_off(bodies.len().min(asked.len()));
-        for (body, (_, reply)) in bodies.into_iter().zip(asked) {
-            answer(body, reply);
-        }
+        answer_all(bodies.into_iter().zip(asked).map(|(body, (_, reply))| (reply, body)));
         asked = rest;
     }
 }
 
-/// Gives a read what the store has.
-pub(super) fn answer(body: Result<Option<Vec<u8>>, StoreError>, reply: Reply) {
-    match body {
-        // The API lets in nothing that can't be sent, and what another program put there is tried again later.
-        Ok(Some(row)) => drop(reply.rows(Rows::one(row))),
-        Ok(None) => reply.fail(ReadError::NotFound),
-        Err(_) => reply.fail(ReadError::Failed),
-    }
+/// Gives reads what the store has.
+pub(super) fn answer_all(answers: impl Iterator<Item = (Reply, Result<Option<Vec<u8>>, StoreError>)>) {
+    Reply::answer_all(answers.map(|(reply, body)| {
+        let rows = match body {
+            // The API lets in nothing that can't be sent, and what another program put there is tried again later.
+            Ok(Some(row)) => Ok(Rows::one(row)),
+            Ok(None) => Err(ReadError::NotFound),
+            Err(_) => Err(ReadError::Failed),
+        };
+        (reply, rows)
+    }));
 }
 
 impl fmt::Debug for StoreResolver {

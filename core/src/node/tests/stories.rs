@@ -84,7 +84,7 @@ impl Story {
     }
 
     fn take(&mut self, shard: u32) {
-        let (marks, wakes) = (self.it.marks(shard), self.it.wakes[shard as usize].get());
+        let (marks, wakes) = (self.it.marks(shard), self.it.woken[shard as usize].get());
         let rest = &mut self.rest[shard as usize];
         assert!(marks.is_empty() || wakes > *rest, "marked and not woken");
         if marks.is_empty() {
@@ -118,7 +118,7 @@ impl Story {
             assert!(running.count() <= 1, "{key:?} is read twice at a time");
         }
         assert_eq!(node.counters().late_reads.get(), self.late);
-        for (wakes, rest) in self.it.wakes.iter().zip(self.rest) {
+        for (wakes, rest) in self.it.woken.iter().zip(self.rest) {
             assert!(wakes.get() - rest <= 1, "woken twice");
         }
     }

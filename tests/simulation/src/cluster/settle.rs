@@ -26,8 +26,11 @@ impl ClusterWorld {
         if went_back || has_dead || self.now.since(self.last_death) < lost_after + self.heartbeat {
             bound += lost_after + self.heartbeat;
         }
-        // Each is asked, since each notes how far it has come.
-        if self.sites.iter_mut().fold(false, |any, it| it.has_failed() || any) {
+        let mut has_failed = false;
+        for site in &mut self.sites {
+            has_failed |= site.has_failed();
+        }
+        if has_failed {
             // Some may be in the longest backoff, and what they lead to too.
             bound += Duration::from_secs(65);
         } else {

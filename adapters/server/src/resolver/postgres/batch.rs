@@ -233,18 +233,14 @@ fn answer(rows: Vec<(String, String)>, mut replies: HashMap<String, Reply>) {
     for (id, row) in rows {
         by_id.entry(id).or_default().push(row);
     }
-    for (id, rows) in by_id {
-        // A query may give more than it was asked for.
-        if let Some(reply) = replies.remove(&id) {
-            // What can't be sent is counted and tried again by core.
-            let _ = reply.rows(rows.into_iter().collect());
-        }
-    }
+    // A query may give more than it was asked for.
+    let found = by_id
+        .into_iter()
+        .filter_map(|(id, rows)| Some((replies.remove(&id)?, rows)));
+    Reply::answer_all(found.map(|(reply, rows)| (reply, Ok(rows.into_iter().collect()))));
     fail(replies, &ReadError::NotFound);
 }
 
 fn fail(replies: HashMap<String, Reply>, error: &ReadError) {
-    for reply in replies.into_values() {
-        reply.fail(error.clone());
-    }
+    Reply::answer_all(replies.into_values().map(|reply| (reply, Err(error.clone()))));
 }

@@ -463,6 +463,13 @@ pub(crate) const BUGS: &[Bug] = &[
         found_by: ClusterSeeds(20),
     },
     Bug {
+        name: "a wake-up that was put off is forgotten",
+        file: "core/src/node/wakes.rs",
+        good: "            waker.wake();",
+        bad: "            drop(waker);",
+        found_by: Seeds(20),
+    },
+    Bug {
         name: "a wake-up is lost: no second look at the inbox after the flag is cleared",
         file: "core/src/node/port.rs",
         good: "            self.pending.swap(false, Ordering::SeqCst);\n            self.move_all(into);",
@@ -500,8 +507,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "a shard that has been woken is woken again for every mark",
         file: "core/src/node/port.rs",
-        good: "if !self.pending.swap(true, Ordering::SeqCst) {",
-        bad: "self.pending.swap(true, Ordering::SeqCst);\n        {",
+        good: "        !self.pending.swap(true, Ordering::SeqCst)\n",
+        bad: "        self.pending.swap(true, Ordering::SeqCst);\n        true\n",
         found_by: Models,
     },
     Bug {
