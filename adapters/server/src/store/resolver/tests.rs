@@ -76,8 +76,27 @@ impl Pushed {
         wait(self.store.put(key(id), body.to_owned())).expect("put");
     }
 
+    /// Writes one key several times in one batch, mostly.
+    fn put_together(&self, bodies: [&str; 2]) {
+        let put = |key, body: &str| self.store.put(key, body.to_owned());
+        let held = self.store.connection.lock();
+        let [one, two] = bodies.map(|body| put(key(1), body));
+        let rest = async || tokio::join!(self.store.delete(key("nobody")), self.store.delete(key("nobody")));
+        let (first, one, two, rest, ()) = wait(async {
+            // Each is queued in turn, and nothing can be committed before the last of them is.
+            tokio::join!(put(key("first"), "{}"), one, two, rest(), async { drop(held) })
+        });
+        for written in [first, one, two] {
+            written.expect("put");
+        }
+        assert_eq!(rest, (Ok(false), Ok(false)));
+    }
+
     fn row(&mut self) -> String {
+        let begun = Instant::now();
         loop {
+            // Pings keep coming.
+            assert!(begun.elapsed() < PATIENCE, "no row");
             match self.socket.read().expect("a message") {
                 Message::Text(row) => return row.to_string(),
                 Message::Ping(_) => {}
@@ -132,6 +151,10 @@ fn what_was_just_written_is_pushed_without_reading_it() {
             wait(pushed.store.delete(key(1))).expect("deleted");
             pushed.put(1, "again");
             assert_eq!(pushed.row(), "again");
+            pushed.put_together(["one", "two"]);
+            // Read for each of them, or the next read would have to wait.
+            pushed.put(1, "three");
+            while pushed.row() != "three" {}
             drop(tell);
         });
     }
