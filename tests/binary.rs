@@ -194,6 +194,64 @@ fn commands_ask_the_server_and_no_proxy() {
 }
 
 #[test]
+fn the_api_may_be_a_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api");
+    let api = format!("unix:{}", path.display());
+    let flags = [
+        "--listen",
+        "127.0.0.1:0",
+        "--data",
+        ":memory:",
+        "--reactors",
+        "1",
+        "--api",
+        &api,
+    ];
+    let start = || {
+        let mut child = Command::new(binary())
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let greeting = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut greeting = greeting.skip_while(|line| !line.contains("  API  "));
+        assert_eq!(greeting.next(), Some(format!("  API      {api}")));
+        let curl = format!("Try: curl -X PUT --unix-socket {} http://localhost/", path.display());
+        assert!(greeting.any(|line| line.starts_with(&curl)));
+        child
+    };
+    let mut killed = start();
+    assert_eq!(
+        run(&["put", "items/1", "row", "--api", &api]),
+        (Some(0), "created\n".to_owned())
+    );
+    assert_eq!(run(&["get", "items/1", "--api", &api]), (Some(0), "row\n".to_owned()));
+    let (code, said) = run(&flags);
+    assert_eq!(code, Some(1));
+    let told = format!("can't listen to {api}: another program does already; stop it or choose another path (--api)");
+    assert!(said.contains(&told), "{said}");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // What it has left is in nobody's way.
+    assert!(path.exists());
+    let mut ended = start();
+    let (code, said) = run(&["notify", "items/1", "--api", &api]);
+    assert_eq!((code, &*said), (Some(0), "accepted 1\n"));
+    let pid = ended.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(ended.wait().unwrap().code(), Some(0));
+    assert!(!path.exists());
+    std::fs::write(&path, "a letter").unwrap();
+    let (code, said) = run(&flags);
+    assert_eq!(code, Some(1));
+    let told =
+        format!("can't listen to {api}: there is a file that is no socket; remove it or choose another path (--api)");
+    assert!(said.contains(&told), "{said}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"a letter");
+}
+
+#[test]
 fn what_was_answered_survives_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data.db");

@@ -22,10 +22,12 @@
 //! It is on hyper without a framework: with six routes there is little to share, and a framework took a quarter of the time
 //! of a request.
 
+mod address;
 mod connections;
 mod error;
 mod extract;
 mod listen;
+mod listener;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -47,8 +49,10 @@ use tokio::task::spawn_blocking;
 
 use crate::cluster;
 use crate::store::{Store, StoreError};
+pub use address::Address;
 pub use connections::Connections;
 use error::ApiError;
+pub use listener::{Listener, UnixSocket};
 use route::Route;
 pub use token::Token;
 

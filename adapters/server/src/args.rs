@@ -24,13 +24,13 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use entity_sync_core::Origins;
 
-use crate::api::Token;
+use crate::api::{self, Token};
 use crate::client::api::Call;
 use crate::client::watch::Watch;
 use crate::cluster::ClusterOptions;
 use crate::resolver::Source;
 use crate::store::Location;
-use crate::values::{address, origin, origins, path};
+use crate::values::{address, api_address, origin, origins, path};
 pub use cluster::BrokerOptions;
 use cluster::ClusterArgs;
 pub use error::ArgsError;
@@ -62,8 +62,8 @@ pub enum Task {
 pub struct Options {
     /// Where clients connect. Never empty.
     pub listen: Vec<SocketAddr>,
-    /// Where the application reaches the HTTP API: a loopback address, unless there is a token.
-    pub api: SocketAddr,
+    /// Where the application reaches the HTTP API: on this machine only, unless there is a token.
+    pub api: api::Address,
     /// What callers of the API must know.
     pub api_token: Option<Token>,
     /// Where the store keeps its entities.
@@ -234,10 +234,12 @@ struct Serve {
 
     /// Where your application writes entities and notifies of changes, over HTTP
     ///
-    /// Without a token it must be a loopback address.
+    /// Without a token it must be a loopback address. For programs of this machine, a socket in the file system takes half the
+    /// time of a port; its owner and group may connect.
     /// Example: --api 127.0.0.1:9000
-    #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081", value_parser = address)]
-    api: SocketAddr,
+    /// Example: --api unix:/run/entity-sync/api.sock
+    #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081", value_parser = api_address)]
+    api: api::Address,
 
     /// A file whose one line callers of the API must send as their bearer token
     ///
@@ -349,18 +351,19 @@ struct Serve {
 impl Serve {
     /// What can be told only from several values together, or from what they name.
     fn check(self, tables: BTreeMap<String, EntityTable>) -> Result<Options, ArgsError> {
-        let api = self.api;
-        for &listen in &self.listen {
-            // Port 0 is whichever is free.
-            let same_port = listen.port() == api.port() && listen.port() != 0;
-            if same_port && (listen.ip() == api.ip() || listen.ip().is_unspecified()) {
-                return Err(ArgsError::SamePort { listen, api });
-            }
-        }
         let api_token = self.api_token_file.as_deref().map(token).transpose()?;
-        // An IPv4 address may be written as IPv6.
-        if api_token.is_none() && !api.ip().to_canonical().is_loopback() {
-            return Err(ArgsError::ApiWithoutToken { api });
+        if let api::Address::Tcp(api) = self.api {
+            for &listen in &self.listen {
+                // Port 0 is whichever is free.
+                let same_port = listen.port() == api.port() && listen.port() != 0;
+                if same_port && (listen.ip() == api.ip() || listen.ip().is_unspecified()) {
+                    return Err(ArgsError::SamePort { listen, api });
+                }
+            }
+            // An IPv4 address may be written as IPv6.
+            if api_token.is_none() && !api.ip().to_canonical().is_loopback() {
+                return Err(ArgsError::ApiWithoutToken { api });
+            }
         }
         if !self.limits.leave_time_for_pings() {
             return Err(ArgsError::NoTimeForPings);
@@ -378,7 +381,7 @@ impl Serve {
             .unwrap_or(NonZeroUsize::MIN);
         Ok(Options {
             listen: self.listen,
-            api,
+            api: self.api,
             api_token,
             data: self.data,
             reactors,

@@ -5,6 +5,7 @@ pub mod api;
 #[cfg(test)]
 mod tests;
 pub mod trust;
+mod unix;
 pub mod watch;
 
 use std::fmt;
@@ -106,7 +107,7 @@ impl fmt::Display for ClientError {
             Self::BadApi { given } => write!(
                 f,
                 "{given:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081, or \
-                 https://sync.example.com for TLS (--api)"
+                 https://sync.example.com for TLS, or unix:/run/entity-sync/api.sock for a socket (--api)"
             ),
             Self::BadCa { path, reason } => write!(
                 f,

@@ -37,7 +37,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         .build()
         .map_err(ServeError::System)?;
     // Before anything is created, asked or told: if the address is in use, another one of us runs already.
-    let listener = runtime.block_on(listen(options.api))?;
+    let listener = runtime.block_on(async { listen(&options.api).await })?;
     // The store tells of changes to the server, which reads from the store.
     let handle = Arc::new(OnceLock::<Handle>::new());
     let told = handle.clone();
@@ -147,29 +147,48 @@ pub(crate) fn log(level: LogLevel, format: LogFormat) {
 }
 
 /// Who connects already waits until the API is served.
-async fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), ServeError> {
-    let refused = |source| ServeError::Api { address, source };
-    let listener = TcpListener::bind(address).await.map_err(refused)?;
-    Ok((listener.local_addr().map_err(refused)?, listener))
+async fn listen(address: &api::Address) -> Result<Listener, ServeError> {
+    let bound = match address {
+        &api::Address::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
+        api::Address::Unix(path) => api::UnixSocket::bind(path).map(Listener::Unix),
+    };
+    bound.map_err(|source| ServeError::Api {
+        address: address.clone(),
+        source,
+    })
+}
+
+/// Where the API is to be served.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(api::UnixSocket),
 }
 
 async fn serve_api(
     options: &Options,
     server: &Server,
-    (api, listener): (SocketAddr, TcpListener),
+    listener: Listener,
     service: api::Api,
     is_stopping: &AtomicBool,
 ) -> Result<(), ServeError> {
     // Before it says that it is ready, so that a signal sent from then on is heard.
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
-    greet(options, server.addresses(), api);
+    let api = match &listener {
+        Listener::Tcp(listener) => api::Address::Tcp(listener.local_addr().map_err(ServeError::System)?),
+        Listener::Unix(_) => options.api.clone(),
+    };
+    greet(options, server.addresses(), &api);
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let mut serving = tokio::spawn(service.listen(listener, async {
+    let stopped = async {
         // An error means that the sender is gone, which is the end as well.
         let _ = stopped.await;
-    }));
+    };
+    let mut serving = match listener {
+        Listener::Tcp(listener) => tokio::spawn(service.listen(listener, stopped)),
+        Listener::Unix(listener) => tokio::spawn(service.listen(listener, stopped)),
+    };
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -207,23 +226,31 @@ fn notify_all(handle: &OnceLock<Handle>, keys: &[EntityKey]) {
 }
 
 /// Says where everything is, and how to see a push.
-fn greet(options: &Options, clients: &[SocketAddr], api: SocketAddr) {
+fn greet(options: &Options, clients: &[SocketAddr], api: &api::Address) {
     let mut text = String::from("Entity Sync is running.\n");
     for client in clients {
         for path in &options.paths {
             text += &format!("  clients  ws://{client}{path}\n");
         }
     }
-    text += &format!("  API      http://{api}\n");
+    let (shown, curl) = match api {
+        api::Address::Tcp(_) => (format!("http://{api}"), format!("http://{api}")),
+        // Any host would do.
+        api::Address::Unix(path) => (
+            api.to_string(),
+            format!("--unix-socket {} http://localhost", path.display()),
+        ),
+    };
+    text += &format!("  API      {shown}\n");
     if readers::need_store(options) {
         let data = match &options.data {
             Location::File(path) => path.display().to_string(),
             Location::Memory => "in memory, gone when this ends".to_owned(),
         };
         text += &format!("  data     {data}\n");
-        text += &format!("Try: curl -X PUT http://{api}/entities/items/100 -d '{{\"name\":\"bicycle\"}}'\n");
+        text += &format!("Try: curl -X PUT {curl}/entities/items/100 -d '{{\"name\":\"bicycle\"}}'\n");
     } else {
-        text += &format!("Try: curl -X POST http://{api}/notify -d '{{\"entity\":\"items\",\"id\":\"100\"}}'\n");
+        text += &format!("Try: curl -X POST {curl}/notify -d '{{\"entity\":\"items\",\"id\":\"100\"}}'\n");
     }
     // If nobody listens, it serves all the same.
     let mut out = io::stdout().lock();
@@ -245,7 +272,7 @@ pub enum ServeError {
     /// The API's address can't be listened to.
     Api {
         /// Which.
-        address: SocketAddr,
+        address: api::Address,
         /// Why.
         source: io::Error,
     },
@@ -263,9 +290,19 @@ impl fmt::Display for ServeError {
             }
             Self::Clients(error) => error.fmt(f),
             Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
-            Self::Api { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
+            Self::Api { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                let other = match address {
+                    api::Address::Tcp(_) => "port",
+                    api::Address::Unix(_) => "path",
+                };
+                write!(
+                    f,
+                    "can't listen to {address}: another program does already; stop it or choose another {other} (--api)"
+                )
+            }
+            Self::Api { address, source } if source.kind() == io::ErrorKind::AlreadyExists => write!(
                 f,
-                "can't listen to {address}: another program does already; stop it or choose another port (--api)"
+                "can't listen to {address}: there is a file that is no socket; remove it or choose another path (--api)"
             ),
             Self::Api { address, source } if Refused(source).is_shortage() => {
                 write!(f, "can't listen to {address}: {}", Refused(source))
@@ -297,7 +334,7 @@ mod tests {
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
         let error = io::Error::from_raw_os_error;
         let api = |number| {
-            let source = error(number);
+            let (address, source) = (api::Address::Tcp(address), error(number));
             ServeError::Api { address, source }.to_string()
         };
         let clients = |number| {

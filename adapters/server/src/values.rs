@@ -6,12 +6,17 @@ use std::net::SocketAddr;
 
 use entity_sync_core::Origins;
 
+#[cfg(feature = "binary")]
+use crate::api;
+
 /// Why a value is refused. Its `Display` says what to write instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ValueError {
     /// Not an IP address with a port.
     NotAnAddress,
+    /// Neither that nor the path of a socket.
+    NotAnApiAddress,
     /// Not what a request can name.
     BadPath,
     /// Not what a browser sends as its origin.
@@ -24,6 +29,10 @@ impl fmt::Display for ValueError {
             Self::NotAnAddress => {
                 "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, or \
                  0.0.0.0:8080 for every interface"
+            }
+            Self::NotAnApiAddress => {
+                "write an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081, or unix: and the path \
+                 of a socket, such as unix:/run/entity-sync/api.sock"
             }
             Self::BadPath => {
                 "write the path of a URL, such as /ws/entity-sync/: it begins with / and has no \
@@ -42,6 +51,19 @@ impl std::error::Error for ValueError {}
 /// An IP address with a port.
 pub(crate) fn address(given: &str) -> Result<SocketAddr, ValueError> {
     given.parse().map_err(|_| ValueError::NotAnAddress)
+}
+
+/// Where the API may be.
+#[cfg(feature = "binary")]
+pub(crate) fn api_address(given: &str) -> Result<api::Address, ValueError> {
+    match given.strip_prefix(api::Address::UNIX) {
+        Some("") => Err(ValueError::NotAnApiAddress),
+        Some(path) => Ok(api::Address::Unix(path.into())),
+        None => {
+            let address = given.parse().map_err(|_| ValueError::NotAnApiAddress)?;
+            Ok(api::Address::Tcp(address))
+        }
+    }
 }
 
 /// A path as requests name it.

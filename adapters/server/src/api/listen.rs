@@ -13,11 +13,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
-use super::{Api, Limits, Place};
+use super::{Api, Limits, Listener, Place};
 
 /// How long nothing is accepted after the system refused, such as for want of files.
 const REST: Duration = Duration::from_secs(1);
@@ -29,7 +28,7 @@ impl Api {
     /// Serves connections until `stop` is done, then finishes the requests that run. Beyond
     /// [`max_connections`](super::Limits::max_connections), who connects is told so, but for health checks. Beyond
     /// [`reserved_connections`](super::Limits::reserved_connections) as well, it waits until another one has left.
-    pub async fn listen(self, listener: TcpListener, stop: impl Future<Output = ()>) {
+    pub async fn listen<L: Listener>(self, listener: L, stop: impl Future<Output = ()>) {
         let connections = GracefulShutdown::new();
         let limits = self.0.limits;
         let places = Places::new(limits);
@@ -45,8 +44,6 @@ impl Api {
                 () = &mut stop => break,
             };
             let open = self.0.connections.opened();
-            // Without it, an answer is no less right.
-            let _ = stream.set_nodelay(true);
             let api = self.clone();
             let service = service_fn(move |request| {
                 let api = api.clone();
@@ -103,11 +100,11 @@ impl Places {
 }
 
 /// The next connection, and its place.
-async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, Place, Option<OwnedSemaphorePermit>) {
+async fn accept<L: Listener>(listener: &L, places: &Places) -> (L::Stream, Place, Option<OwnedSemaphorePermit>) {
     let (place, permit) = places.take().await;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 // A better one may have become free since it was waited for a connection.
                 if place == Place::Reserve
                     && let Ok(permit) = places.regular.clone().try_acquire_owned()

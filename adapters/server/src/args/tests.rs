@@ -31,7 +31,7 @@ fn the_defaults() {
     let options = ok(&[]);
     let expected = Options {
         listen: vec!["127.0.0.1:8080".parse().expect("address")],
-        api: "127.0.0.1:8081".parse().expect("address"),
+        api: api::Address::Tcp("127.0.0.1:8081".parse().expect("address")),
         api_token: None,
         data: Location::File("./entity-sync.db".into()),
         reactors: thread::available_parallelism().expect("CPUs"),
@@ -78,7 +78,7 @@ fn flags_work_with_and_without_serve() {
     let others = others(&plain);
     assert_eq!((others.snapshot, others.delivery), (true, Delivery::Every));
     assert_eq!((plain.log, plain.log_format), (LogLevel::Debug, LogFormat::Json));
-    assert_eq!(plain.api, "[::1]:2".parse().expect("address"));
+    assert_eq!(plain.api, api::Address::Tcp("[::1]:2".parse().expect("address")));
     assert_eq!(plain.data, Location::Memory);
     assert_eq!(plain.reactors.get(), 3);
     assert_eq!(plain.paths, ["/a", "/b/"]);
@@ -232,6 +232,21 @@ fn addresses_need_a_port_and_no_name() {
             "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
         );
     }
+}
+
+#[test]
+fn the_api_is_at_a_port_or_a_socket() {
+    for api in ["localhost:8081", "unix:", "/run/api.sock"] {
+        refused(
+            &["--api", api],
+            "write an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081, or unix: and the path of a socket, such as \
+             unix:/run/entity-sync/api.sock",
+        );
+    }
+    // Nobody else's machine reaches it, so it needs no token.
+    let api = ok(&["--api=unix:run/api.sock"]).api;
+    assert_eq!(api, api::Address::Unix("run/api.sock".into()));
+    assert_eq!(api.to_string(), "unix:run/api.sock");
 }
 
 #[test]

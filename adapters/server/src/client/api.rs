@@ -1,17 +1,19 @@
 //! `put`, `get`, `delete` and `notify`: one request to the API of a server that runs.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use entity_sync_core::EntityKey;
 use serde::Deserialize;
 use serde_json::json;
-use ureq::http::{Request, Uri};
+use ureq::http::header::{AUTHORIZATION, HOST, HeaderValue};
+use ureq::http::{Request, StatusCode, Uri};
 
 use super::trust::{Trust, is_distrust};
-use super::{ClientError, key, line_of};
+use super::{ClientError, key, line_of, unix};
+use crate::api::Address;
 
 /// How long a request may take.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -70,7 +72,7 @@ pub enum Call {
 /// Where the API is.
 #[derive(Args)]
 pub struct Api {
-    /// Where the server's API is: a host and a port, or https:// and a host
+    /// Where the server's API is: a host and a port, or https:// and a host, or unix: and the path of its socket
     #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081")]
     api: String,
 
@@ -152,16 +154,40 @@ struct Refusal {
 impl Api {
     /// The status and body of a good answer.
     fn send(&self, method: &str, path: &str, body: String) -> Result<(u16, String), ClientError> {
-        let bad = || ClientError::BadApi {
-            given: self.api.clone(),
+        let (status, text) = match self.api.strip_prefix(Address::UNIX) {
+            Some(socket) => self.send_to_socket(Path::new(socket), method, path, body)?,
+            None => self.send_to_port(method, path, body)?,
         };
-        let address = self.api.trim_end_matches('/');
-        let base = if address.contains("://") {
-            address.to_owned()
-        } else {
-            format!("http://{address}")
-        };
-        let uri: Uri = format!("{base}{path}").parse().map_err(|_| bad())?;
+        if status.is_success() {
+            return Ok((status.as_u16(), text));
+        }
+        Err(match serde_json::from_str::<Answer>(&text) {
+            Ok(Answer { error }) => ClientError::Refused {
+                message: error.message,
+                hint: error.hint,
+            },
+            Err(_) => self.no_server(format!("it answers {status}, as no API of ours does")),
+        })
+    }
+
+    fn send_to_socket(
+        &self,
+        socket: &Path,
+        method: &str,
+        path: &str,
+        body: String,
+    ) -> Result<(StatusCode, String), ClientError> {
+        let uri = path.parse().map_err(|_| self.bad())?;
+        let mut request = self.request(method, uri, body)?;
+        // HTTP asks for one, and any would do.
+        request
+            .headers_mut()
+            .insert(HOST, HeaderValue::from_static("localhost"));
+        unix::send(socket, request, TIME_LIMIT).map_err(|error| self.no_server(error.to_string()))
+    }
+
+    fn send_to_port(&self, method: &str, path: &str, body: String) -> Result<(StatusCode, String), ClientError> {
+        let uri: Uri = format!("{}{path}", self.url()).parse().map_err(|_| self.bad())?;
         // HTTP without a port would be something else than our API; TLS ends at a proxy, which has the usual one.
         let is_good = match uri.scheme_str() {
             Some("http") => uri.port_u16().is_some(),
@@ -169,20 +195,9 @@ impl Api {
             _ => false,
         };
         if !is_good || uri.path() != path {
-            return Err(bad());
+            return Err(self.bad());
         }
-        let mut request = Request::builder().method(method).uri(uri);
-        if let Some(file) = &self.api_token_file {
-            request = request.header("authorization", format!("Bearer {}", line_of(file)?));
-        }
-        let no_server = |reason: String| ClientError::NoServer {
-            url: base.clone(),
-            reason,
-        };
-        let request = request.body(body).map_err(|_| ClientError::Refused {
-            message: "the token can't be sent".to_owned(),
-            hint: "the file must hold one line of visible ASCII characters (--api-token-file)".to_owned(),
-        })?;
+        let request = self.request(method, uri, body)?;
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -200,23 +215,46 @@ impl Api {
                 _ => false,
             };
             if is_distrust {
-                let (url, reason) = (base.clone(), error.to_string());
+                let (url, reason) = (self.url(), error.to_string());
                 return ClientError::Untrusted { url, reason };
             }
-            no_server(error.to_string())
+            self.no_server(error.to_string())
         })?;
-        let status = response.status();
         let text = response.body_mut().read_to_string();
-        let text = text.map_err(|error| no_server(error.to_string()))?;
-        if status.is_success() {
-            return Ok((status.as_u16(), text));
+        let text = text.map_err(|error| self.no_server(error.to_string()))?;
+        Ok((response.status(), text))
+    }
+
+    fn request(&self, method: &str, uri: Uri, body: String) -> Result<Request<String>, ClientError> {
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(file) = &self.api_token_file {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", line_of(file)?));
         }
-        Err(match serde_json::from_str::<Answer>(&text) {
-            Ok(Answer { error }) => ClientError::Refused {
-                message: error.message,
-                hint: error.hint,
-            },
-            Err(_) => no_server(format!("it answers {status}, as no API of ours does")),
+        request.body(body).map_err(|_| ClientError::Refused {
+            message: "the token can't be sent".to_owned(),
+            hint: "the file must hold one line of visible ASCII characters (--api-token-file)".to_owned(),
         })
+    }
+
+    fn url(&self) -> String {
+        let address = self.api.trim_end_matches('/');
+        if address.contains("://") || address.starts_with(Address::UNIX) {
+            address.to_owned()
+        } else {
+            format!("http://{address}")
+        }
+    }
+
+    fn bad(&self) -> ClientError {
+        ClientError::BadApi {
+            given: self.api.clone(),
+        }
+    }
+
+    fn no_server(&self, reason: String) -> ClientError {
+        ClientError::NoServer {
+            url: self.url(),
+            reason,
+        }
     }
 }

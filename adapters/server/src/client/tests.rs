@@ -1,4 +1,5 @@
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use entity_sync_mio::{AudienceRule, Config, Entities, EntityOptions, Reply, Requ
 use super::api::{Call, call};
 use super::watch::{Watch, watch};
 use super::*;
-use crate::api::{Api, Parts, Token};
+use crate::api::{Address, Api, Parts, Token, UnixSocket};
 use crate::store::{Location, Store};
 
 #[derive(Parser)]
@@ -34,7 +35,13 @@ fn say(args: &[&str], input: &[u8]) -> Result<String, String> {
 
 /// Serves the API on a free port for as long as the test runs.
 fn serve(token: Option<&str>) -> String {
+    serve_at(None, token)
+}
+
+/// Or at a socket.
+fn serve_at(socket: Option<&Path>, token: Option<&str>) -> String {
     let (told, address) = mpsc::channel();
+    let socket = socket.map(Path::to_owned);
     let token = token.and_then(Token::new);
     std::thread::spawn(move || {
         let store = Arc::new(Store::open(&Location::Memory, |_| {}).expect("opens"));
@@ -42,9 +49,15 @@ fn serve(token: Option<&str>) -> String {
         parts.token = token;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async move {
+            let api = Api::new(parts);
+            if let Some(path) = socket {
+                let listener = UnixSocket::bind(&path).expect("a socket");
+                let _ = told.send(Address::Unix(path).to_string());
+                return api.listen(listener, std::future::pending()).await;
+            }
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let _ = told.send(listener.local_addr().expect("an address").to_string());
-            Api::new(parts).listen(listener, std::future::pending()).await;
+            api.listen(listener, std::future::pending()).await;
         });
     });
     address.recv().expect("it serves")
@@ -52,17 +65,20 @@ fn serve(token: Option<&str>) -> String {
 
 #[test]
 fn calls_do_what_they_say() {
-    let api = &serve(None)[..];
-    let url = format!("http://{api}/");
+    let folder = tempfile::tempdir().expect("a folder");
+    let api = serve(None);
+    calls_do_what_they_say_at(&api, &format!("http://{api}/"));
+    let api = serve_at(Some(&folder.path().join("api")), None);
+    calls_do_what_they_say_at(&api, &api);
+}
+
+fn calls_do_what_they_say_at(api: &str, url: &str) {
     let ok = |text: &str| Ok(text.to_owned());
     assert_eq!(
         say(&["put", "items/a/b %2F é", "{}", "--api", api], b""),
         ok("created\n")
     );
-    assert_eq!(
-        say(&["put", "items/a/b %2F é", "--api", &url], b"[1]"),
-        ok("replaced\n")
-    );
+    assert_eq!(say(&["put", "items/a/b %2F é", "--api", url], b"[1]"), ok("replaced\n"));
     assert_eq!(say(&["get", "items/a/b %2F é", "--api", api], b""), ok("[1]\n"));
     assert_eq!(say(&["put", "items/1", "-", "--api", api], b"x\n"), ok("created\n"));
     assert_eq!(say(&["get", "items/1", "--api", api], b""), ok("x\n"));
@@ -111,7 +127,7 @@ fn errors_of_calls_say_what_to_do() {
             say(&["get", "items/1", "--api", bad], b""),
             Err(format!(
                 "{bad:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081, or \
-                 https://sync.example.com for TLS (--api)"
+                 https://sync.example.com for TLS, or unix:/run/entity-sync/api.sock for a socket (--api)"
             ))
         );
     }
@@ -120,6 +136,15 @@ fn errors_of_calls_say_what_to_do() {
         .local_addr()
         .expect("an address")
         .to_string();
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}/api", folder.path().display());
+    assert_eq!(
+        say(&["get", "items/1", "--api", &socket], b""),
+        Err(format!(
+            "no server answers at {socket} (No such file or directory (os error 2)); start one with: entity-sync, or name \
+             another with --api"
+        ))
+    );
     let said = say(&["get", "items/1", "--api", &nobody], b"").expect_err("nobody answers");
     assert!(
         said.starts_with(&format!("no server answers at http://{nobody} (")),
@@ -138,7 +163,13 @@ fn errors_of_calls_say_what_to_do() {
 
 #[test]
 fn tokens_are_sent() {
-    let api = &serve(Some("0123456789abcdef"))[..];
+    let token = Some("0123456789abcdef");
+    tokens_are_sent_to(&serve(token));
+    let folder = tempfile::tempdir().expect("a folder");
+    tokens_are_sent_to(&serve_at(Some(&folder.path().join("api")), token));
+}
+
+fn tokens_are_sent_to(api: &str) {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let args = |token: &str| {
         std::fs::write(file.path(), token).expect("written");

@@ -4,6 +4,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::super::{Connections, Parts};
+use tokio::net::{TcpListener, TcpStream};
+
 use super::*;
 use crate::store::{Location, Store};
 
