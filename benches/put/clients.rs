@@ -2,44 +2,37 @@
 //! would cost more than the server.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 
 use crate::Arguments;
+use crate::transport::Transport;
 
-pub(crate) struct Clients {
+pub(crate) struct Clients<T: Transport> {
     poll: Poll,
-    streams: Vec<TcpStream>,
-    /// How many each has sent.
-    sent: Vec<usize>,
+    streams: Vec<T::Stream>,
+    /// How many each has sent, and when the last one.
+    sent: Vec<(usize, Instant)>,
+    /// How long each answer took.
+    took: Vec<Duration>,
     writes: usize,
     keys: usize,
 }
 
-/// One side of a connection, polled under the client's number.
-pub(crate) fn register(poll: &Poll, stream: std::net::TcpStream, client: usize) -> io::Result<TcpStream> {
-    stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
-    let mut stream = TcpStream::from_std(stream);
-    poll.registry()
-        .register(&mut stream, Token(client), Interest::READABLE)?;
-    Ok(stream)
-}
-
-impl Clients {
-    pub(crate) fn connect(address: SocketAddr, arguments: &Arguments) -> io::Result<Self> {
+impl<T: Transport> Clients<T> {
+    pub(crate) fn connect(address: &T::Address, arguments: &Arguments) -> io::Result<Self> {
         let poll = Poll::new()?;
         let mut streams = Vec::new();
         for client in 0..arguments.clients {
-            // Connected by the time that it is needed.
-            let stream = std::net::TcpStream::connect(address)?;
-            streams.push(register(&poll, stream, client)?);
+            let mut stream = T::connect(address)?;
+            T::register(&poll, &mut stream, client)?;
+            streams.push(stream);
         }
         Ok(Self {
             poll,
-            sent: vec![0; streams.len()],
+            sent: vec![(0, Instant::now()); streams.len()],
+            took: Vec::with_capacity(arguments.clients * arguments.writes),
             streams,
             writes: arguments.writes,
             keys: arguments.keys,
@@ -68,7 +61,9 @@ impl Clients {
                     let said = String::from_utf8_lossy(&buffer[..read]).into_owned();
                     return Err(io::Error::other(said));
                 }
-                if self.sent[client] < self.writes {
+                let (sent, at) = self.sent[client];
+                self.took.push(at.elapsed());
+                if sent < self.writes {
                     self.send(client)?;
                 } else {
                     left -= 1;
@@ -78,9 +73,16 @@ impl Clients {
         Ok(())
     }
 
+    /// How long half and 99 of 100 answers took at most.
+    pub(crate) fn took(&mut self) -> (Duration, Duration) {
+        self.took.sort_unstable();
+        let at = |part: usize| self.took.get(self.took.len() * part / 100).copied().unwrap_or_default();
+        (at(50), at(99))
+    }
+
     fn send(&mut self, client: usize) -> io::Result<()> {
-        let number = self.sent[client];
-        self.sent[client] += 1;
+        let (number, _) = self.sent[client];
+        self.sent[client] = (number + 1, Instant::now());
         let id = (client * 7919 + number * 31) % self.keys;
         let body = format!(r#"{{"id":"{id}","by":{client},"n":{number}}}"#);
         let request = format!(

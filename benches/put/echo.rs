@@ -2,29 +2,29 @@
 
 use std::error::Error;
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
 
-use mio::net::TcpStream;
 use mio::{Events, Poll};
 
-use crate::clients::{Clients, register};
+use crate::clients::Clients;
+use crate::transport::Transport;
 use crate::{Arguments, Spent};
 
 /// As the API answers, without the date.
 const ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\ndate: Wed, 25 Nov 2026 17:00:00 GMT\r\n\r\n";
 
 /// Whatever a client sends is answered at once.
-pub(crate) fn echo(arguments: &Arguments) -> Result<Spent, Box<dyn Error>> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
+pub(crate) fn echo<T: Transport>(arguments: &Arguments) -> Result<Spent, Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    let (address, listener) = T::listen_plainly(folder.path())?;
     let clients = arguments.clients;
     let mut left = clients * arguments.writes;
-    let server = std::thread::spawn(move || -> std::io::Result<Vec<TcpStream>> {
+    let server = std::thread::spawn(move || -> std::io::Result<Vec<T::Stream>> {
         let mut poll = Poll::new()?;
         let mut streams = Vec::new();
         for client in 0..clients {
-            let (stream, _) = listener.accept()?;
-            streams.push(register(&poll, stream, client)?);
+            let mut stream = T::accept(&listener)?;
+            T::register(&poll, &mut stream, client)?;
+            streams.push(stream);
         }
         let mut events = Events::with_capacity(clients);
         let mut buffer = [0; 1024];
@@ -47,7 +47,7 @@ pub(crate) fn echo(arguments: &Arguments) -> Result<Spent, Box<dyn Error>> {
         // Not closed before the last answer was received.
         Ok(streams)
     });
-    let mut clients = Clients::connect(address, arguments)?;
+    let mut clients = Clients::<T>::connect(&address, arguments)?;
     let spent = Spent::by(|| clients.run())?;
     server.join().map_err(|_| "the echo panicked")??;
     Ok(spent)

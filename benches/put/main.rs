@@ -1,5 +1,5 @@
-//! What a PUT costs beside SQLite alone: 64 clients write through the HTTP API as fast as they are answered, while others
-//! watch; then the same rows are written in the same batches by bare SQLite with the same settings, in the same run. Last come
+//! What a PUT costs beside SQLite alone: 64 clients write through the HTTP API as fast as they are answered, at a port of this
+//! machine and at a socket in its file system, while others watch; then the same rows are written in the same batches by bare SQLite with the same settings, in the same run. Last come
 //! requests of the same bytes that are answered without being looked at: what the kernel takes to carry them.
 //!
 //! `cargo run --release -p entity-sync-benches --bin put`
@@ -7,9 +7,10 @@
 
 mod clients;
 mod echo;
+mod transport;
 
 use std::error::Error;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use entity_sync::api::{Api, Parts};
 use entity_sync::store::{Location, Store, StoreResolver};
 use entity_sync::{Entity, EntityKey, EntitySync, Handle};
 use rustix::time::{ClockId, clock_gettime};
+use transport::{Tcp, Transport, Unix};
 
 /// What a PUT costs beside SQLite alone
 #[derive(Parser)]
@@ -45,21 +47,34 @@ type Batches = Arc<Mutex<Vec<Batch>>>;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
+    measure::<Tcp>(&arguments)?;
+    measure::<Unix>(&arguments)
+}
+
+fn measure<T: Transport>(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut ratios = Vec::new();
     for _ in 0..arguments.pairs {
-        let (ours, batches) = api(&arguments)?;
+        let Served {
+            spent: ours,
+            half,
+            most,
+            batches,
+        } = api::<T>(arguments)?;
         let bare = sqlite(&batches)?;
-        let echo = echo::echo(&arguments)?;
+        let echo = echo::echo::<T>(arguments)?;
         let writes = batches.iter().map(Vec::len).sum::<usize>() as f64;
         let ratio = ours.wall.as_secs_f64() / bare.wall.as_secs_f64();
         let micros = |spent: Duration| spent.as_secs_f64() * 1e6 / writes;
         let rate = |spent: &Spent| writes / spent.wall.as_secs_f64();
         println!(
-            "{writes} PUTs in {} batches: {:.0}/s, bare SQLite {:.0}/s, time {ratio:.2} of it; CPU per PUT {:.1} µs and the \
-             clients' {:.1}, bare SQLite {:.1}; requests answered by nobody {:.0}/s, CPU {:.1} µs and the clients' {:.1}; every \
+            "{writes} PUTs {} in {} batches: {:.0}/s, half of them in {} µs and 99 of 100 in {}; bare SQLite {:.0}/s, time \
+             {ratio:.2} of it; CPU per PUT {:.1} µs and the clients' {:.1}, bare SQLite {:.1}; requests answered by nobody {:.0}/s, CPU {:.1} µs and the clients' {:.1}; every \
              watched key ended with its last row",
+            T::NAME,
             batches.len(),
             rate(&ours),
+            half.as_micros(),
+            most.as_micros(),
             rate(&bare),
             micros(ours.cpu),
             micros(ours.clients),
@@ -71,7 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ratios.push(ratio);
     }
     ratios.sort_by(f64::total_cmp);
-    println!("median {:.2}", ratios[ratios.len() / 2]);
+    println!("median {}: {:.2}", T::NAME, ratios[ratios.len() / 2]);
     Ok(())
 }
 
@@ -110,8 +125,17 @@ fn cpu(of: ClockId) -> Duration {
     Duration::try_from(clock_gettime(of)).unwrap_or_default()
 }
 
-/// What it took, and what was committed together.
-fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
+/// What the API did.
+struct Served {
+    spent: Spent,
+    /// What half of the answers took at most.
+    half: Duration,
+    /// And 99 of 100.
+    most: Duration,
+    batches: Vec<Batch>,
+}
+
+fn api<T: Transport>(arguments: &Arguments) -> Result<Served, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let batches = Batches::default();
     let handle = Arc::new(OnceLock::<Handle>::new());
@@ -138,19 +162,19 @@ fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
     handle.get_or_init(|| sync.handle().clone());
 
     let (tell, address) = mpsc::channel();
-    let served = store.clone();
+    let (served, path) = (store.clone(), folder.path().to_owned());
     let thread = std::thread::Builder::new().name("api".to_owned());
     thread.spawn(move || -> std::io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-            let _ = tell.send(listener.local_addr()?);
+            let (address, listener) = T::listen(&path).await?;
+            let _ = tell.send(address);
             let api = Api::new(Parts::new(Some(served), Arc::new(|_| Ok(()))));
             api.listen(listener, std::future::pending()).await;
             Ok(())
         })
     })?;
-    let address: SocketAddr = address.recv()?;
+    let address = address.recv()?;
 
     let mut watcher = tungstenite::connect(format!("ws://{}/ws/entity-sync/", sync.addresses()[0]))?.0;
     for key in 0..arguments.keys {
@@ -160,8 +184,9 @@ fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
     while sync.handle().shard_counts().subscriptions < arguments.keys as u64 {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let mut clients = Clients::connect(address, arguments)?;
+    let mut clients = Clients::<T>::connect(&address, arguments)?;
     let spent = Spent::by(|| clients.run())?;
+    let (half, most) = clients.took();
 
     // Every key that was written is pushed its last row, sooner or later.
     let batches = std::mem::take(&mut *batches.lock().unwrap_or_else(PoisonError::into_inner));
@@ -183,7 +208,12 @@ fn api(arguments: &Arguments) -> Result<(Spent, Vec<Batch>), Box<dyn Error>> {
         }
     }
     sync.shutdown(Duration::from_secs(1));
-    Ok((spent, batches))
+    Ok(Served {
+        spent,
+        half,
+        most,
+        batches,
+    })
 }
 
 /// A stream's own time limit, through tungstenite's wrapper.

@@ -39,8 +39,8 @@ fn sql(store: &Store, sql: &str) {
     store.connection.lock().execute_batch(sql).expect("valid");
 }
 
-/// Queues `writes` while the writer is held up with a first one, and waits for their answers.
-fn behind_another(
+/// Queues `writes` while the writer is held up, so that all but the first, at least, make one batch.
+fn in_one_batch(
     store: &Arc<Store>,
     writes: impl IntoIterator<Item = (EntityKey, Option<String>)>,
 ) -> Vec<Result<bool, StoreError>> {
@@ -64,20 +64,6 @@ fn behind_another(
         }
         results
     })
-}
-
-/// Likewise, and all but the first, at least, make one batch.
-fn in_one_batch(
-    store: &Arc<Store>,
-    writes: impl IntoIterator<Item = (EntityKey, Option<String>)>,
-) -> Vec<Result<bool, StoreError>> {
-    let mut writes: Vec<_> = writes.into_iter().collect();
-    let count = writes.len();
-    // A batch takes half of what is under way: as many that change nothing are the other half.
-    writes.resize_with(2 * count, || (key("nobody"), None));
-    let mut results = behind_another(store, writes);
-    results.truncate(count);
-    results
 }
 
 fn queue(
@@ -184,20 +170,6 @@ fn each_change_is_told_once_after_it_can_be_read_and_before_its_answer() {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), CALLERS * WRITES);
-}
-
-#[test]
-fn a_batch_is_half_of_what_is_under_way() {
-    let sizes = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&sizes);
-    let store = Store::open(&Location::Memory, move |keys| heard.lock().push(keys.len()));
-    let store = Arc::new(store.expect("opens"));
-    behind_another(&store, (1..10).map(|id| (key(id), Some("{}".to_owned()))));
-    let sizes = sizes.lock();
-    assert_eq!(sizes.iter().sum::<usize>(), 10);
-    // The first may have waited for some of the others, if this thread was quick.
-    assert!(sizes.iter().skip(1).all(|&size| size <= 5), "{sizes:?}");
-    assert!(sizes.len() <= 3, "{sizes:?}");
 }
 
 #[test]

@@ -1,7 +1,5 @@
-//! The one thread that writes. It commits writes together, since a commit costs a sync of the disk and a write costs next to
-//! nothing: of those that are under way, half at once. Callers mostly write again once they are answered, and while one
-//! half of their writes is being committed, the others are answered and send the next. All at once would leave either this
-//! thread or the callers waiting.
+//! The one thread that writes. It commits together what waits together, since a commit costs a sync of the disk and a
+//! write costs next to nothing.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -54,8 +52,6 @@ pub(super) struct Writer<F> {
     queues: Arc<Queues>,
     /// What [`database::version_of_others`] was.
     version_of_others: Cell<Option<i64>>,
-    /// The most writes of the next batch, from what was under way when the last one was answered.
-    share: usize,
     /// The length of the log, which SQLite tells with each commit.
     log_pages: Arc<AtomicI32>,
     restart_at: i32,
@@ -81,7 +77,6 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
             writes,
             queues,
             version_of_others: Cell::new(None),
-            share: BATCH_WRITES,
             log_pages,
             restart_at: RESTART_PAGES,
         })
@@ -96,7 +91,7 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
             while let Some(write) = next {
                 bytes += write.body.as_ref().map_or(0, String::len);
                 batch.push(write);
-                let full = batch.len() >= self.share || bytes >= BATCH_BYTES;
+                let full = batch.len() >= BATCH_WRITES || bytes >= BATCH_BYTES;
                 next = if full { None } else { self.writes.try_recv().ok() };
             }
             self.commit_tell_answer(&mut batch);
@@ -121,7 +116,6 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
         // What is read because of it is answered below, or by a thread that is woken once for all.
         let reads = self.queues.hold();
         let told = changed.is_empty() || catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&changed))).is_ok();
-        self.share = (batch.len() + self.writes.len()).div_ceil(2).min(BATCH_WRITES);
         let mut written = HashMap::new();
         // After an error it is for the file to say what is in it.
         let is_known = !reads.is_empty() && results.iter().all(Result::is_ok);
