@@ -243,11 +243,26 @@ fn the_api_may_be_a_socket() {
     assert_eq!(ended.wait().unwrap().code(), Some(0));
     assert!(!path.exists());
     std::fs::write(&path, "a letter").unwrap();
-    let (code, said) = run(&flags);
-    assert_eq!(code, Some(1));
-    let told =
-        format!("can't listen to {api}: there is a file that is no socket; remove it or choose another path (--api)");
-    assert!(said.contains(&told), "{said}");
+    let long = format!("/tmp/{}", "x".repeat(103));
+    for (path, told) in [
+        (
+            path.to_str().unwrap(),
+            "there is a file that is no socket; remove it or choose another path",
+        ),
+        (
+            "/no/such/folder/api",
+            "its directory does not exist; create it or choose another path",
+        ),
+        (
+            &long,
+            "the path of a socket has 107 bytes at most; choose a shorter one",
+        ),
+    ] {
+        let api = format!("unix:{path}");
+        let (code, said) = run(&[&flags[..flags.len() - 1], &[&api]].concat());
+        assert_eq!(code, Some(1));
+        assert_eq!(said, format!("entity-sync: can't listen to {api}: {told} (--api)\n"));
+    }
     assert_eq!(std::fs::read(&path).unwrap(), b"a letter");
 }
 

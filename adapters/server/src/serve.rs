@@ -290,27 +290,36 @@ impl fmt::Display for ServeError {
             }
             Self::Clients(error) => error.fmt(f),
             Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
-            Self::Api { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
-                let other = match address {
-                    api::Address::Tcp(_) => "port",
-                    api::Address::Unix(_) => "path",
-                };
-                write!(
-                    f,
-                    "can't listen to {address}: another program does already; stop it or choose another {other} (--api)"
-                )
+            Self::Api { address, source } => {
+                write!(f, "can't listen to {address}: ")?;
+                write_refused(f, address, source)
             }
-            Self::Api { address, source } if source.kind() == io::ErrorKind::AlreadyExists => write!(
-                f,
-                "can't listen to {address}: there is a file that is no socket; remove it or choose another path (--api)"
-            ),
-            Self::Api { address, source } if Refused(source).is_shortage() => {
-                write!(f, "can't listen to {address}: {}", Refused(source))
-            }
-            Self::Api { address, source } => write!(f, "can't listen to {address}: {source} (--api)"),
             Self::System(error) => write!(f, "the system refused: {}", Refused(error)),
         }
     }
+}
+
+fn write_refused(f: &mut fmt::Formatter<'_>, address: &api::Address, source: &io::Error) -> fmt::Result {
+    let text = match (address, source.kind()) {
+        (api::Address::Tcp(_), io::ErrorKind::AddrInUse) => {
+            "another program does already; stop it or choose another port"
+        }
+        (api::Address::Unix(_), io::ErrorKind::AddrInUse) => {
+            "another program does already; stop it or choose another path"
+        }
+        (api::Address::Unix(_), io::ErrorKind::AlreadyExists) => {
+            "there is a file that is no socket; remove it or choose another path"
+        }
+        (api::Address::Unix(_), io::ErrorKind::NotFound) => {
+            "its directory does not exist; create it or choose another path"
+        }
+        (api::Address::Unix(_), io::ErrorKind::InvalidInput) => {
+            "the path of a socket has 107 bytes at most; choose a shorter one"
+        }
+        _ if Refused(source).is_shortage() => return write!(f, "{}", Refused(source)),
+        _ => return write!(f, "{source} (--api)"),
+    };
+    write!(f, "{text} (--api)")
 }
 
 impl std::error::Error for ServeError {
