@@ -129,8 +129,9 @@ impl Reply {
     ///
     /// # Errors
     /// [`RowError`] when the rows can't be sent; the read then counts as failed and is tried again later.
-    pub fn send(self, now: Timestamp, result: Result<Rows, ReadError>) -> Result<(), RowError> {
-        self.send_with(now, result, &mut Wakes::new())
+    pub fn send(mut self, now: Timestamp, result: Result<Rows, ReadError>) -> Result<(), RowError> {
+        self.answered = true;
+        self.node.finish(now, self.read, result, None)
     }
 
     /// Answers one of many reads likewise: the shards are woken only when `wakes` is dropped.
@@ -144,7 +145,7 @@ impl Reply {
         wakes: &mut Wakes,
     ) -> Result<(), RowError> {
         self.answered = true;
-        self.node.finish(now, self.read, result, wakes)
+        self.node.finish(now, self.read, result, Some(wakes))
     }
 }
 
@@ -153,9 +154,7 @@ impl Drop for Reply {
         if !self.answered {
             // Only rows can be refused, and there are none.
             let now = self.started.max(self.node.clock());
-            let _ = self
-                .node
-                .finish(now, self.read, Err(ReadError::Dropped), &mut Wakes::new());
+            let _ = self.node.finish(now, self.read, Err(ReadError::Dropped), None);
         }
     }
 }

@@ -51,13 +51,13 @@ impl Reply {
     /// # Errors
     /// [`RowError`] when the rows can't be sent; the read then counts as failed and is tried again later.
     pub fn rows(self, rows: Rows) -> Result<(), RowError> {
-        self.answer(Ok(rows), &mut Wakes::new())
+        self.answer(Ok(rows), None)
     }
 
     /// Says that the read failed for the moment. It is tried again, with backoff, as long as anyone is subscribed.
     pub fn fail(self, error: ReadError) {
         // Only rows can be refused, and there are none.
-        let _ = self.answer(Err(error), &mut Wakes::new());
+        let _ = self.answer(Err(error), None);
     }
 
     /// Answers many reads, in this order. To wake a reactor for each of them would cost more than the answers; so it is woken
@@ -69,20 +69,22 @@ impl Reply {
         while answers.peek().is_some() {
             let mut wakes = Wakes::new();
             for (reply, result) in answers.by_ref().take(ANSWERS_PER_WAKE) {
-                let _ = reply.answer(result, &mut wakes);
+                let _ = reply.answer(result, Some(&mut wakes));
             }
         }
     }
 
-    fn answer(self, result: Result<Rows, ReadError>, wakes: &mut Wakes) -> Result<(), RowError> {
-        if let Err(error) = &result {
-            self.span.in_scope(|| tracing::debug!(%error, "no rows"));
-            return self.inner.send_with(self.clock.now(), result, wakes);
-        }
-        let sent = self.inner.send_with(self.clock.now(), result, wakes);
-        self.span.in_scope(|| match &sent {
-            Ok(()) => tracing::debug!("answered"),
-            Err(error) => tracing::warn!(%error, "the rows can't be sent"),
+    fn answer(self, result: Result<Rows, ReadError>, put_off: Option<&mut Wakes>) -> Result<(), RowError> {
+        let failed = result.as_ref().err().cloned();
+        let now = self.clock.now();
+        let sent = match put_off {
+            None => self.inner.send(now, result),
+            Some(wakes) => self.inner.send_with(now, result, wakes),
+        };
+        self.span.in_scope(|| match (&sent, failed) {
+            (Ok(()), None) => tracing::debug!("answered"),
+            (Ok(()), Some(error)) => tracing::debug!(%error, "no rows"),
+            (Err(error), _) => tracing::warn!(%error, "the rows can't be sent"),
         });
         sent
     }

@@ -18,13 +18,13 @@ use crate::sync::Ordering;
 use crate::time::Timestamp;
 
 impl Node {
-    /// A read has been answered.
+    /// A read has been answered. Shards are woken at once if that is not to be put off.
     pub(crate) fn finish(
         &self,
         now: Timestamp,
         read: ReadId,
         result: Result<Rows, ReadError>,
-        wakes: &mut Wakes,
+        put_off: Option<&mut Wakes>,
     ) -> Result<(), RowError> {
         self.set_clock(now);
         let limits = RowLimits {
@@ -88,9 +88,14 @@ impl Node {
             self.remove_if_over(stripe, id.slot);
             stripe.forget_ended_limits();
         }
-        for shard in marked {
-            if let Some(port) = self.0.ports.get(shard as usize) {
-                port.mark(id, wakes);
+        {
+            // Unless they are put off, shards are woken before the application is asked for further reads, which may take time.
+            let mut at_once = Wakes::new();
+            let wakes = put_off.unwrap_or(&mut at_once);
+            for shard in marked {
+                if let Some(port) = self.0.ports.get(shard as usize) {
+                    port.mark(id, wakes);
+                }
             }
         }
         self.call_up(now, read.entity, next, &mut starts);

@@ -341,6 +341,36 @@ fn wake_ups_are_put_off_until_all_are_answered() {
     assert_eq!(it.marks(1), flights);
 }
 
+/// Notes how often the shard had been woken when a read was asked for.
+#[derive(Default)]
+struct Looks {
+    queue: Queue,
+    woken: Arc<Woken>,
+    at: Mutex<Vec<usize>>,
+}
+
+impl Resolve for Looks {
+    fn resolve(&self, request: Request, reply: Reply) {
+        lock(&self.at).push(self.woken.get());
+        self.queue.resolve(request, reply);
+    }
+}
+
+#[test]
+fn a_shard_is_woken_before_the_application_is_asked_for_more() {
+    let looks = Arc::new(Looks::default());
+    let waker = Waker::from(looks.woken.clone());
+    let (node, _) = Node::new(Config::new(Seed(1, 2)), looks.clone(), vec![waker]);
+    node.join(0, topic(0), &key("1"), &Audience::Public);
+    node.notify(at(0), &key("1")).unwrap();
+    let before = looks.woken.get();
+    node.take_inbox(at(0), 0, &mut Inbox::default());
+    node.notify(at(0), &key("1")).unwrap();
+    looks.queue.answer(at(0), "x");
+    assert_eq!(*lock(&looks.at), [before, before + 1]);
+    drop(looks.queue.pop());
+}
+
 #[test]
 fn a_burst_of_marks_wakes_once() {
     let it = Setup::new();

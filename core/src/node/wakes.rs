@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 /// ([`Reply::send_with`](crate::Reply::send_with)).
 ///
 /// Until then nobody else wakes these shards either, so it must be dropped soon: after some dozens of answers, not after
-/// something that blocks. It must not be leaked.
+/// something that blocks, such as a resolver that an answer asks for the next read. It must not be leaked.
 #[derive(Default)]
 #[must_use = "the shards are woken when it is dropped"]
 pub struct Wakes(SmallVec<[Waker; 4]>);

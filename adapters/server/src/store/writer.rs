@@ -142,6 +142,7 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
         if bytes > ANSWER_BYTES {
             return;
         }
+        let mut is_ours = true;
         // A key that was written twice is read twice, and the second time is asked for once the first is answered.
         for _ in 0..2 {
             let asked = reads.take(|key| written.contains_key(key));
@@ -151,7 +152,7 @@ impl<F: Fn(&[EntityKey])> Writer<F> {
             let bodies: Vec<_> = {
                 let connection = self.connection.lock();
                 // Only after the reads were taken: one that is asked for later may be because of what somebody else has written.
-                let is_ours = self.is_alone(&connection);
+                is_ours &= self.is_alone(&connection);
                 let body = |key: &EntityKey| match written.get(key) {
                     Some(body) if is_ours => Ok(body.clone().map(String::into_bytes)),
                     _ => database::get(&connection, key).map_err(StoreError::from),

@@ -90,6 +90,17 @@ impl Pushed {
         }
     }
 
+    /// `None` if none comes in that time.
+    fn row_within(&mut self, time: Duration) -> Option<String> {
+        self.socket.get_ref().set_read_timeout(Some(time)).expect("set");
+        let row = match self.socket.read() {
+            Ok(Message::Text(row)) => Some(row.to_string()),
+            _ => None,
+        };
+        self.socket.get_ref().set_read_timeout(Some(PATIENCE)).expect("set");
+        row
+    }
+
     fn row(&mut self) -> String {
         let begun = Instant::now();
         loop {
@@ -182,6 +193,13 @@ fn what_another_process_wrote_since_is_not_overlooked() {
         interfere.store(true, Ordering::Relaxed);
         pushed.put(1, "ours");
         assert_eq!(pushed.row(), "theirs");
+        // Read for each of them, as often as they are committed together.
+        pushed.put_together(["ours", "ours, too"]);
+        let mut last = String::new();
+        while let Some(row) = pushed.row_within(Duration::from_millis(300)) {
+            last = row;
+        }
+        assert_eq!(last, "theirs");
         interfere.store(false, Ordering::Relaxed);
         pushed.put(1, "ours");
         assert_eq!(pushed.row(), "ours");
