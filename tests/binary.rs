@@ -194,6 +194,18 @@ fn commands_ask_the_server_and_no_proxy() {
 }
 
 #[test]
+fn client_commands_take_from_the_environment_what_they_take_as_a_flag() {
+    for api in ["http://127.0.0.1:1", "localhost:1"] {
+        let mut command = Command::new(binary());
+        command.args(["get", "items/1"]).env("ENTITY_SYNC_API", api);
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("no server answers at http://"), "{said}");
+    }
+}
+
+#[test]
 fn the_api_may_be_a_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api");

@@ -31,6 +31,11 @@ pub enum ClientError {
         /// As it was given.
         given: String,
     },
+    /// The server's socket is not for this user.
+    NotAllowed {
+        /// Which.
+        url: String,
+    },
     /// Nobody answers.
     NoServer {
         /// Where.
@@ -122,6 +127,10 @@ impl fmt::Display for ClientError {
                 f,
                 "{url} does not prove that it is who it says ({reason}); if its certificate comes from an authority of \
                  your own, name the file with that one's certificate (--ca)"
+            ),
+            Self::NotAllowed { url } => write!(
+                f,
+                "this user may not connect to {url}: do it as the socket's owner or as a member of its group"
             ),
             Self::NoServer { url, reason } => write!(
                 f,

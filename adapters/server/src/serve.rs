@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -238,7 +239,7 @@ fn greet(options: &Options, clients: &[SocketAddr], api: &api::Address) {
         // Any host would do.
         api::Address::Unix(path) => (
             api.to_string(),
-            format!("--unix-socket {} http://localhost", path.display()),
+            format!("--unix-socket {} http://localhost", for_shell(path)),
         ),
     };
     text += &format!("  API      {shown}\n");
@@ -255,6 +256,17 @@ fn greet(options: &Options, clients: &[SocketAddr], api: &api::Address) {
     // If nobody listens, it serves all the same.
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A path as it is written on a command line.
+fn for_shell(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    if path.bytes().all(is_plain) {
+        path
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
+    }
 }
 
 /// Why `entity-sync serve` did not start, or did not end well.
@@ -337,6 +349,12 @@ impl std::error::Error for ServeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_to_be_tried_can_be_pasted() {
+        assert_eq!(for_shell(Path::new("/run/a-b_c.sock")), "/run/a-b_c.sock");
+        assert_eq!(for_shell(Path::new("/my files/it's")), r"'/my files/it'\''s'");
+    }
 
     #[test]
     fn a_flag_is_named_only_if_its_address_is_to_blame() {

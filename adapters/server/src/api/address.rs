@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub enum Address {
     /// A port.
     Tcp(SocketAddr),
-    /// A socket in the file system, for programs of the same machine: half the cost of a port's.
+    /// A socket in the file system, for programs of the same machine, at less cost than a port.
     Unix(PathBuf),
 }
 

@@ -1,9 +1,9 @@
 //! [`Listener`]: where callers connect, and [`UnixSocket`], the one that is a file.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::future::Future;
-use std::io::{Error, ErrorKind, Result};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::io::{ErrorKind, Result};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -13,8 +13,9 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 /// Owner and group may connect.
 const MODE: u32 = 0o660;
 
-/// How many may wait to be accepted: what the standard library takes for ports.
-const BACKLOG: i32 = 128;
+/// How many may wait to be accepted, as far as the system allows. Beyond that, callers who don't block are refused at once,
+/// where at a port they would be asked again.
+const BACKLOG: i32 = 4096;
 
 /// Where callers connect.
 pub trait Listener: Send + Sync {
@@ -44,37 +45,40 @@ impl Listener for UnixListener {
     }
 }
 
-/// A socket in the file system, which goes when this is dropped.
+/// A socket in the file system, which goes when this is dropped. A file with `.lock` after its name stays beside it.
 #[derive(Debug)]
 pub struct UnixSocket {
+    /// In this order: nobody may come before the file is gone.
+    _file: SocketFile,
     listener: UnixListener,
-    path: PathBuf,
-    /// The file's own, lest somebody else's be removed.
-    id: Option<(u64, u64)>,
+    _lock: File,
 }
 
 impl UnixSocket {
     /// Listens at `path`, where one that nobody listens to any more is replaced. The owner and the group of the file may
-    /// connect.
+    /// connect. The directory should belong to nobody else: who may write to it could put something in the socket's place.
     ///
     /// # Errors
-    /// [`ErrorKind::AddrInUse`] when somebody listens there, [`ErrorKind::AlreadyExists`] when it is another kind of file, and
-    /// whatever else the system refuses.
+    /// [`ErrorKind::AddrInUse`] when somebody listens there, [`ErrorKind::AlreadyExists`] when it is another kind of file,
+    /// [`ErrorKind::InvalidInput`] when the path is too long for a socket, and whatever else the system refuses.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn bind(path: &Path) -> Result<Self> {
-        make_way(path)?;
+        let address = SockAddr::unix(path)?;
+        let lock = lock(path)?;
+        make_way(path, &address)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.bind(&SockAddr::unix(path)?)?;
+        socket.bind(&address)?;
+        let file = SocketFile::at(path)?;
         // Nobody can connect before it listens.
         fs::set_permissions(path, Permissions::from_mode(MODE))?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
         Ok(Self {
+            _file: file,
             listener: UnixListener::from_std(socket.into())?,
-            path: path.to_owned(),
-            id: id_of(path).ok(),
+            _lock: lock,
         })
     }
 }
@@ -87,9 +91,26 @@ impl Listener for UnixSocket {
     }
 }
 
-impl Drop for UnixSocket {
+/// A socket's file, which is removed when this is dropped.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Somebody else's that has taken its place stays.
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            id: id_of(path)?,
+        })
+    }
+}
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.id.is_some() && id_of(&self.path).ok() == self.id {
+        if id_of(&self.path).is_ok_and(|id| id == self.id) {
             // If it stays, the next one replaces it.
             let _ = fs::remove_file(&self.path);
         }
@@ -101,8 +122,26 @@ fn id_of(path: &Path) -> Result<(u64, u64)> {
     Ok((file.dev(), file.ino()))
 }
 
+/// Of several that start at once, one gets it. The file stays: who removed it could remove another's.
+fn lock(path: &Path) -> Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let mut options = File::options();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(name)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ErrorKind::AddrInUse.into()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Removes what a process has left that was killed.
-fn make_way(path: &Path) -> Result<()> {
+fn make_way(path: &Path, address: &SockAddr) -> Result<()> {
     let file = match fs::symlink_metadata(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -111,13 +150,14 @@ fn make_way(path: &Path) -> Result<()> {
     if !file.file_type().is_socket() {
         return Err(ErrorKind::AlreadyExists.into());
     }
+    // Other programs don't know the lock.
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // Else it would wait where many others do.
     socket.set_nonblocking(true)?;
-    match socket.connect(&SockAddr::unix(path)?) {
+    match socket.connect(address) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
         Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
-        _ => Err(Error::from(ErrorKind::AddrInUse)),
+        _ => Err(ErrorKind::AddrInUse.into()),
     }
 }
 
@@ -174,6 +214,32 @@ mod tests {
         assert_eq!(kind(&folder.path().join("no/api")), Err(ErrorKind::NotFound));
         let long = folder.path().join("x".repeat(200));
         assert_eq!(kind(&long), Err(ErrorKind::InvalidInput));
+    }
+
+    #[test]
+    fn of_several_that_start_at_once_one_gets_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("api");
+        drop(Plain::bind(&path).expect("bound"));
+        for _ in 0..50 {
+            let bound: Vec<_> = std::thread::scope(|scope| {
+                let starting: Vec<_> = (0..4).map(|_| scope.spawn(|| bind(&path))).collect();
+                starting.into_iter().map(|it| it.join().expect("no panic")).collect()
+            });
+            let others = bound.iter().filter_map(|it| it.as_ref().err()).map(|it| it.kind());
+            assert_eq!(others.collect::<Vec<_>>(), [ErrorKind::AddrInUse; 3]);
+            Caller::connect(&path).expect("connects");
+        }
+    }
+
+    #[test]
+    fn what_fails_half_way_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("api");
+        let socket = Plain::bind(&path).expect("bound");
+        drop(SocketFile::at(&path).expect("there"));
+        assert!(!path.exists());
+        drop(socket);
     }
 
     #[test]

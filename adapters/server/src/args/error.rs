@@ -14,6 +14,13 @@ use crate::values::ValueError;
 pub enum ArgsError {
     /// Not a good value of its kind.
     Value(ValueError),
+    /// Not where the API can be.
+    BadApi {
+        /// As it was given.
+        given: String,
+        /// What it is not.
+        error: ValueError,
+    },
     /// The API would be reachable from other machines, by anyone.
     ApiWithoutToken {
         /// Where it was to be.
@@ -115,6 +122,7 @@ impl fmt::Display for ArgsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Value(error) => error.fmt(f),
+            Self::BadApi { given, error } => write!(f, "the API can't be at {given:?}: {error} (--api)"),
             Self::ApiWithoutToken { api } => write!(
                 f,
                 "--api {api} can be reached from other machines, and without a token anyone there could write; keep \

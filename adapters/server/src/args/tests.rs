@@ -239,8 +239,10 @@ fn the_api_is_at_a_port_or_a_socket() {
     for api in ["localhost:8081", "unix:", "/run/api.sock"] {
         refused(
             &["--api", api],
-            "write an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081, or unix: and the path of a socket, such as \
-             unix:/run/entity-sync/api.sock",
+            &format!(
+                "the API can't be at {api:?}: write an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081, or unix: \
+                 and the path of a socket, such as unix:/run/entity-sync/api.sock (--api)"
+            ),
         );
     }
     // Nobody else's machine reaches it, so it needs no token.

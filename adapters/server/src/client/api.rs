@@ -1,6 +1,6 @@
 //! `put`, `get`, `delete` and `notify`: one request to the API of a server that runs.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -177,13 +177,21 @@ impl Api {
         path: &str,
         body: String,
     ) -> Result<(StatusCode, String), ClientError> {
+        if socket.as_os_str().is_empty() {
+            return Err(self.bad());
+        }
         let uri = path.parse().map_err(|_| self.bad())?;
         let mut request = self.request(method, uri, body)?;
         // HTTP asks for one, and any would do.
         request
             .headers_mut()
             .insert(HOST, HeaderValue::from_static("localhost"));
-        unix::send(socket, request, TIME_LIMIT).map_err(|error| self.no_server(error.to_string()))
+        unix::send(socket, request, TIME_LIMIT).map_err(|error| match error.kind() {
+            // The path is too long for a socket.
+            ErrorKind::InvalidInput => self.bad(),
+            ErrorKind::PermissionDenied => ClientError::NotAllowed { url: self.url() },
+            _ => self.no_server(error.to_string()),
+        })
     }
 
     fn send_to_port(&self, method: &str, path: &str, body: String) -> Result<(StatusCode, String), ClientError> {

@@ -122,6 +122,8 @@ fn errors_of_calls_say_what_to_do() {
         "https://",
         "https://a/x",
         "ftp://127.0.0.1:1",
+        "unix:",
+        &format!("unix:/{}", "x".repeat(200)),
     ] {
         assert_eq!(
             say(&["get", "items/1", "--api", bad], b""),
@@ -136,6 +138,11 @@ fn errors_of_calls_say_what_to_do() {
         .local_addr()
         .expect("an address")
         .to_string();
+    let url = "unix:/run/api".to_owned();
+    assert_eq!(
+        ClientError::NotAllowed { url }.to_string(),
+        "this user may not connect to unix:/run/api: do it as the socket's owner or as a member of its group"
+    );
     let folder = tempfile::tempdir().expect("a folder");
     let socket = format!("unix:{}/api", folder.path().display());
     assert_eq!(
