@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use entity_sync_mio::{Config, EntityKey, ReadError, Reply, Request, Rows, Server, StartError};
+use entity_sync_mio::{
+    Config, Entities, EntityKey, EntityOptions, ReadError, Reply, Request, Rows, Server, StartError,
+};
 use entity_sync_tests::{Client, talk, wait_for};
 
 /// A server whose resolver looks into a map.
@@ -124,6 +126,49 @@ fn failing_reads_are_tried_again_until_one_succeeds() {
     assert_eq!(client.row(), "at last");
     assert_eq!(attempts.load(Ordering::SeqCst), 4);
     assert_eq!(server.handle().counters().failed_reads.get(), 3);
+}
+
+#[test]
+fn reads_that_are_answered_together_are_all_answered() {
+    let keys: Vec<_> = (0..200)
+        .map(|id: u32| EntityKey::new("items", &id.to_string()).unwrap())
+        .collect();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let kept = asked.clone();
+    let mut config = config(2);
+    let mut options = EntityOptions::default();
+    options.max_running_reads = keys.len();
+    config.core.entities = Entities::any(options);
+    let server = Server::start(config, move |request: Request, reply: Reply| {
+        kept.lock().unwrap().push((request, reply));
+    })
+    .unwrap();
+    let mut clients = [(); 4].map(|()| Client::connect(server.addresses()[0]));
+    for client in &mut clients {
+        for key in &keys {
+            client.subscribe("items", key.id());
+        }
+        client.sync();
+    }
+    server.handle().notify_many(&keys).unwrap();
+    let asked = std::mem::take(&mut *asked.lock().unwrap());
+    assert_eq!(asked.len(), 200);
+    // Every tenth fails, and what can't be sent is no worse.
+    Reply::answer_all(asked.into_iter().map(|(request, reply)| {
+        let id = request.key.id().to_owned();
+        let rows = match id.as_bytes() {
+            [.., b'0'] => Err(ReadError::Failed),
+            [.., b'5'] => Ok(Rows::one(&b"\xff"[..])),
+            _ => Ok(Rows::one(id)),
+        };
+        (reply, rows)
+    }));
+    for client in &mut clients {
+        let mut rows: Vec<u32> = (0..160).map(|_| client.row().parse().unwrap()).collect();
+        rows.sort_unstable();
+        assert!(rows.into_iter().eq((0..200).filter(|id| id % 5 != 0)));
+    }
+    assert_eq!(server.handle().counters().failed_reads.get(), 40);
 }
 
 #[test]
