@@ -232,6 +232,26 @@ mod tests {
     }
 
     #[test]
+    fn hundreds_may_wait_to_be_accepted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("api");
+        let _socket = bind(&path).expect("bound");
+        let system = fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux");
+        let count = system.trim().parse::<usize>().expect("a number").min(400);
+        let waiting: Vec<_> = (0..count)
+            .map(|_| {
+                let caller = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+                caller.set_nonblocking(true).expect("set");
+                caller
+                    .connect(&SockAddr::unix(&path).expect("short"))
+                    .expect("it waits");
+                caller
+            })
+            .collect();
+        assert_eq!(waiting.len(), count);
+    }
+
+    #[test]
     fn what_fails_half_way_leaves_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("api");
