@@ -30,7 +30,7 @@ use crate::client::watch::Watch;
 use crate::cluster::ClusterOptions;
 use crate::resolver::Source;
 use crate::store::Location;
-use crate::values::{address, api_address, origin, origins, path};
+use crate::values::{address, origin, origins, path};
 pub use cluster::BrokerOptions;
 use cluster::ClusterArgs;
 pub use error::ArgsError;
@@ -352,7 +352,7 @@ struct Serve {
 impl Serve {
     /// What can be told only from several values together, or from what they name.
     fn check(self, tables: BTreeMap<String, EntityTable>) -> Result<Options, ArgsError> {
-        let api = api_address(&self.api).map_err(|error| ArgsError::BadApi {
+        let api = self.api.parse().map_err(|error| ArgsError::BadApi {
             given: self.api.clone(),
             error,
         })?;

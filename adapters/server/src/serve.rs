@@ -38,7 +38,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         .build()
         .map_err(ServeError::System)?;
     // Before anything is created, asked or told: if the address is in use, another one of us runs already.
-    let listener = runtime.block_on(async { listen(&options.api).await })?;
+    let listener = runtime.block_on(listen(&options.api))?;
     // The store tells of changes to the server, which reads from the store.
     let handle = Arc::new(OnceLock::<Handle>::new());
     let told = handle.clone();
@@ -148,10 +148,10 @@ pub(crate) fn log(level: LogLevel, format: LogFormat) {
 }
 
 /// Who connects already waits until the API is served.
-async fn listen(address: &api::Address) -> Result<Listener, ServeError> {
+async fn listen(address: &api::Address) -> Result<ApiListener, ServeError> {
     let bound = match address {
-        &api::Address::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
-        api::Address::Unix(path) => api::UnixSocket::bind(path).map(Listener::Unix),
+        &api::Address::Tcp(address) => TcpListener::bind(address).await.map(ApiListener::Tcp),
+        api::Address::Unix(path) => api::UnixSocket::bind(path).map(ApiListener::Unix),
     };
     bound.map_err(|source| ServeError::Api {
         address: address.clone(),
@@ -160,7 +160,7 @@ async fn listen(address: &api::Address) -> Result<Listener, ServeError> {
 }
 
 /// Where the API is to be served.
-enum Listener {
+enum ApiListener {
     Tcp(TcpListener),
     Unix(api::UnixSocket),
 }
@@ -168,7 +168,7 @@ enum Listener {
 async fn serve_api(
     options: &Options,
     server: &Server,
-    listener: Listener,
+    listener: ApiListener,
     service: api::Api,
     is_stopping: &AtomicBool,
 ) -> Result<(), ServeError> {
@@ -176,8 +176,8 @@ async fn serve_api(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
     let api = match &listener {
-        Listener::Tcp(listener) => api::Address::Tcp(listener.local_addr().map_err(ServeError::System)?),
-        Listener::Unix(_) => options.api.clone(),
+        ApiListener::Tcp(listener) => api::Address::Tcp(listener.local_addr().map_err(ServeError::System)?),
+        ApiListener::Unix(_) => options.api.clone(),
     };
     greet(options, server.addresses(), &api);
 
@@ -187,8 +187,8 @@ async fn serve_api(
         let _ = stopped.await;
     };
     let mut serving = match listener {
-        Listener::Tcp(listener) => tokio::spawn(service.listen(listener, stopped)),
-        Listener::Unix(listener) => tokio::spawn(service.listen(listener, stopped)),
+        ApiListener::Tcp(listener) => tokio::spawn(service.listen(listener, stopped)),
+        ApiListener::Unix(listener) => tokio::spawn(service.listen(listener, stopped)),
     };
     tokio::select! {
         _ = interrupt.recv() => {}

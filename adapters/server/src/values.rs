@@ -6,9 +6,6 @@ use std::net::SocketAddr;
 
 use entity_sync_core::Origins;
 
-#[cfg(feature = "binary")]
-use crate::api;
-
 /// Why a value is refused. Its `Display` says what to write instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -51,19 +48,6 @@ impl std::error::Error for ValueError {}
 /// An IP address with a port.
 pub(crate) fn address(given: &str) -> Result<SocketAddr, ValueError> {
     given.parse().map_err(|_| ValueError::NotAnAddress)
-}
-
-/// Where the API may be.
-#[cfg(feature = "binary")]
-pub(crate) fn api_address(given: &str) -> Result<api::Address, ValueError> {
-    match given.strip_prefix(api::Address::UNIX) {
-        Some("") => Err(ValueError::NotAnApiAddress),
-        Some(path) => Ok(api::Address::Unix(path.into())),
-        None => {
-            let address = given.parse().map_err(|_| ValueError::NotAnApiAddress)?;
-            Ok(api::Address::Tcp(address))
-        }
-    }
 }
 
 /// A path as requests name it.

@@ -1,8 +1,9 @@
 //! [`Home`]: a node of several, with its clients: what the simulations of clusters share.
 
 use std::sync::Arc;
+use std::task::Waker;
 
-use entity_sync_core::Timestamp;
+use entity_sync_core::{Node, Timestamp};
 use fastrand::Rng;
 
 use crate::Simulation;
@@ -13,23 +14,32 @@ use crate::world::World;
 /// Audiences that a key can have: three secrets, and none.
 pub(crate) const MAX_AUDIENCES: u64 = 4;
 
-/// A node, its clients, and whether its process runs.
-pub(crate) struct Home {
+/// A node with its cluster's half, its clients, and whether its process runs.
+pub(crate) struct Home<C> {
     pub(crate) world: World,
+    pub(crate) cluster: C,
     /// Raised when its cluster has something to say.
     pub(crate) flag: Arc<Flag>,
     pub(crate) is_stopped: bool,
     pub(crate) shards: usize,
 }
 
-impl Home {
-    pub(crate) fn new(world: World, shards: usize) -> Self {
-        Self {
+impl<C> Home<C> {
+    /// `join` is given the node, and who wakes the cluster.
+    pub(crate) fn new<E>(
+        world: World,
+        shards: usize,
+        join: impl FnOnce(Node, Waker) -> Result<C, E>,
+    ) -> Result<Self, E> {
+        let flag = Arc::new(Flag::raised());
+        let cluster = join(world.node().clone(), Waker::from(flag.clone()))?;
+        Ok(Self {
             world,
-            flag: Arc::new(Flag::raised()),
+            cluster,
+            flag,
             is_stopped: false,
             shards,
-        }
+        })
     }
 
     /// Some clients, so that there is somebody to be wronged.

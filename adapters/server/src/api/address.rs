@@ -3,6 +3,9 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::values::ValueError;
 
 /// Where the API is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +26,21 @@ impl fmt::Display for Address {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "{}{}", Self::UNIX, path.display()),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = ValueError;
+
+    fn from_str(given: &str) -> Result<Self, ValueError> {
+        match given.strip_prefix(Self::UNIX) {
+            Some("") => Err(ValueError::NotAnApiAddress),
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => {
+                let address = given.parse().map_err(|_| ValueError::NotAnApiAddress)?;
+                Ok(Self::Tcp(address))
+            }
         }
     }
 }

@@ -37,14 +37,6 @@ impl Listener for TcpListener {
     }
 }
 
-impl Listener for UnixListener {
-    type Stream = UnixStream;
-
-    async fn accept(&self) -> Result<UnixStream> {
-        Ok(self.accept().await?.0)
-    }
-}
-
 /// A socket in the file system, which goes when this is dropped. A file with `.lock` after its name stays beside it.
 #[derive(Debug)]
 pub struct UnixSocket {
@@ -87,7 +79,7 @@ impl Listener for UnixSocket {
     type Stream = UnixStream;
 
     async fn accept(&self) -> Result<UnixStream> {
-        Listener::accept(&self.listener).await
+        Ok(self.listener.accept().await?.0)
     }
 }
 

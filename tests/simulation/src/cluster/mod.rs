@@ -7,7 +7,6 @@ mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
-use std::task::Waker;
 use std::time::Duration;
 
 use entity_sync_core::Timestamp;
@@ -60,8 +59,7 @@ pub struct ClusterWorld {
 
 /// A node, and what is around it.
 struct Site {
-    home: Home,
-    cluster: Cluster,
+    home: Home<Cluster>,
     /// Its process has ended, and none has taken its place. It counts as stopped, too.
     is_dead: bool,
     /// Messages that it has taken as news.
@@ -73,15 +71,15 @@ struct Site {
 }
 
 impl Deref for Site {
-    type Target = Home;
+    type Target = Home<Cluster>;
 
-    fn deref(&self) -> &Home {
+    fn deref(&self) -> &Home<Cluster> {
         &self.home
     }
 }
 
 impl DerefMut for Site {
-    fn deref_mut(&mut self) -> &mut Home {
+    fn deref_mut(&mut self) -> &mut Home<Cluster> {
         &mut self.home
     }
 }
@@ -279,22 +277,15 @@ impl ClusterWorld {
         if self.is_signed {
             config.secret = ClusterSecret::new(b"a secret of sufficient length", "es").ok();
         }
-        let home = Home::new(world, shards);
-        let cluster = Cluster::new(
-            home.world.node().clone(),
-            config,
-            self.now,
-            Waker::from(home.flag.clone()),
-        );
-        let Ok(mut cluster) = cluster else {
+        let joined = Home::new(world, shards, |node, waker| Cluster::new(node, config, self.now, waker));
+        let Ok(mut home) = joined else {
             unreachable!("the rules can be followed, and the node is new");
         };
         if self.bus.is_connected(number) {
-            cluster.handle(self.now, ClusterInput::Connected);
+            home.cluster.handle(self.now, ClusterInput::Connected);
         }
         Site {
             home,
-            cluster,
             is_dead: false,
             news: BTreeSet::new(),
             failures_before: 0,

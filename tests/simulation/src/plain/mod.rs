@@ -4,8 +4,6 @@ mod op;
 mod queue;
 
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
-use std::task::Waker;
 use std::time::Duration;
 
 use entity_sync_core::Timestamp;
@@ -36,24 +34,7 @@ pub struct PlainWorld {
 }
 
 /// A node, and what is around it.
-struct Site {
-    home: Home,
-    cluster: PlainCluster,
-}
-
-impl Deref for Site {
-    type Target = Home;
-
-    fn deref(&self) -> &Home {
-        &self.home
-    }
-}
-
-impl DerefMut for Site {
-    fn deref_mut(&mut self) -> &mut Home {
-        &mut self.home
-    }
-}
+type Site = Home<PlainCluster>;
 
 impl Simulation for PlainWorld {
     type Op = PlainOp;
@@ -222,20 +203,16 @@ impl PlainWorld {
         let world = World::in_cluster(seed, shards, trace, versions, self.now);
         let mut config = PlainConfig::default();
         config.repair_rate = self.repair_rate;
-        let home = Home::new(world, shards);
-        let cluster = PlainCluster::new(
-            home.world.node().clone(),
-            config,
-            self.now,
-            Waker::from(home.flag.clone()),
-        );
-        let Ok(mut cluster) = cluster else {
+        let joined = Home::new(world, shards, |node, waker| {
+            PlainCluster::new(node, config, self.now, waker)
+        });
+        let Ok(mut site) = joined else {
             unreachable!("the rules can be followed, and the node is new");
         };
         if self.queue.is_connected(number) {
-            cluster.handle(self.now, PlainInput::Connected);
+            site.cluster.handle(self.now, PlainInput::Connected);
         }
-        Site { home, cluster }
+        site
     }
 
     fn apply_to(&mut self, number: usize, op: Op) -> Result<(), String> {
