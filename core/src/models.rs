@@ -250,7 +250,7 @@ fn no_wake_up_is_lost() {
         let producers: Vec<_> = (0..2)
             .map(|_| {
                 let port = port.clone();
-                thread::spawn(move || port.mark(FlightId::NOWHERE, &mut Wakes::new()))
+                thread::spawn(move || port.mark(FlightId::NOWHERE, Some(&mut Wakes::new())))
             })
             .collect();
         // A turn of the shard: it looks until there is nothing, and sleeps.
@@ -280,9 +280,9 @@ fn nobody_is_woken_twice() {
         let port = Arc::new(Port::new(Waker::from(woken.clone())));
         let producer = thread::spawn({
             let port = port.clone();
-            move || port.mark(FlightId::NOWHERE, &mut Wakes::new())
+            move || port.mark(FlightId::NOWHERE, None)
         });
-        port.mark(FlightId::NOWHERE, &mut Wakes::new());
+        port.mark(FlightId::NOWHERE, None);
         producer.join().unwrap();
         assert_eq!(woken.0.load(SeqCst), 1);
     });

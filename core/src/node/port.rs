@@ -38,15 +38,17 @@ impl Port {
         }
     }
 
-    /// Leaves a mark, for which `wakes` will wake the shard unless it will look anyway.
-    pub(crate) fn mark(&self, flight: FlightId, wakes: &mut Wakes) {
+    /// Leaves a mark, and wakes the shard unless it will look anyway: now, or when `put_off` is dropped.
+    pub(crate) fn mark(&self, flight: FlightId, put_off: Option<&mut Wakes>) {
         lock(&self.inbox).marks.push_back(flight);
-        if self.is_asleep() {
-            wakes.add(&self.waker);
+        match put_off {
+            None => self.wake(),
+            Some(wakes) if self.is_asleep() => wakes.add(&self.waker),
+            Some(_) => {}
         }
     }
 
-    /// Leaves a command and wakes the shard likewise, unless it is a message and `limit` bytes of those wait already.
+    /// Leaves a command and wakes the shard, unless it is a message and `limit` bytes of those wait already.
     pub(super) fn command(&self, command: Command, limit: usize) -> Result<(), SendError> {
         {
             let mut inbox = lock(&self.inbox);

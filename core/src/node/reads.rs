@@ -24,7 +24,7 @@ impl Node {
         now: Timestamp,
         read: ReadId,
         result: Result<Rows, ReadError>,
-        put_off: Option<&mut Wakes>,
+        mut put_off: Option<&mut Wakes>,
     ) -> Result<(), RowError> {
         self.set_clock(now);
         let limits = RowLimits {
@@ -88,14 +88,10 @@ impl Node {
             self.remove_if_over(stripe, id.slot);
             stripe.forget_ended_limits();
         }
-        {
-            // Unless they are put off, shards are woken before the application is asked for further reads, which may take time.
-            let mut at_once = Wakes::new();
-            let wakes = put_off.unwrap_or(&mut at_once);
-            for shard in marked {
-                if let Some(port) = self.0.ports.get(shard as usize) {
-                    port.mark(id, wakes);
-                }
+        // Before the application is asked for further reads, which may take time.
+        for shard in marked {
+            if let Some(port) = self.0.ports.get(shard as usize) {
+                port.mark(id, put_off.as_deref_mut());
             }
         }
         self.call_up(now, read.entity, next, &mut starts);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
-use entity_sync_core::{ReadError, Reply, Request, Rows, Selector, Timestamp};
+use entity_sync_core::{ReadError, Reply, Request, Rows, Selector, Timestamp, Wakes};
 
 use super::{SECRETS, World, secret_text};
 use crate::client::{Client, message};
@@ -192,6 +192,8 @@ impl World {
                 let error = [ReadError::NotFound, ReadError::Denied][(read.began % 2) as usize].clone();
                 read.reply.send(self.now, Err(error))
             }
+            // As one of many, of which it is the last.
+            Answer::Rows if read.began.is_multiple_of(2) => read.reply.send_with(self.now, Ok(rows), &mut Wakes::new()),
             Answer::Rows => read.reply.send(self.now, Ok(rows)),
             Answer::Failed => read.reply.send(self.now, Err(ReadError::Failed)),
             Answer::Dropped => {
