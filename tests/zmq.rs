@@ -83,7 +83,7 @@ impl Peer {
         let links = bus.view().clone();
         let handle = server.handle();
         let member = Box::new(bus)
-            .join(handle.node().clone(), Arc::new(handle.clock()))
+            .join(handle.node().clone(), Arc::new(handle.clock()), handle.health().clone())
             .unwrap();
         Self {
             store: store.clone(),

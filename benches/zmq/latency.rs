@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use entity_sync_benches::machine::now_ns;
-use entity_sync_bus::Join;
+use entity_sync_bus::{Health, Join};
 use entity_sync_core::Node;
 use entity_sync_zmq::zmq as bus_over_zmq;
 
@@ -22,7 +22,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
     let (node, clock) = (node(), Clock::start());
     let bus = bus_over_zmq(config(None, 100_000)?, rules());
     let view = bus.view().clone();
-    let mut member = Box::new(bus).join(node.clone(), Arc::new(move || clock.now()))?;
+    let mut member = Box::new(bus).join(node.clone(), Arc::new(move || clock.now()), Health::default())?;
     let address = view.addresses().first().cloned().ok_or("no address")?;
     let mut receiver = Driven::start(&config(Some(&address), 1_000)?)?;
     let start = Instant::now();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use entity_sync::{Entity, EntitySync, Reply, Request, Rows};
 use entity_sync_benches::machine::now_ns;
 use entity_sync_benches::wire::{self, Frame};
-use entity_sync_bus::Join;
+use entity_sync_bus::{Health, Join};
 use entity_sync_zmq::zmq as bus_over_zmq;
 
 use crate::bare::Pair;
@@ -30,7 +30,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
     let (node, clock) = (node(), Clock::start());
     let bus = bus_over_zmq(config(None, 100_000)?, rules());
     let view = bus.view().clone();
-    let mut member = Box::new(bus).join(node.clone(), Arc::new(move || clock.now()))?;
+    let mut member = Box::new(bus).join(node.clone(), Arc::new(move || clock.now()), Health::default())?;
     let address = view.addresses().first().cloned().ok_or("no address")?;
     // Everything is read once when the nodes meet, which is not what is measured.
     let mut hasty = rules();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use entity_sync_runtime::Health;
 
 use crate::inbox::Shared;
 
@@ -104,6 +105,11 @@ impl Inbox {
     /// The bus has lost its connection. Nobody who is silent meanwhile is taken for dead.
     pub fn disconnected(&self) {
         self.0.connected(false);
+    }
+
+    /// Where a bus reports what an operator should know: a server that is down, a permission that is missing.
+    pub fn health(&self) -> &Health {
+        self.0.health()
     }
 }
 

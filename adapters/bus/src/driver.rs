@@ -1,12 +1,13 @@
 //! [`Driver`]: drives a cluster and its bus, of either kind.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
 use entity_sync_core::Timestamp;
 use entity_sync_core::cluster::{ClusterView, JoinError};
+use entity_sync_runtime::Health;
 
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Member, StartError};
@@ -55,6 +56,7 @@ struct Driver<M> {
 /// Drives what `make` makes with a waker, on a thread of its own.
 pub(crate) fn drive<M: Machine>(
     clock: Clock,
+    health: Health,
     make: impl FnOnce(Timestamp, Waker) -> Result<M, JoinError>,
 ) -> Result<Box<dyn Member>, StartError> {
     let unparker = Arc::<Unparker>::default();
@@ -64,11 +66,11 @@ pub(crate) fn drive<M: Machine>(
     let driver = Driver {
         machine,
         clock,
-        inbox: Arc::new(Shared::new(waker.clone())),
+        inbox: Arc::new(Shared::new(waker.clone(), health.clone())),
         unparker,
         view: view.clone(),
     };
-    BusThread::spawn(view, waker, move |departure| {
+    BusThread::spawn(view, waker, &health, move |departure| {
         driver.unparker.set_here();
         driver.run_and_end(departure);
     })
@@ -76,9 +78,10 @@ pub(crate) fn drive<M: Machine>(
 
 impl<M: Machine> Driver<M> {
     fn run_and_end(mut self, departure: &Departure) {
-        if catch_unwind(AssertUnwindSafe(|| self.run(departure))).is_err() {
-            tracing::error!("the bus panicked: this node tells and hears of no change any more, until it is restarted");
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run(departure))) {
             self.machine.handle((self.clock)(), Event::Connected(false));
+            // Whoever started the thread reports it.
+            resume_unwind(panic);
         }
     }
 

@@ -6,6 +6,7 @@ use std::task::Waker;
 use bytes::Bytes;
 use crossbeam_queue::SegQueue;
 use entity_sync_core::cluster::Outcome;
+use entity_sync_runtime::Health;
 
 /// Bytes of messages that may wait; one more is let in when there are fewer.
 const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
@@ -21,6 +22,7 @@ pub(crate) struct Shared {
     /// The thread will look without being woken.
     pending: AtomicBool,
     waker: Waker,
+    health: Health,
 }
 
 pub(crate) enum Event {
@@ -30,14 +32,19 @@ pub(crate) enum Event {
 }
 
 impl Shared {
-    pub(crate) fn new(waker: Waker) -> Self {
+    pub(crate) fn new(waker: Waker, health: Health) -> Self {
         Self {
             events: SegQueue::new(),
             waiting_bytes: AtomicUsize::new(0),
             dropped: AtomicU64::new(0),
             pending: AtomicBool::new(false),
             waker,
+            health,
         }
+    }
+
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
     }
 
     pub(crate) fn message(&self, message: Bytes) {
@@ -98,7 +105,7 @@ mod tests {
 
     #[test]
     fn it_is_bounded_and_says_what_was_dropped() {
-        let shared = Shared::new(Waker::noop().clone());
+        let shared = Shared::new(Waker::noop().clone(), Health::default());
         let message = Bytes::from(vec![0; MAX_WAITING_BYTES / 4]);
         for _ in 0..6 {
             shared.message(message.clone());

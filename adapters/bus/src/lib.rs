@@ -6,14 +6,14 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use entity_sync_bus::{Bus, Clock, Join, Member, cluster_config, numbered};
+//! use entity_sync_bus::{Bus, Clock, Health, Join, Member, cluster_config, numbered};
 //! # use entity_sync_bus::{StartError};
 //! # use entity_sync_core::Node;
 //!
 //! # fn join(node: Node, clock: Clock, queue: impl Bus) -> Result<(), StartError> {
 //! let mut config = cluster_config();
 //! config.prefix = "shop".to_owned(); // keeps applications on one queue apart
-//! let member = Box::new(numbered(queue, config)).join(node, clock)?;
+//! let member = Box::new(numbered(queue, config)).join(node, clock, Health::default())?;
 //! println!("{:?}", member.view().status());
 //! # Ok(())
 //! # }
@@ -24,7 +24,6 @@
 mod bus;
 mod driver;
 mod inbox;
-mod log_limit;
 mod member;
 mod none_to_spare;
 mod numbered;
@@ -41,9 +40,10 @@ pub use entity_sync_core::cluster::{
     ClusterConfig, ClusterConfigError, ClusterCounts, ClusterEvent, ClusterSecret, ClusterStatus, ClusterView, Epoch,
     JoinError, NodeId, Outcome, PeerState, PeerStatus, PlainConfig, ShortSecret,
 };
-pub use log_limit::LogLimit;
+pub use entity_sync_runtime::{Health, LogLimit, Part, Severity, Trouble};
 pub use member::{Clock, Join, Member, StartError, cluster_config};
 pub use none_to_spare::NoneToSpare;
+
 pub use numbered::{Numbered, log_events, numbered};
 pub use plain::{BadTopic, PlainBus, PlainInbox, Receipt};
 pub use plain_cluster::{Plain, plain};

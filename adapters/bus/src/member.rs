@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use entity_sync_core::cluster::{ClusterConfig, ClusterView, Epoch, JoinError, NodeId};
 use entity_sync_core::{Node, Timestamp};
+use entity_sync_runtime::Health;
 
 use crate::none_to_spare::NoneToSpare;
 use crate::plain::BadTopic;
@@ -16,11 +17,12 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// A bus that has not been started.
 pub trait Join: Send {
-    /// Makes the node one of a cluster. It is called once, before anything is notified.
+    /// Makes the node one of a cluster. It is called once, before anything is notified. The bus and its threads report their
+    /// trouble to `health`.
     ///
     /// # Errors
     /// [`StartError`]: nothing is left running.
-    fn join(self: Box<Self>, node: Node, clock: Clock) -> Result<Box<dyn Member>, StartError>;
+    fn join(self: Box<Self>, node: Node, clock: Clock, health: Health) -> Result<Box<dyn Member>, StartError>;
 }
 
 /// A node's part in a cluster. Dropping it leaves in a hurry; [`leave`](Self::leave) is kinder to the others.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use entity_sync_core::cluster::{Cluster, ClusterConfig, ClusterEvent, ClusterInput, ClusterOutput, ClusterView};
 use entity_sync_core::{Node, Timestamp};
+use entity_sync_runtime::Health;
 
 use crate::bus::{Bus, Inbox, STOP_GRACE};
 use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
@@ -27,9 +28,9 @@ pub struct Numbered<B> {
 }
 
 impl<B: Bus> Join for Numbered<B> {
-    fn join(self: Box<Self>, node: Node, clock: Clock) -> Result<Box<dyn Member>, StartError> {
+    fn join(self: Box<Self>, node: Node, clock: Clock, health: Health) -> Result<Box<dyn Member>, StartError> {
         let Self { bus, config } = *self;
-        drive(clock, |now, waker| {
+        drive(clock, health, |now, waker| {
             let cluster = Cluster::new(node, config, now, waker)?;
             Ok(OverBus { cluster, bus })
         })

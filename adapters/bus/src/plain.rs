@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use entity_sync_core::cluster::Outcome;
+use entity_sync_runtime::Health;
 
 use crate::inbox::Shared;
 
@@ -101,6 +102,11 @@ impl PlainInbox {
     /// Some topic is not heard of any more.
     pub fn disconnected(&self) {
         self.0.connected(false);
+    }
+
+    /// Where a bus reports what an operator should know: a server that is down, a permission that is missing.
+    pub fn health(&self) -> &Health {
+        self.0.health()
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use entity_sync_core::cluster::{ClusterView, PlainCluster, PlainConfig, PlainInput, PlainOutput};
 use entity_sync_core::{Node, Timestamp};
+use entity_sync_runtime::Health;
 
 use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
 use crate::inbox::{Event, Shared};
@@ -24,12 +25,12 @@ pub struct Plain<B> {
 }
 
 impl<B: PlainBus> Join for Plain<B> {
-    fn join(self: Box<Self>, node: Node, clock: Clock) -> Result<Box<dyn Member>, StartError> {
+    fn join(self: Box<Self>, node: Node, clock: Clock, health: Health) -> Result<Box<dyn Member>, StartError> {
         let Self { bus, config } = *self;
         for topic in node.entity_names().into_iter().flatten() {
             bus.check_topic(topic)?;
         }
-        drive(clock, |now, waker| {
+        drive(clock, health, |now, waker| {
             let cluster = PlainCluster::new(node, config, now, waker)?;
             Ok(OverPlainBus { cluster, bus })
         })

@@ -6,6 +6,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use entity_sync_core::cluster::Outcome;
+use entity_sync_runtime::Health;
 
 use crate::bus::Inbox;
 use crate::inbox::{Event, Shared};
@@ -43,7 +44,7 @@ pub enum Told {
 impl Probe {
     /// Nothing has been told yet.
     pub fn new() -> Self {
-        Self(Arc::new(Shared::new(Waker::noop().clone())))
+        Self(Arc::new(Shared::new(Waker::noop().clone(), Health::default())))
     }
 
     /// The inbox to start a bus with.

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use entity_sync_core::{Config, Entities, EntityKey, EntityOptions, Node, Reply, Request, Resolve, Seed, Timestamp};
+use entity_sync_runtime::Health;
 
 use crate::driver::EVENTS_PER_TURN;
 use crate::{
@@ -69,7 +70,7 @@ fn held() -> (Box<dyn Member>, Receipt, Receiver<Duration>) {
     let mut config = PlainConfig::default();
     config.confirm_within = LONG;
     let member = Box::new(plain(Held { published, stopped }, config))
-        .join(node.clone(), clock.clone())
+        .join(node.clone(), clock.clone(), Health::default())
         .expect("a good start");
     notify(&node, &clock, "1");
     let receipt = receipts.recv_timeout(LONG).expect("published");
@@ -139,7 +140,7 @@ fn flooded(message: &'static [u8]) -> (Box<dyn Member>, Receiver<Duration>) {
     let (stopped, stops) = channel();
     let bus = Flooded { inbox, stopped };
     let member = Box::new(numbered(bus, cluster_config()))
-        .join(node, flooding_clock)
+        .join(node, flooding_clock, Health::default())
         .expect("a good start");
     (member, stops)
 }
@@ -184,7 +185,7 @@ fn a_bus_that_panics_keeps_nobody_from_leaving() {
     let (publish, publishes) = channel();
     let (node, clock) = node();
     let mut member = Box::new(plain(Panics(publish), PlainConfig::default()))
-        .join(node.clone(), clock.clone())
+        .join(node.clone(), clock.clone(), Health::default())
         .expect("a good start");
     notify(&node, &clock, "1");
     publishes.recv_timeout(LONG).expect("published");
@@ -236,7 +237,7 @@ fn a_bus_that_parks_does_not_swallow_what_the_thread_is_woken_for() {
         was_woken: was_woken.clone(),
     };
     let _member = Box::new(numbered(bus, config))
-        .join(node.clone(), clock.clone())
+        .join(node.clone(), clock.clone(), Health::default())
         .expect("a good start");
     notify(&node, &clock, "1");
     messages.recv_timeout(LONG).expect("the first change");

@@ -8,6 +8,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use entity_sync_core::cluster::ClusterView;
+use entity_sync_runtime::Health;
 use parking_lot::{Condvar, Mutex};
 
 use crate::bus::STOP_GRACE;
@@ -44,17 +45,16 @@ impl BusThread {
     pub fn spawn(
         view: Arc<ClusterView>,
         waker: Waker,
+        health: &Health,
         drive: impl FnOnce(&Departure) + Send + 'static,
     ) -> Result<Box<dyn Member>, StartError> {
         let departure = Arc::<Departure>::default();
         let of_thread = departure.clone();
-        std::thread::Builder::new()
-            .name("entity-sync bus".to_owned())
-            .spawn(move || {
-                let _over = OverAtLast(&of_thread);
-                drive(&of_thread);
-            })
-            .map_err(StartError::Thread)?;
+        entity_sync_runtime::spawn("entity-sync bus", health, move || {
+            let _over = OverAtLast(&of_thread);
+            drive(&of_thread);
+        })
+        .map_err(StartError::Thread)?;
         Ok(Box::new(Self { departure, waker, view }))
     }
 

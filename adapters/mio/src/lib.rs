@@ -40,6 +40,7 @@ pub use entity_sync_core::{
     Payload, ReadError, Request, RowError, Rows, Seed, Selector, SendError, ShardCounts, UnknownEntity,
 };
 use entity_sync_core::{Node, Timestamp};
+pub use entity_sync_runtime::{Health, Part, Severity, Trouble};
 
 pub use adopt::{AdoptError, AdoptFailure, Adopted};
 use clock::Clock;
@@ -68,6 +69,8 @@ pub struct Config {
     /// lowered to what the limit on open files allows beyond them. Half of the limit is reserved at most. See
     /// [`raise_file_limit`].
     pub reserved_files: usize,
+    /// Where the server and what belongs to it report trouble: threads that have died, sources that can't be read.
+    pub health: Health,
     /// Limits and policies.
     pub core: entity_sync_core::Config,
 }
@@ -82,6 +85,7 @@ impl Config {
             reactors: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             guest_shards: 1,
             reserved_files: 64,
+            health: Health::default(),
             core,
         }
     }
@@ -104,6 +108,7 @@ pub struct Handle {
     next_door: Arc<AtomicUsize>,
     places: Arc<[Arc<Place>]>,
     stop: Arc<Stop>,
+    health: Health,
 }
 
 /// What other threads know of a reactor.
@@ -205,6 +210,7 @@ impl Server {
                     .map(|(shard, waker)| Arc::new(Place::new(shard, waker)))
                     .collect(),
                 stop: stop.clone(),
+                health: config.health.clone(),
             },
             reactors: Vec::new(),
         };
@@ -214,9 +220,7 @@ impl Server {
             let (inbox, counters) = (door.inbox.clone(), door.counters.clone());
             let reactor = Reactor::new(shard, poll, listeners, inbox, counters, clock, stop.clone())
                 .map_err(StartError::Reactor)?;
-            let thread = std::thread::Builder::new()
-                .name(format!("reactor-{index}"))
-                .spawn(move || reactor.run())
+            let thread = entity_sync_runtime::spawn(format!("reactor-{index}"), &config.health, move || reactor.run())
                 .map_err(StartError::Reactor)?;
             server.reactors.push(ReactorThread {
                 waker,
@@ -370,6 +374,11 @@ impl Handle {
     /// The node whose shards the reactors drive, as for a bus that makes it one of a cluster.
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// Which of the server's parts are in trouble: its threads, and what reports to it besides.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Tells the time that the reactors go by: what goes with [`node`](Self::node).

@@ -274,7 +274,7 @@ impl Builder {
 
 /// Makes a server's node one of a cluster.
 pub(crate) fn join(bus: Box<dyn Join>, handle: &Handle) -> Result<Box<dyn Member>, bus::StartError> {
-    bus.join(handle.node().clone(), Arc::new(handle.clock()))
+    bus.join(handle.node().clone(), Arc::new(handle.clock()), handle.health().clone())
 }
 
 fn check<T>(given: Vec<String>, check: fn(&str) -> Result<T, ValueError>) -> Result<Vec<T>, BuildError> {

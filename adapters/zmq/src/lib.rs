@@ -1,7 +1,7 @@
 //! A cluster over [ZeroMQ](https://zeromq.org).
 //!
 //! ```no_run
-//! use entity_sync_bus::{Clock, Join, Member, cluster_config};
+//! use entity_sync_bus::{Clock, Health, Join, Member, cluster_config};
 //! use entity_sync_zmq::{ZmqConfig, zmq};
 //! # use entity_sync_core::Node;
 //!
@@ -9,7 +9,7 @@
 //! let mut config = ZmqConfig::default();
 //! config.bind = vec!["tcp://*:5555".parse()?];
 //! config.peers = vec!["tcp://10.0.0.1:5555".parse()?, "tcp://10.0.0.2:5555".parse()?];
-//! let member = Box::new(zmq(config, cluster_config())).join(node, clock)?;
+//! let member = Box::new(zmq(config, cluster_config())).join(node, clock, Health::default())?;
 //! # Ok(())
 //! # }
 //! ```

@@ -1,12 +1,14 @@
 //! [`zmq()`]: a [`ZmqBus`] on a thread of its own.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use entity_sync_bus::{BusThread, Clock, ClusterConfig, Departure, Join, LogLimit, Member, STOP_GRACE, StartError};
+use entity_sync_bus::{
+    BusThread, Clock, ClusterConfig, Departure, Health, Join, LogLimit, Member, STOP_GRACE, StartError,
+};
 use entity_sync_core::Node;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -46,7 +48,7 @@ impl Zmq {
 }
 
 impl Join for Zmq {
-    fn join(self: Box<Self>, node: Node, clock: Clock) -> Result<Box<dyn Member>, StartError> {
+    fn join(self: Box<Self>, node: Node, clock: Clock, health: Health) -> Result<Box<dyn Member>, StartError> {
         let poll = Poll::new().map_err(StartError::Thread)?;
         let waker = mio::Waker::new(poll.registry(), WAKER).map_err(StartError::Thread)?;
         let waker = Waker::from(Arc::new(PollWaker(waker)));
@@ -60,7 +62,9 @@ impl Join for Zmq {
         }
         tracing::debug!(addresses = ?bus.addresses(), "the bus is open");
         let view = bus.view().clone();
-        BusThread::spawn(view, waker, move |departure| run_and_end(bus, poll, &clock, departure))
+        BusThread::spawn(view, waker, &health, move |departure| {
+            run_and_end(bus, poll, &clock, departure);
+        })
     }
 }
 
@@ -68,9 +72,10 @@ fn run_and_end(mut bus: ZmqBus, mut poll: Poll, clock: &Clock, departure: &Depar
     match catch_unwind(AssertUnwindSafe(|| run(&mut bus, &mut poll, clock, departure))) {
         // One that nobody waits for may still send a little.
         Ok(time_left) => bus.leave(time_left.max(STOP_GRACE)),
-        Err(_) => {
-            tracing::error!("the bus panicked: this node tells and hears of no change any more, until it is restarted");
+        Err(panic) => {
             bus.give_up(clock());
+            // Whoever started the thread reports it.
+            resume_unwind(panic);
         }
     }
 }

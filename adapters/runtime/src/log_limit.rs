@@ -11,7 +11,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// otherwise a line that comes all the time would silence another one that comes once.
 ///
 /// ```
-/// use entity_sync_bus::LogLimit;
+/// use entity_sync_runtime::LogLimit;
 ///
 /// let limit = LogLimit::default();
 /// assert_eq!(limit.happened(), Some(0)); // to be logged

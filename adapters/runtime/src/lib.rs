@@ -1,0 +1,13 @@
+//! What every driver and bus of Entity Sync needs.
+//!
+//! - [`Health`] knows which parts of a process are in trouble, for health checks, metrics and logs.
+//! - [`spawn`] starts a thread whose death is noticed.
+//! - [`LogLimit`] keeps a log line that repeats from filling the log.
+
+mod health;
+mod log_limit;
+mod supervise;
+
+pub use health::{Health, Part, Severity, Trouble};
+pub use log_limit::LogLimit;
+pub use supervise::spawn;
