@@ -11,6 +11,7 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use entity_sync_core::{Audience, EntityKey, ReadError, Request, Rows};
+use entity_sync_runtime::{Health, spawn_restarting};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::resolver::{Reply, Resolver};
@@ -29,6 +30,8 @@ pub struct PoolConfig {
     pub max_hung: usize,
     /// What the threads are called. Linux shows the first 15 bytes.
     pub name: String,
+    /// Where a thread that dies is reported. It is started again.
+    pub health: Health,
 }
 
 impl Default for PoolConfig {
@@ -38,6 +41,7 @@ impl Default for PoolConfig {
             hung_after: Duration::from_secs(5),
             max_hung: 64,
             name: "reader".to_owned(),
+            health: Health::default(),
         }
     }
 }
@@ -185,9 +189,9 @@ impl Pool {
         // Made before its threads, so that leaving early ends the first ones.
         let pool = Self(Arc::new(Owner(shared.clone())));
         shared.spawn_missing(&mut shared.state.lock())?;
-        thread::Builder::new()
-            .name(format!("{}-watch", shared.config.name))
-            .spawn(move || shared.watch())?;
+        let name = format!("{}-watch", shared.config.name);
+        let health = shared.config.health.clone();
+        spawn_restarting(name, &health, move || shared.watch())?;
         Ok(pool)
     }
 
@@ -302,9 +306,7 @@ impl Shared {
     fn spawn_missing(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         while state.live < state.wanted(&self.config) {
             let shared = self.clone();
-            thread::Builder::new()
-                .name(self.config.name.clone())
-                .spawn(move || shared.work())?;
+            spawn_restarting(self.config.name.clone(), &self.config.health, move || shared.work())?;
             state.live += 1;
         }
         Ok(())
@@ -314,6 +316,8 @@ impl Shared {
     fn work(&self) {
         let own = thread::current().id();
         let mut state = self.state.lock();
+        // It may have begun again after a panic.
+        self.has_run(&mut state, own);
         // One too many: this one hung and has been replaced, or all are to end.
         while state.live <= state.wanted(&self.config) {
             let Some(job) = state.waiting.pop() else {
@@ -330,13 +334,17 @@ impl Shared {
             if MutexGuard::unlocked(&mut state, || catch_unwind(AssertUnwindSafe(job)).is_err()) {
                 self.counts.panics.fetch_add(1, Ordering::Relaxed);
             }
-            if state.running.remove(&own).is_some_and(|it| it.is_hung) {
-                state.hung -= 1;
-                self.counts.hung.fetch_sub(1, Ordering::Relaxed);
-            }
+            self.has_run(&mut state, own);
         }
         state.live -= 1;
         self.watch.notify_all();
+    }
+
+    fn has_run(&self, state: &mut State, own: ThreadId) {
+        if state.running.remove(&own).is_some_and(|it| it.is_hung) {
+            state.hung -= 1;
+            self.counts.hung.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// The life of the monitor: finds out who hangs, and replaces them.

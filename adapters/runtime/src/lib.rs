@@ -1,7 +1,8 @@
 //! What every driver and bus of Entity Sync needs.
 //!
 //! - [`Health`] knows which parts of a process are in trouble, for health checks, metrics and logs.
-//! - [`spawn`] starts a thread whose death is noticed.
+//! - [`spawn`] starts a thread whose death is noticed, [`supervise`] wraps a task in the same way; [`spawn_restarting`] and
+//!   [`restart`] begin again what loses nothing by it.
 //! - [`LogLimit`] keeps a log line that repeats from filling the log.
 
 mod health;
@@ -10,4 +11,4 @@ mod supervise;
 
 pub use health::{Health, Part, Severity, Trouble};
 pub use log_limit::LogLimit;
-pub use supervise::spawn;
+pub use supervise::{restart, spawn, spawn_restarting, supervise};

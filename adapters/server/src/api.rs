@@ -6,8 +6,8 @@
 //! | `GET /entities/{entity}/{id}` | 200 with the body |
 //! | `DELETE /entities/{entity}/{id}` | 204 |
 //! | `POST /notify`, the body `{"entity":"items","id":"100"}` or an array of such | 202 `{"accepted":1}` |
-//! | `GET /healthz` | 200 `{"status":"ok"}` while the store answers, else 503 |
-//! | `GET /readyz` | the same, and 503 until a bus was connected, and from the moment on that the server is being shut down |
+//! | `GET /healthz` | 200 `{"status":"ok"}` while the store answers and no part of the process has died, else 503 |
+//! | `GET /readyz` | the same, and 503 while a part can't do its work, such as a database that can't be reached; until a bus was connected; and from the moment on that the server is being shut down |
 //! | `GET /cluster` | 200 with what this node knows of the others, 404 if it is alone |
 //! | `GET /metrics` | what is counted, for Prometheus |
 //!
@@ -26,6 +26,7 @@ mod address;
 mod connections;
 mod error;
 mod extract;
+mod health;
 mod listen;
 mod listener;
 mod route;
@@ -35,12 +36,13 @@ mod token;
 
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
 use entity_sync_bus::ClusterView;
 use entity_sync_core::{EntityKey, UnknownEntity};
+use entity_sync_mio::Health;
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, ORIGIN};
@@ -126,6 +128,8 @@ pub struct Parts {
     pub limits: Limits,
     /// How many connections there are, for others to read.
     pub connections: Arc<Connections>,
+    /// Which parts of the process are in trouble.
+    pub health: Health,
     /// The server is being shut down.
     pub is_stopping: Arc<AtomicBool>,
 }
@@ -142,6 +146,7 @@ impl Parts {
             token: None,
             limits: Limits::default(),
             connections: Arc::default(),
+            health: Health::default(),
             is_stopping: Arc::default(),
         }
     }
@@ -220,8 +225,8 @@ impl Api {
             Route::Notify if *method == Method::POST => self.notify(body).await,
             Route::Metrics if reads => Ok(self.metrics()),
             Route::Cluster if reads => self.cluster(),
-            Route::Health if reads => self.health().await,
-            Route::Ready if reads => self.ready().await,
+            Route::Health if reads => self.health(&parts.headers).await,
+            Route::Ready if reads => self.ready(&parts.headers).await,
             _ => Err(ApiError::method_not_allowed(method, route)),
         }
     }
@@ -283,23 +288,6 @@ impl Api {
     fn cluster(&self) -> Result<Answer, ApiError> {
         let cluster = self.0.cluster.as_ref().ok_or_else(ApiError::no_cluster)?;
         Ok(json(StatusCode::OK, cluster::to_json(cluster)))
-    }
-
-    async fn health(&self) -> Result<Answer, ApiError> {
-        if let Some(store) = self.0.store.clone() {
-            blocking(move || store.ping()).await.map_err(ApiError::unhealthy)?;
-        }
-        Ok(json(StatusCode::OK, r#"{"status":"ok"}"#))
-    }
-
-    async fn ready(&self) -> Result<Answer, ApiError> {
-        if self.0.is_stopping.load(Ordering::Relaxed) {
-            return Err(ApiError::unhealthy(StoreError::Closed));
-        }
-        if self.0.cluster.as_ref().is_some_and(|it| !it.has_been_connected()) {
-            return Err(ApiError::not_connected());
-        }
-        self.health().await
     }
 
     fn ask_for_token(&self, headers: &HeaderMap) -> Result<(), ApiError> {

@@ -248,6 +248,10 @@ impl Builder {
             config.core.upgrade.origins = values::origins(check(origins, values::origin)?);
         }
         let threads = pool.threads;
+        let pool = PoolConfig {
+            health: config.health.clone(),
+            ..pool
+        };
         let pool = Pool::new(pool).map_err(BuildError::Threads)?;
         let limit = config.core.read_time_limit;
         let mut registered = Entities::none();

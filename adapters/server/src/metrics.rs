@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use entity_sync_mio::{Handle, LATENCY_BOUNDS, Pool};
+use entity_sync_mio::{Handle, Health, LATENCY_BOUNDS, Pool, Severity};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -120,6 +120,11 @@ impl Collector for Numbers {
                 "Audiences of entities that are subscribed to or read.",
                 self.handle.flights() as u64,
             ),
+            (
+                "dead_threads",
+                "Threads and tasks that have died of a panic, started again or not.",
+                self.handle.health().dead_threads(),
+            ),
             ("hung_threads", "Threads that wait for a read that hangs.", pool.hung),
             (
                 "reads_refused",
@@ -181,6 +186,7 @@ impl Collector for Numbers {
                 ConstCounter::new(value).encode(family.encode_family(&[("kind", *kind)])?)?;
             }
         }
+        encode_troubles(self.handle.health(), &mut encoder)?;
         let latency = self.handle.latency();
         let bounds = LATENCY_BOUNDS.iter().map(Duration::as_secs_f64).chain([f64::MAX]);
         let buckets: Vec<_> = bounds.zip(latency.buckets).collect();
@@ -189,6 +195,19 @@ impl Collector for Numbers {
             .encode_descriptor("push_latency", help, Some(&Unit::Seconds), MetricType::Histogram)?
             .encode_histogram::<NoLabelSet>(latency.sum.as_secs_f64(), latency.count(), &buckets, None)
     }
+}
+
+/// How many parts are in trouble, by how much that matters.
+fn encode_troubles(health: &Health, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let troubles = health.troubles();
+    let help = "Parts of the process that are in trouble now, by severity";
+    let mut family = encoder.encode_descriptor("troubles", help, None, MetricType::Gauge)?;
+    for severity in [Severity::Degraded, Severity::NotReady, Severity::Dead] {
+        let count = troubles.iter().filter(|it| it.severity == severity).count();
+        let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+        gauge.encode(family.encode_family(&[("severity", severity.to_string())])?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -204,6 +223,8 @@ mod tests {
         let metrics = Metrics::new(server.handle().clone(), pool);
         let key = EntityKey::new("items", "1").expect("short");
         server.handle().notify(&key).expect("every name is an entity");
+        let broker = server.handle().health().part("broker");
+        broker.report(Severity::Degraded, "one of two is down");
         let text = metrics.text();
         for line in [
             "# TYPE entity_sync_notifies counter",
@@ -217,6 +238,10 @@ mod tests {
             "entity_sync_conflated_total 0",
             "entity_sync_dropped_total{kind=\"late_read\"} 0",
             "entity_sync_errors_total{kind=\"violation\"} 0",
+            "entity_sync_dead_threads_total 0",
+            "entity_sync_troubles{severity=\"degraded\"} 1",
+            "entity_sync_troubles{severity=\"not_ready\"} 0",
+            "entity_sync_troubles{severity=\"dead\"} 0",
             "# TYPE entity_sync_push_latency_seconds histogram",
             "entity_sync_push_latency_seconds_bucket{le=\"0.00025\"} 0",
             "entity_sync_push_latency_seconds_bucket{le=\"10.0\"} 0",

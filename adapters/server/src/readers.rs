@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use entity_sync_mio::{
-    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, Pool, PoolConfig, ReadError, Reply, Resolver,
-    Selector,
+    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, Health, Pool, PoolConfig, ReadError, Reply,
+    Resolver, Selector,
 };
 
 use crate::args::{EntityRules, Options};
@@ -28,8 +28,11 @@ pub(crate) struct Readers {
 }
 
 /// The threads for reads that block.
-pub(crate) fn pool(options: &Options) -> PoolConfig {
-    let mut pool = PoolConfig::default();
+pub(crate) fn pool(options: &Options, health: &Health) -> PoolConfig {
+    let mut pool = PoolConfig {
+        health: health.clone(),
+        ..PoolConfig::default()
+    };
     if sources(options).any(|it| matches!(it, Source::Http(_))) {
         pool.threads = REMOTE_THREADS;
     }
@@ -71,7 +74,7 @@ impl Readers {
         for (_, rules) in &all {
             databases.plan(&rules.source, options, config);
         }
-        databases.start(options, handle)?;
+        databases.start(options, handle, &config.health)?;
         let stored = match store {
             Some(store) => Some(Arc::new(StoreResolver::new(store).map_err(ServeError::System)?)),
             None => None,
@@ -93,7 +96,7 @@ impl Readers {
                 }
                 Source::Http(template) => {
                     let (limit, bytes) = (config.core.read_time_limit, config.core.max_read_bytes);
-                    let reader = HttpReader::new(template.clone(), limit, bytes, threads);
+                    let reader = HttpReader::new(template.clone(), limit, bytes, threads, &config.health);
                     Box::new(pool.resolver(move |request| reader.read(request)))
                 }
                 Source::Postgres { dsn, query } => Box::new(databases.resolver(dsn, query.as_deref())),
@@ -170,7 +173,7 @@ impl Databases {
         }
     }
 
-    fn start(&mut self, options: &Options, handle: &Arc<OnceLock<Handle>>) -> Result<(), ServeError> {
+    fn start(&mut self, options: &Options, handle: &Arc<OnceLock<Handle>>, health: &Health) -> Result<(), ServeError> {
         for plan in &self.plans {
             let (notified, missed) = (handle.clone(), handle.clone());
             let hear = match options.cluster.as_ref().is_some_and(|it| it.publishes_postgres) {
@@ -187,7 +190,8 @@ impl Databases {
                     }
                 }),
             };
-            let running = Postgres::start(plan.clone(), Some(listener)).map_err(ServeError::Postgres)?;
+            let running =
+                Postgres::start(plan.clone(), Some(listener), health.clone()).map_err(ServeError::Postgres)?;
             self.running.push(running);
         }
         Ok(())

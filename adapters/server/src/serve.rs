@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use entity_sync_mio::{Config, EntityKey, Handle, Pool, Refused, Server, StartError};
+use entity_sync_mio::{Config, EntityKey, Handle, Health, Pool, Refused, Server, Severity, StartError, Trouble};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tracing::level_filters::LevelFilter;
 
 use crate::api;
@@ -39,23 +40,27 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         .map_err(ServeError::System)?;
     // Before anything is created, asked or told: if the address is in use, another one of us runs already.
     let listener = runtime.block_on(listen(&options.api))?;
+    let mut config = config(options);
+    let health = config.health.clone();
+    let died = Arc::<Notify>::default();
+    let to_end = died.clone();
+    health.when_dead(move |_| to_end.notify_one());
     // The store tells of changes to the server, which reads from the store.
     let handle = Arc::new(OnceLock::<Handle>::new());
     let told = handle.clone();
     let on_commit = move |keys: &[EntityKey]| notify_all(&told, keys);
     let store = if readers::need_store(options) {
         Some(Arc::new(
-            Store::open(&options.data, on_commit).map_err(ServeError::Store)?,
+            Store::open_with(&options.data, &health, on_commit).map_err(ServeError::Store)?,
         ))
     } else {
         None
     };
 
     // So that no event loop waits for a disk or another server.
-    let pool_config = readers::pool(options);
+    let pool_config = readers::pool(options, &health);
     let threads = pool_config.threads;
     let pool = Pool::new(pool_config).map_err(ServeError::System)?;
-    let mut config = config(options);
     let wanted = options.limits.of_api();
     let mut limits = wanted;
     config.reserved_files = files::share(&mut limits, files);
@@ -106,6 +111,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let of_api = options.clone();
     parts.is_stored = Arc::new(move |entity| readers::is_stored(&of_api, entity));
     parts.cluster = view;
+    parts.health = health.clone();
     let is_stopping = parts.is_stopping.clone();
 
     let served = runtime.block_on(serve_api(
@@ -114,6 +120,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         listener,
         api::Api::new(parts),
         &is_stopping,
+        &died,
     ));
 
     server.shutdown(GRACE);
@@ -123,7 +130,8 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     pool.shutdown(GRACE);
     drop(databases);
     let closed = store.map_or(Ok(()), |store| store.close().map_err(ServeError::Store));
-    served.and(closed)
+    // First why it ended: that the rest could not end well follows from it.
+    dead(&health).and(served).and(closed)
 }
 
 /// What is logged goes to standard error from now on.
@@ -145,6 +153,15 @@ pub(crate) fn log(level: LogLevel, format: LogFormat) {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),
     };
+}
+
+/// Whether a part that can't be begun again has died, and which.
+fn dead(health: &Health) -> Result<(), ServeError> {
+    let mut troubles = health.troubles().into_iter();
+    match troubles.find(|it| it.severity == Severity::Dead) {
+        Some(trouble) => Err(ServeError::Died(trouble)),
+        None => Ok(()),
+    }
 }
 
 /// Who connects already waits until the API is served.
@@ -171,6 +188,7 @@ async fn serve_api(
     listener: ApiListener,
     service: api::Api,
     is_stopping: &AtomicBool,
+    died: &Notify,
 ) -> Result<(), ServeError> {
     // Before it says that it is ready, so that a signal sent from then on is heard.
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
@@ -193,7 +211,11 @@ async fn serve_api(
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
-        _ = &mut serving => {}
+        () = died.notified() => {}
+        ended = &mut serving => {
+            is_stopping.store(true, Ordering::Relaxed);
+            return Err(ServeError::ApiEnded(ended.err()));
+        }
     }
     tracing::info!("stopping");
     is_stopping.store(true, Ordering::Relaxed);
@@ -288,6 +310,10 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// A thread or a task has died without which it can't go on.
+    Died(Trouble),
+    /// The API has ended by itself.
+    ApiEnded(Option<tokio::task::JoinError>),
     /// The system refused a thread or the like.
     System(io::Error),
 }
@@ -306,6 +332,9 @@ impl fmt::Display for ServeError {
                 write!(f, "can't listen to {address}: ")?;
                 write_refused(f, address, source)
             }
+            Self::Died(trouble) => write!(f, "{trouble}"),
+            Self::ApiEnded(None) => f.write_str("the API has ended by itself; report this bug"),
+            Self::ApiEnded(Some(error)) => write!(f, "the API has ended by itself: {error}; report this bug"),
             Self::System(error) => write!(f, "the system refused: {}", Refused(error)),
         }
     }
@@ -341,6 +370,8 @@ impl std::error::Error for ServeError {
             Self::Postgres(error) => Some(error),
             Self::Clients(error) => Some(error),
             Self::Bus(error) => Some(error),
+            Self::ApiEnded(Some(error)) => Some(error),
+            Self::Died(_) | Self::ApiEnded(None) => None,
             Self::Api { source, .. } | Self::System(source) => Some(source),
         }
     }

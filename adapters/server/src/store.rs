@@ -20,11 +20,11 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use entity_sync_core::EntityKey;
-use entity_sync_mio::Refused;
+use entity_sync_mio::{Health, Refused};
 use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
@@ -74,6 +74,7 @@ pub struct Store {
     writes: RwLock<Option<Sender<Write>>>,
     waiting: Arc<Semaphore>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    health: Health,
 }
 
 impl Store {
@@ -89,6 +90,19 @@ impl Store {
     /// # Errors
     /// When there is no such directory, when the file is not ours, or when it can't be written.
     pub fn open(location: &Location, on_commit: impl Fn(&[EntityKey]) + Send + 'static) -> Result<Self, StoreError> {
+        Self::open_with(location, &Health::default(), on_commit)
+    }
+
+    /// As [`open`](Self::open), and reports to `health` when one of its threads dies. Without the one that writes, nothing
+    /// can be written any more; those that read start again.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_with(
+        location: &Location,
+        health: &Health,
+        on_commit: impl Fn(&[EntityKey]) + Send + 'static,
+    ) -> Result<Self, StoreError> {
         let connection = Arc::new(Mutex::new(database::open(location)?));
         let readers = match location {
             Location::File(path) => Some(Readers::open(path, READERS)?),
@@ -97,12 +111,11 @@ impl Store {
         let (sender, writes) = bounded(WAITING_KIB / LEAST_KIB);
         let queues = Arc::<Queues>::default();
         let writer = Writer::new(Arc::clone(&connection), on_commit, writes, Arc::clone(&queues))?;
-        let thread = thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|error| StoreError::Other {
+        let thread = entity_sync_runtime::spawn("store-writer", health, move || writer.run()).map_err(|error| {
+            StoreError::Other {
                 reason: Refused(&error).to_string(),
-            })?;
+            }
+        })?;
         Ok(Self {
             connection,
             readers,
@@ -110,6 +123,7 @@ impl Store {
             writes: RwLock::new(Some(sender)),
             waiting: Arc::new(Semaphore::new(WAITING_KIB)),
             writer: Mutex::new(Some(thread)),
+            health: health.clone(),
         })
     }
 
@@ -185,7 +199,7 @@ impl Store {
             return Ok(());
         };
         // `on_commit` may have held the store's last handle, and no thread can wait for itself.
-        if thread.thread().id() == thread::current().id() {
+        if thread.thread().id() == std::thread::current().id() {
             return Ok(());
         }
         thread.join().map_err(|_| StoreError::WriterGone)?;

@@ -22,6 +22,7 @@ fn pool(threads: usize, hung_after: Duration, max_hung: usize) -> Pool {
         hung_after,
         max_hung,
         name,
+        ..PoolConfig::default()
     })
     .expect("threads")
 }

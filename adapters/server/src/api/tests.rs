@@ -1,7 +1,11 @@
+use std::sync::atomic::Ordering;
+
 use http_body_util::BodyExt;
 use hyper::header::ALLOW;
 use parking_lot::Mutex;
 use serde_json::Value;
+
+use entity_sync_mio::Severity;
 
 use crate::store::Location;
 
@@ -533,4 +537,48 @@ async fn a_body_that_says_that_it_is_too_large_is_not_read() {
     let request = Request::builder().method("PUT").uri("/entities/items/1").body(Endless);
     let response = server.api.answer(request.expect("one")).await;
     assert_eq!(response.status(), 413);
+}
+
+#[tokio::test]
+async fn health_says_which_parts_are_in_trouble_and_details_only_with_the_token() {
+    let (health, store) = (Health::default(), Store::open(&Location::Memory, |_| {}));
+    let mut parts = Parts::new(Some(Arc::new(store.expect("opens"))), Arc::new(|_| Ok(())));
+    parts.health = health.clone();
+    parts.token = Token::new("0123456789abcdef0123456789abcdef");
+    let api = Api::new(parts);
+    let ask = async |path: &str, token: Option<&str>| {
+        let mut request = Request::get(path);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let answer = api
+            .answer(request.body(Full::<Bytes>::default()).expect("a request"))
+            .await;
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.expect("a body").to_bytes();
+        (status, serde_json::from_slice::<Value>(&body).expect("JSON"))
+    };
+    let token = Some("0123456789abcdef0123456789abcdef");
+    let (broker, source) = (health.part("broker"), health.part("source"));
+    broker.report(Severity::Degraded, "one of two is down");
+    for path in ["/healthz", "/readyz"] {
+        let (status, body) = ask(path, token).await;
+        assert_eq!((status, body["status"].as_str()), (200, Some("degraded")));
+        assert_eq!(body["troubles"][0]["message"], "one of two is down");
+        let (status, body) = ask(path, None).await;
+        assert_eq!((status, &body["troubles"][0]["severity"]), (200, &"degraded".into()));
+        assert!(!body.to_string().contains("broker"), "{body}");
+    }
+    source.report(Severity::NotReady, "wrong password of me@db");
+    assert_eq!(ask("/healthz", token).await.0, 200);
+    let (status, body) = ask("/readyz", token).await;
+    assert_eq!((status, &body["error"]["code"]), (503, &"not_ready".into()));
+    assert_eq!(body["error"]["message"], "source: wrong password of me@db");
+    let (status, body) = ask("/readyz", None).await;
+    assert_eq!(status, 503);
+    assert!(!body.to_string().contains("me@db"), "{body}");
+    source.report(Severity::Dead, "thread died");
+    assert_eq!(ask("/healthz", token).await.1["error"]["code"], "dead");
+    drop(source);
+    assert_eq!(ask("/readyz", token).await.0, 200);
 }

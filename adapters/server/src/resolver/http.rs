@@ -15,7 +15,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use entity_sync_mio::{Audience, EntityKey, ReadError, Request, Rows};
+use entity_sync_mio::{Audience, EntityKey, Health, Part, ReadError, Request, Rows};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -49,6 +49,8 @@ pub struct HttpReader {
     /// Rows by who may see them, with what the server called that version.
     known: Cache<(EntityKey, Audience), (HeaderValue, Vec<u8>), Weight>,
     complaints: Complaints,
+    /// Where it reports a server that can't be read.
+    part: Part,
 }
 
 #[derive(Clone)]
@@ -102,7 +104,7 @@ impl Template {
 
 impl HttpReader {
     /// Each read takes at most `limit`, and gives at most `max_bytes`. `connections` are kept for the next reads.
-    pub fn new(template: Template, limit: Duration, max_bytes: usize, connections: usize) -> Self {
+    pub fn new(template: Template, limit: Duration, max_bytes: usize, connections: usize, health: &Health) -> Self {
         let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
         let agent = Agent::config_builder()
             .http_status_as_error(false)
@@ -117,6 +119,7 @@ impl HttpReader {
             .tls_config(tls)
             .build();
         Self {
+            part: health.part(format!("source {template:?}")),
             agent: agent.into(),
             template,
             max_bytes,
@@ -199,6 +202,7 @@ impl fmt::Debug for HttpReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpReader")
             .field("template", &self.template)
+            .field("part", &self.part)
             .finish_non_exhaustive()
     }
 }

@@ -29,7 +29,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use entity_sync_mio::{Refused, Reply, Request, Resolver};
+use entity_sync_mio::{Health, Refused, Reply, Request, Resolver};
+use entity_sync_runtime::restart;
 use tokio::sync::oneshot;
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
@@ -41,6 +42,8 @@ use session::Session;
 
 /// Connections that read, for each database.
 const CONNECTIONS: usize = 4;
+/// After a task died, before it begins again.
+const REST: Duration = Duration::from_millis(100);
 /// How long a connection may take to come about.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -87,6 +90,8 @@ struct Shared {
     queue: Queue,
     counts: Counts,
     complaints: Complaints,
+    /// Where it reports a database that can't be read or heard, and tasks that die.
+    health: Health,
 }
 
 /// Why a database can't be used as it was said.
@@ -109,12 +114,13 @@ impl Postgres {
     ///
     /// # Errors
     /// [`PostgresError`].
-    pub fn start(plan: Plan, listener: Option<Listener>) -> Result<Self, PostgresError> {
+    pub fn start(plan: Plan, listener: Option<Listener>, health: Health) -> Result<Self, PostgresError> {
         let shared = Arc::new(Shared {
             plan,
             queue: Queue::default(),
             counts: Counts::default(),
             complaints: Complaints::default(),
+            health: health.clone(),
         });
         let tls = session::tls(&shared.plan.dsn.0).map_err(PostgresError::System)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -124,23 +130,31 @@ impl Postgres {
         runtime.block_on(check(&shared, tls.clone()))?;
         let (stop, stopped) = oneshot::channel();
         let of_thread = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("postgres".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    for _ in 0..CONNECTIONS {
-                        tokio::spawn(batch::work(of_thread.clone(), tls.clone()));
-                    }
-                    if let Some(listener) = listener {
-                        tokio::spawn(listen::listen(of_thread.clone(), listener, tls));
-                    }
-                    // An error means that the sender is gone, which is the end as well.
-                    let _ = stopped.await;
-                });
-                // Tasks end with their runtime.
-                runtime.shutdown_background();
-            })
-            .map_err(PostgresError::System)?;
+        let thread = entity_sync_runtime::spawn("postgres", &health, move || {
+            runtime.block_on(async {
+                let pause = || tokio::time::sleep(REST);
+                for number in 0..CONNECTIONS {
+                    let (shared, tls) = (of_thread.clone(), tls.clone());
+                    tokio::spawn(async move {
+                        let work = || batch::work(shared.clone(), tls.clone());
+                        // Reads that it had fail, and are tried again.
+                        restart(format!("postgres-{number}"), &shared.health, work, pause).await;
+                    });
+                }
+                if let Some(listener) = listener {
+                    tokio::spawn(async move {
+                        let listen = || listen::listen(of_thread.clone(), &listener, tls.clone());
+                        // All is read again once it hears again.
+                        restart("postgres-listen", &of_thread.health, listen, pause).await;
+                    });
+                }
+                // An error means that the sender is gone, which is the end as well.
+                let _ = stopped.await;
+            });
+            // Tasks end with their runtime.
+            runtime.shutdown_background();
+        })
+        .map_err(PostgresError::System)?;
         Ok(Self {
             shared,
             stop: Some(stop),

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Weak};
-use std::thread;
 
 use entity_sync_core::{ReadError, Request, Rows};
 use entity_sync_mio::{Reply, Resolver};
@@ -38,11 +37,10 @@ impl StoreResolver {
     /// When the system gives none. Those that were started end again.
     pub fn new(store: &Arc<Store>) -> io::Result<Self> {
         let resolver = Self(Arc::new(Queue::new(THREADS)));
+        let health = store.health.clone();
         for _ in 0..THREADS {
             let (store, queue) = (Arc::downgrade(store), resolver.0.clone());
-            thread::Builder::new()
-                .name("store-reader".to_owned())
-                .spawn(move || work(&store, &queue))?;
+            entity_sync_runtime::spawn_restarting("store-reader", &health, move || work(&store, &queue))?;
         }
         store.queues.add(&resolver.0);
         Ok(resolver)

@@ -1,6 +1,7 @@
 use std::fs;
 use std::future::Future;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;

@@ -67,7 +67,7 @@ impl Origin {
 
     fn reader(&self, path: &str, max_bytes: usize) -> HttpReader {
         let template = format!("http://{}{path}", self.address).parse().expect("a template");
-        HttpReader::new(template, LIMIT, max_bytes, 4)
+        HttpReader::new(template, LIMIT, max_bytes, 4, &Health::default())
     }
 
     fn asked(&self) -> Vec<[String; 3]> {
@@ -184,7 +184,13 @@ fn what_is_too_long_too_slow_or_gone_is_tried_again() {
         Err(ReadError::Failed),
     );
     same(reader.read(&request("slow", "")), Err(ReadError::Failed));
-    let nobody = HttpReader::new("http://127.0.0.1:1/{id}".parse().expect("good"), LIMIT, 10, 1);
+    let nobody = HttpReader::new(
+        "http://127.0.0.1:1/{id}".parse().expect("good"),
+        LIMIT,
+        10,
+        1,
+        &Health::default(),
+    );
     same(nobody.read(&request("1", "")), Err(ReadError::Failed));
 }
 

@@ -27,10 +27,12 @@ pub struct Listener {
 }
 
 /// Hears for ever, with whatever connection there is.
-pub(super) async fn listen(shared: Arc<Shared>, listener: Listener, tls: Tls) {
+pub(super) async fn listen(shared: Arc<Shared>, listener: &Listener, tls: Tls) {
     let mut wait = RETRY.0;
+    // After a panic it says otherwise.
+    shared.counts.listening.store(0, Ordering::Relaxed);
     loop {
-        match begin(&shared, &listener, tls.clone()).await {
+        match begin(&shared, listener, tls.clone()).await {
             Ok(session) => {
                 wait = RETRY.0;
                 shared.counts.listening.store(1, Ordering::Relaxed);
