@@ -31,7 +31,7 @@ pub struct Config {
     pub pass_through: PassThrough,
     /// What is done with clients' misdeeds, besides counting them: written to a log, usually.
     pub on_incident: Option<OnIncident>,
-    /// Of those, how many a shard tells in one second.
+    /// How many of each kind of those a shard tells in one second.
     pub max_incidents_per_second: u32,
     /// Open connections, on all shards together.
     pub max_connections: usize,

@@ -128,7 +128,7 @@ counters! {
         rejected_messages,
         /// Client messages passed to the application.
         passed_messages,
-        /// Calls of the application's handlers, of messages and of incidents, that panicked.
+        /// Calls of the application's handlers that panicked: of messages, of incidents, of audiences and of the date.
         handler_panics,
         /// Subscriptions refused: too many, too long a key, or an entity that is not registered.
         refused_subscriptions,

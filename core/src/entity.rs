@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub enum AudienceRule {
     /// All.
     Public,
     /// Those for whom this gives the same audience. It is asked before the read and must always give the same answer for
-    /// the same arguments.
+    /// the same arguments. Where it panics, the subscription is refused, or ends.
     Custom(AudienceOf),
 }
 
@@ -120,12 +121,14 @@ impl Default for EntityOptions {
 }
 
 impl AudienceRule {
-    pub(crate) fn audience_of(&self, key: &EntityKey, secret: &Arc<str>) -> Audience {
-        match self {
+    /// `None` if the application's rule panics.
+    pub(crate) fn audience_of(&self, key: &EntityKey, secret: &Arc<str>) -> Option<Audience> {
+        Some(match self {
             Self::BySecret => Audience::Secret(secret.clone()),
             Self::Public => Audience::Public,
-            Self::Custom(rule) => rule(key, secret),
-        }
+            // It is shown nothing that could be half changed.
+            Self::Custom(rule) => catch_unwind(AssertUnwindSafe(|| rule(key, secret))).ok()?,
+        })
     }
 }
 

@@ -1,12 +1,10 @@
-//! [`Incident`]: what a client did wrong, told to the application for its log, at a limited rate. The counters have all of
-//! it.
+//! [`Incident`]: what a client did wrong, told to the application for its log, at a limited rate for each
+//! kind. The counters have all of it.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::client::ClientId;
-use crate::time::Timestamp;
 use crate::wire::WireError;
 
 /// Something that a client did wrong.
@@ -17,7 +15,7 @@ pub struct Incident {
     pub client: ClientId,
     /// What.
     pub what: Misdeed,
-    /// How many incidents of the same shard were not told since the one before, as there were too many.
+    /// How many of the same kind, of the same shard, were not told since the one before, as there were too many.
     pub untold: u64,
 }
 
@@ -46,26 +44,16 @@ pub enum Misdeed {
 /// What the application does with incidents. It is called on the thread of the connection, which must not block.
 pub type OnIncident = Arc<dyn Fn(&Incident) + Send + Sync>;
 
-/// Counts what was told in the present second.
-#[derive(Default)]
-pub(crate) struct Limiter {
-    since: Timestamp,
-    told: u32,
-    untold: u64,
-}
-
-impl Limiter {
-    /// Whether another incident may be told, and how many were not since the last one.
-    pub(crate) fn admit(&mut self, now: Timestamp, per_second: u32) -> Option<u64> {
-        if now.since(self.since) >= Duration::from_secs(1) {
-            (self.since, self.told) = (now, 0);
+impl Misdeed {
+    /// What has its own share of the log.
+    pub(crate) fn kind(&self) -> u8 {
+        match self {
+            Self::RejectedMessage(_) => 0,
+            Self::Violation { .. } => 1,
+            Self::FixedSecret => 2,
+            Self::RefusedSubscription => 3,
+            Self::FellBehind => 4,
         }
-        if self.told >= per_second {
-            self.untold += 1;
-            return None;
-        }
-        self.told += 1;
-        Some(std::mem::take(&mut self.untold))
     }
 }
 
@@ -74,7 +62,7 @@ impl fmt::Display for Incident {
         write!(f, "client {}: {}", self.client, self.what)?;
         match self.untold {
             0 => Ok(()),
-            untold => write!(f, " ({untold} more incidents were not told)"),
+            untold => write!(f, " ({untold} more like it were not told)"),
         }
     }
 }
@@ -89,23 +77,5 @@ impl fmt::Display for Misdeed {
             Self::RefusedSubscription => f.write_str("subscription refused: too many, too long, or no known entity"),
             Self::FellBehind => f.write_str("closed with 1013: it fell behind"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn so_many_in_a_second_and_the_rest_is_counted() {
-        let mut limiter = Limiter::default();
-        let at = |ms| Timestamp::START + Duration::from_millis(ms);
-        assert_eq!(limiter.admit(at(10), 2), Some(0));
-        assert_eq!(limiter.admit(at(20), 2), Some(0));
-        assert_eq!(limiter.admit(at(30), 2), None);
-        assert_eq!(limiter.admit(at(999), 2), None);
-        assert_eq!(limiter.admit(at(1500), 2), Some(2));
-        assert_eq!(limiter.admit(at(1500), 2), Some(0));
-        assert_eq!(limiter.admit(at(9999), 0), None);
     }
 }

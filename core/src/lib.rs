@@ -62,6 +62,7 @@ mod hash;
 mod incident;
 mod key;
 mod latency;
+mod log_quota;
 #[cfg(all(test, loom))]
 mod models;
 mod node;
@@ -87,6 +88,7 @@ pub use hash::Seed;
 pub use incident::{Incident, Misdeed, OnIncident};
 pub use key::{EntityKey, KeyTooLong, MAX_KEY_BYTES};
 pub use latency::{LATENCY_BOUNDS, LatencyCounts};
+pub use log_quota::LogQuota;
 pub use node::{Node, UnknownEntity, Wakes};
 pub use outbox::Chunk;
 pub use resolve::{Audience, ReadError, Reply, Request, Resolve};

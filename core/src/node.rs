@@ -96,7 +96,7 @@ impl Node {
     /// Makes a node and its shards, one for each waker. A waker is called when its shard has outputs that it didn't
     /// cause itself; [`Waker::noop`] serves an embedder that polls anyway.
     ///
-    /// The first shard also keeps the node's time: it must be driven for as long as the node is used.
+    /// The first shard that has not been dropped also keeps the node's time: it must be driven for as long as the node is used.
     pub fn new(config: Config, resolver: Arc<dyn Resolve>, wakers: Vec<Waker>) -> (Self, Vec<Shard>) {
         let seed = config.seed;
         let shards = wakers.len() as u32;
@@ -253,10 +253,10 @@ impl Node {
         (0..STRIPES).map(|number| self.lock(number).flights.len()).sum()
     }
 
-    /// Whether reads wait to be handed to the resolver by the first shard. For simulations.
+    /// Whether reads wait to be handed to the resolver by the shard that keeps the time. For simulations.
     #[doc(hidden)]
     pub fn has_waiting_reads(&self) -> bool {
-        self.0.ports.first().is_some_and(Port::has_starts)
+        self.timekeeper().is_some_and(Port::has_starts)
     }
 
     /// Panics unless the tables agree with each other. For tests and simulations; it visits everything.
@@ -367,6 +367,40 @@ impl Node {
         });
         self.hand_over(now, starts);
         any
+    }
+
+    /// Whether this shard is the one that calls [`Self::handle_timeout`] and begins reads on a fresh stack: the first that has not
+    /// been dropped.
+    pub(crate) fn is_timekeeper(&self, shard: u32) -> bool {
+        let earlier = self.0.ports.iter().take(shard as usize);
+        earlier.into_iter().all(Port::is_gone)
+    }
+
+    fn timekeeper(&self) -> Option<&Port> {
+        self.0.ports.iter().find(|it| !it.is_gone())
+    }
+
+    /// A shard is dropped. What it had still to do for the node is for the next timekeeper.
+    ///
+    /// Whoever sets a deadline looks for the timekeeper afterwards. If that finds this shard, it was not gone yet, and the
+    /// wake-up below comes later.
+    pub(crate) fn retire(&self, shard: u32) {
+        let Some(port) = self.0.ports.get(shard as usize) else {
+            return;
+        };
+        self.start_later(port.retire());
+        if let Some(next) = self.timekeeper() {
+            next.wake();
+        }
+    }
+
+    /// Leaves reads to the timekeeper. Without any shard nobody is subscribed, and they are dropped.
+    fn start_later(&self, mut starts: Starts) {
+        while !starts.is_empty()
+            && let Some(port) = self.timekeeper()
+        {
+            port.start(&mut starts);
+        }
     }
 
     /// Leaves a command for a shard.

@@ -351,12 +351,26 @@ impl Handle {
     ///
     /// # Errors
     /// [`AdoptError`], with the connection in it.
-    pub fn adopt(&self, adopted: Adopted) -> Result<(), AdoptError> {
-        let number = self.next_door.fetch_add(1, Ordering::Relaxed) % self.doors.len();
-        let door = &self.doors[number];
-        door.inbox.push(adopted)?;
-        door.waker.wake_by_ref();
-        Ok(())
+    pub fn adopt(&self, mut adopted: Adopted) -> Result<(), AdoptError> {
+        let first = self.next_door.fetch_add(1, Ordering::Relaxed);
+        for number in 0..self.doors.len() {
+            let door = &self.doors[first.wrapping_add(number) % self.doors.len()];
+            match door.inbox.push(adopted) {
+                Ok(()) => {
+                    door.waker.wake_by_ref();
+                    return Ok(());
+                }
+                // Its reactor has died; another one may go on.
+                Err(error) if matches!(error.reason, AdoptFailure::Stopped) => {
+                    adopted = error.adopted;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(AdoptError {
+            adopted,
+            reason: AdoptFailure::Stopped,
+        })
     }
 
     /// A shard for an event loop of yours, for connections that can't be [adopted](Self::adopt) because they are more than

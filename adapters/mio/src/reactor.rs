@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -133,8 +134,8 @@ impl Reactor {
             match self.poll.poll(&mut events, self.timeout(is_done)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // The epoll instance itself is broken, which no waiting mends.
-                Err(_) => return,
+                // The epoll instance itself is broken, which no waiting mends: whoever supervises the thread reports it.
+                Err(error) => resume_unwind(Box::new(format!("its events can't be waited for: {error}"))),
             }
             count(&self.counters.turns);
             self.note(&events);

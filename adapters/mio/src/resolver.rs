@@ -1,6 +1,7 @@
 //! The application's side of a read, with the clock filled in.
 
-use entity_sync_core::{ReadError, Request, Resolve, RowError, Rows, Wakes};
+use entity_sync_core::{EntityKey, ReadError, Request, Resolve, RowError, Rows, Wakes};
+use entity_sync_runtime::LogLimit;
 use tracing::Span;
 
 use crate::clock::Clock;
@@ -32,6 +33,9 @@ impl<F: Fn(Request, Reply) + Send + Sync> Resolver for F {
     }
 }
 
+/// Rows that can't be sent, by what is wrong with them.
+static BAD_ROWS: LogLimit = LogLimit::new();
+
 /// So many answers are given before the reactors are woken for them, which then write while the next are given.
 const ANSWERS_PER_WAKE: usize = 64;
 
@@ -41,6 +45,8 @@ const ANSWERS_PER_WAKE: usize = 64;
 pub struct Reply {
     inner: entity_sync_core::Reply,
     clock: Clock,
+    /// For the log.
+    key: EntityKey,
     /// From the read's beginning to its answer.
     span: Span,
 }
@@ -84,9 +90,26 @@ impl Reply {
         self.span.in_scope(|| match (&sent, failed) {
             (Ok(()), None) => tracing::debug!("answered"),
             (Ok(()), Some(error)) => tracing::debug!(%error, "no rows"),
-            (Err(error), _) => tracing::warn!(%error, "the rows can't be sent"),
+            (Err(error), _) => warn(&self.key, error),
         });
         sent
+    }
+}
+
+fn warn(key: &EntityKey, error: &RowError) {
+    let kind = match error {
+        RowError::NotUtf8 { .. } => "not UTF-8",
+        RowError::TooMany { .. } => "too many",
+        _ => "too long",
+    };
+    if let Some(untold) = BAD_ROWS.of_kind(kind) {
+        let (entity, id) = (key.entity(), key.id());
+        tracing::warn!(
+            entity,
+            id,
+            untold,
+            "the rows can't be sent, and are read again later: {error}"
+        );
     }
 }
 
@@ -104,6 +127,7 @@ impl<R: Resolver> Resolve for Clocked<R> {
         let reply = Reply {
             inner: reply,
             clock: self.clock,
+            key: key.clone(),
             span: span.clone(),
         };
         span.in_scope(|| self.resolver.resolve(request, reply));

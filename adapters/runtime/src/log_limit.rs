@@ -1,14 +1,18 @@
 //! [`LogLimit`]: what may happen often is logged now and then.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use entity_sync_core::{LogQuota, Timestamp};
 use parking_lot::Mutex;
 
 /// How often, at most.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets a line into the log every ten seconds at most, and counts the others. One of these serves one kind of line:
-/// otherwise a line that comes all the time would silence another one that comes once.
+/// Lets a line of each kind into the log every ten seconds at most, and counts the others: a [`LogQuota`] for any thread.
+///
+/// A line that comes all the time must not silence another one that comes once. So they are of different kinds, or have a
+/// limit each.
 ///
 /// ```
 /// use entity_sync_runtime::LogLimit;
@@ -16,42 +20,35 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// let limit = LogLimit::default();
 /// assert_eq!(limit.happened(), Some(0)); // to be logged
 /// assert_eq!(limit.happened(), None); // not now; the next line will say that there was one more
+/// assert_eq!(limit.of_kind("bad row"), Some(0)); // another line
 /// ```
-#[derive(Debug, Default)]
-pub struct LogLimit(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    last: Option<Instant>,
-    skipped: u64,
-}
+#[derive(Debug)]
+pub struct LogLimit(Mutex<LogQuota<String>>);
 
 impl LogLimit {
-    /// It has happened. If it is to be logged now: how often it has happened without being logged.
-    pub fn happened(&self) -> Option<u64> {
-        self.happened_at(Instant::now())
+    /// One that has logged nothing yet.
+    pub const fn new() -> Self {
+        Self(Mutex::new(LogQuota::new(1, INTERVAL)))
     }
 
-    fn happened_at(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock();
-        if state.last.is_some_and(|last| now.duration_since(last) < INTERVAL) {
-            state.skipped += 1;
-            return None;
-        }
-        state.last = Some(now);
-        Some(std::mem::take(&mut state.skipped))
+    /// It has happened. If it is to be logged now: how often it has happened without being logged.
+    pub fn happened(&self) -> Option<u64> {
+        self.of_kind("")
+    }
+
+    /// As [`happened`](Self::happened), where there are several kinds of it, such as one for each server.
+    pub fn of_kind(&self, kind: &str) -> Option<u64> {
+        self.0.lock().happened(now(), kind)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn it_says_what_it_has_not_said() {
-        let start = Instant::now();
-        let limit = LogLimit::default();
-        let said = [0, 1, 9, 10, 21].map(|it| limit.happened_at(start + Duration::from_secs(it)));
-        assert_eq!(said, [Some(0), None, None, Some(2), Some(0)]);
+impl Default for LogLimit {
+    fn default() -> Self {
+        Self::new()
     }
+}
+
+fn now() -> Timestamp {
+    static START: OnceLock<Instant> = OnceLock::new();
+    Timestamp::after_start(START.get_or_init(Instant::now).elapsed())
 }

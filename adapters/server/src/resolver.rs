@@ -6,9 +6,8 @@ pub mod postgres;
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use entity_sync_runtime::LogLimit;
 
 use http::Template;
 use postgres::Dsn;
@@ -103,32 +102,16 @@ impl fmt::Display for SourceError {
 
 impl std::error::Error for SourceError {}
 
-/// Says in the log what goes wrong, once a second at most: a store that is down fails every read.
+/// Says in the log what goes wrong with a source, each kind of trouble at a limited rate: a database that is down fails every
+/// read.
 #[derive(Debug, Default)]
-struct Complaints(Mutex<Told>);
-
-#[derive(Debug, Default)]
-struct Told {
-    last: Option<Instant>,
-    untold: u64,
-}
+struct Complaints(LogLimit);
 
 impl Complaints {
-    fn tell(&self, what: impl fmt::Display) {
-        let untold = {
-            let mut told = self.0.lock();
-            let now = Instant::now();
-            if told
-                .last
-                .is_some_and(|last| now.duration_since(last) < Duration::from_secs(1))
-            {
-                told.untold += 1;
-                return;
-            }
-            told.last = Some(now);
-            std::mem::take(&mut told.untold)
-        };
-        tracing::warn!(untold, "{what}");
+    fn tell(&self, kind: &str, what: impl fmt::Display) {
+        if let Some(untold) = self.0.of_kind(kind) {
+            tracing::warn!(untold, "{what}");
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use super::{Start, Wakes};
+use super::{Start, Starts, Wakes};
 use crate::client::{Command, SendError};
 use crate::flights::FlightId;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
@@ -13,6 +13,8 @@ pub(crate) struct Port {
     inbox: Mutex<Inbox>,
     /// The shard will look at the inbox without being woken, or somebody is about to wake it.
     pending: AtomicBool,
+    /// The shard was dropped. Set under the inbox's lock.
+    is_gone: AtomicBool,
     waker: Waker,
 }
 
@@ -34,6 +36,7 @@ impl Port {
         Self {
             inbox: Mutex::new(Inbox::default()),
             pending: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
             waker,
         }
     }
@@ -52,6 +55,9 @@ impl Port {
     pub(super) fn command(&self, command: Command, limit: usize) -> Result<(), SendError> {
         {
             let mut inbox = lock(&self.inbox);
+            if self.is_gone() {
+                return Ok(());
+            }
             if let Command::Send { frame, .. } = &command {
                 let waiting = inbox.message_bytes;
                 if waiting > 0 && waiting + frame.len() > limit {
@@ -65,10 +71,27 @@ impl Port {
         Ok(())
     }
 
-    /// Leaves reads to be begun.
-    pub(super) fn start(&self, starts: impl IntoIterator<Item = Start>) {
-        lock(&self.inbox).starts.extend(starts);
+    /// Leaves reads to be begun, unless the shard is gone: then they stay where they are.
+    pub(super) fn start(&self, starts: &mut Starts) {
+        {
+            let mut inbox = lock(&self.inbox);
+            if self.is_gone() {
+                return;
+            }
+            inbox.starts.extend(starts.drain(..));
+        }
         self.wake();
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::SeqCst)
+    }
+
+    /// The shard is dropped: nothing is left here any more. Gives the reads that were.
+    pub(super) fn retire(&self) -> Starts {
+        let mut inbox = lock(&self.inbox);
+        self.is_gone.store(true, Ordering::SeqCst);
+        std::mem::take(&mut *inbox).starts.into()
     }
 
     pub(super) fn has_starts(&self) -> bool {

@@ -100,13 +100,13 @@ impl Node {
         }
         if read.depth < MAX_DEPTH {
             self.hand_over(now, starts);
-        } else if let Some(port) = self.0.ports.first() {
-            port.start(starts);
+        } else {
+            self.start_later(starts);
         }
         bad_rows
     }
 
-    /// When the first shard has to call [`Self::handle_timeout`].
+    /// When the timekeeper has to call [`Self::handle_timeout`].
     pub(crate) fn poll_timeout(&self) -> Option<Timestamp> {
         let deadline = self.0.deadline.load(Ordering::SeqCst);
         (deadline != NEVER).then_some(Timestamp::from_nanos(deadline))
@@ -297,11 +297,11 @@ impl Node {
         }
     }
 
-    /// Sees to it that the first shard calls [`Self::handle_timeout`] at `deadline` or before.
+    /// Sees to it that the timekeeper calls [`Self::handle_timeout`] at `deadline` or before.
     fn wake_by(&self, deadline: Timestamp) {
         let deadline = deadline.as_nanos();
         if self.0.deadline.fetch_min(deadline, Ordering::SeqCst) > deadline
-            && let Some(port) = self.0.ports.first()
+            && let Some(port) = self.timekeeper()
         {
             port.wake();
         }

@@ -64,6 +64,7 @@ struct Setup {
     queue: Arc<Queue>,
     /// One for each shard.
     woken: [Arc<Woken>; 2],
+    _shards: Vec<Shard>,
 }
 
 impl Setup {
@@ -80,8 +81,13 @@ impl Setup {
         let queue = Arc::new(Queue::default());
         let woken = [Arc::default(), Arc::default()];
         let wakers = woken.iter().map(|woken: &Arc<Woken>| Waker::from(woken.clone()));
-        let (node, _) = Node::new(config, queue.clone(), wakers.collect());
-        Self { node, queue, woken }
+        let (node, _shards) = Node::new(config, queue.clone(), wakers.collect());
+        Self {
+            node,
+            queue,
+            woken,
+            _shards,
+        }
     }
 
     fn join(&self, shard: u32, id: &str, audience: &Audience) -> FlightId {
@@ -581,4 +587,47 @@ fn a_dropped_reply_fails_at_the_latest_time_that_is_known() {
     assert!((first / 2..=first).contains(&retry.since(at(3))), "{retry:?}");
     it.node.handle_timeout(retry);
     assert_eq!(it.queue.len(), 1);
+}
+
+#[test]
+fn reads_that_wait_for_a_shard_that_is_dropped_begin_on_another() {
+    let resolver = Arc::new(AtOnce::default());
+    let woken = Arc::<Woken>::default();
+    let wakers = vec![Waker::noop().clone(), Waker::from(woken.clone())];
+    let (node, mut shards) = Node::new(gated(1), resolver.clone(), wakers);
+    for id in 0..100 {
+        let key = key(&id.to_string());
+        node.join(1, topic(0), &key, &Audience::Public);
+        node.notify(at(0), &key).unwrap();
+    }
+    let first = lock(&resolver.first).take().expect("a read");
+    first.send(at(0), Ok(Rows::one("x"))).unwrap();
+    assert!(node.has_waiting_reads());
+    let before = woken.get();
+    let mut inbox = Inbox::default();
+    // So that it sleeps.
+    while node.take_inbox(at(0), 1, &mut inbox) {
+        inbox.marks.clear();
+    }
+    drop(shards.remove(0));
+    assert!(woken.get() > before, "the second shard sleeps on");
+    while node.has_waiting_reads() {
+        node.take_inbox(at(0), 1, &mut inbox);
+        inbox.marks.clear();
+    }
+    assert_eq!((counts(&node), resolver.calls.load(Ordering::SeqCst)), ((0, 0), 100));
+    // Nothing is kept for the one that is gone.
+    let frame = bytes::Bytes::from_static(b"x");
+    for _ in 0..10 {
+        let whose = Whose::Topic(topic(0));
+        node.command(
+            0,
+            Command::Close {
+                whose,
+                frame: frame.clone(),
+            },
+        )
+        .unwrap();
+    }
+    assert!(!node.take_inbox(at(0), 0, &mut inbox));
 }

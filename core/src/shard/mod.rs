@@ -22,6 +22,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -30,8 +31,9 @@ use crate::client::ClientId;
 use crate::counters::ShardCounters;
 use crate::flights::Delivery;
 use crate::hash::Seed;
-use crate::incident::{Incident, Limiter, Misdeed};
+use crate::incident::{Incident, Misdeed};
 use crate::latency::Latency;
+use crate::log_quota::LogQuota;
 use crate::node::{Inbox, Node};
 use crate::slots::Slots;
 use crate::subscriptions::{Left, Standing, Subscriptions};
@@ -76,7 +78,8 @@ pub struct Shard {
     no_secret: Arc<str>,
     counters: Arc<ShardCounters>,
     latency: Latency,
-    incidents: Limiter,
+    /// By [`Misdeed::kind`].
+    incidents: LogQuota<u8>,
 }
 
 enum Ending {
@@ -87,6 +90,7 @@ enum Ending {
 impl Shard {
     pub(crate) fn new(node: Node, index: u32, seed: Seed) -> Self {
         let timers = Timers::new(node.config());
+        let per_second = node.config().max_incidents_per_second;
         let counters = node.counters_of(index);
         let latency = Latency::new(node.latency_of(index));
         Self {
@@ -105,7 +109,7 @@ impl Shard {
             no_secret: Arc::from(""),
             counters,
             latency,
-            incidents: Limiter::default(),
+            incidents: LogQuota::new(per_second, Duration::from_secs(1)),
         }
     }
 
@@ -339,9 +343,9 @@ impl Shard {
         self.latency.advance(self.now);
     }
 
-    /// The first shard also looks after the time limits of reads.
+    /// One shard also looks after the time limits of reads.
     fn keeps_time(&self) -> bool {
-        self.index == 0
+        self.node.is_timekeeper(self.index)
     }
 
     /// Lists a connection for flushing, if it has anything to send and may send it.
@@ -369,15 +373,13 @@ impl Shard {
 
     /// Tells the application what a client did wrong, unless there is too much of it.
     fn tell(&mut self, conn: ConnId, what: impl FnOnce() -> Misdeed) {
-        let config = self.node.config();
-        if let Some(on_incident) = &config.on_incident
-            && let Some(untold) = self.incidents.admit(self.now, config.max_incidents_per_second)
-        {
-            let incident = Incident {
-                client: self.client_id(conn),
-                what: what(),
-                untold,
-            };
+        let client = self.client_id(conn);
+        let Some(on_incident) = &self.node.config().on_incident else {
+            return;
+        };
+        let what = what();
+        if let Some(untold) = self.incidents.happened(self.now, &what.kind()) {
+            let incident = Incident { client, what, untold };
             if catch_unwind(AssertUnwindSafe(|| on_incident(&incident))).is_err() {
                 self.counters.handler_panics.add_alone(1);
             }
@@ -479,7 +481,8 @@ impl Shard {
 }
 
 impl Drop for Shard {
-    /// Other shards may go on: they must not be owed reads, or rows kept, for this one's sake.
+    /// Other shards may go on, as when this one's thread has died: they must not be owed reads, or rows kept, for its sake, and
+    /// one of them keeps the node's time if this one did.
     fn drop(&mut self) {
         for topic in self.subscriptions.topics() {
             self.node.leave(self.now, self.index, topic.flight);
@@ -494,6 +497,7 @@ impl Drop for Shard {
         self.counters.closed.add_alone(self.conns.len() as u64);
         self.counters.connections.set(0);
         self.counters.subscriptions.set(0);
+        self.node.retire(self.index);
     }
 }
 

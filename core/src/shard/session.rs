@@ -42,7 +42,15 @@ impl Shard {
         // A refused request may be followed by a better one on the same connection.
         while !rest.is_empty() {
             let config = self.node.config();
-            match ws::upgrade(&config.upgrade, config.http_date.as_deref(), rest) {
+            let counters = &self.counters;
+            let date = config.http_date.as_deref().map(|date| {
+                move || {
+                    let date = catch_unwind(AssertUnwindSafe(date));
+                    // A refusal can do without.
+                    date.inspect_err(|_| counters.handler_panics.add_alone(1)).ok()
+                }
+            });
+            match ws::upgrade(&config.upgrade, date.as_ref().map(|it| it as _), rest) {
                 Upgrade::Incomplete => {
                     if let Some(state) = self.conns.get_mut(conn.0) {
                         state.extra().request = rest.to_vec();
@@ -185,7 +193,10 @@ impl Shard {
             return self.refuse_subscription(conn);
         };
         let with_snapshot = options.snapshot;
-        let audience = options.audience.audience_of(&key, self.secret_of(conn));
+        let Some(audience) = options.audience.audience_of(&key, self.secret_of(conn)) else {
+            self.counters.handler_panics.add_alone(1);
+            return self.refuse_subscription(conn);
+        };
         if let Some(topic) = self.subscriptions.find(&key, &audience)
             && self.subscriptions.is_member(conn.0.index, topic)
         {
@@ -214,11 +225,24 @@ impl Shard {
         let Some(options) = self.node.options_of(key) else {
             return;
         };
-        let audience = options.audience.audience_of(key, self.secret_of(conn));
+        let Some(audience) = options.audience.audience_of(key, self.secret_of(conn)) else {
+            self.counters.handler_panics.add_alone(1);
+            // Whatever audience it has, the client wants no more of this.
+            if let Some(topic) = self.topic_of(conn, key) {
+                self.leave(conn, topic);
+            }
+            return;
+        };
         let Some(topic) = self.subscriptions.find(key, &audience) else {
             return;
         };
         self.leave(conn, topic);
+    }
+
+    /// A connection's subscription of a key, found without its audience.
+    fn topic_of(&self, conn: ConnId, key: &EntityKey) -> Option<TopicId> {
+        let mut topics = self.subscriptions.topics_of(conn.0.index);
+        topics.find(|it| self.subscriptions.topic(*it).is_some_and(|it| it.key == *key))
     }
 
     /// Ends one subscription, and drops what is queued for it.
@@ -260,7 +284,13 @@ impl Shard {
             let Some(options) = self.node.options_of(&key) else {
                 continue;
             };
-            let audience = options.audience.audience_of(&key, &secret);
+            let Some(audience) = options.audience.audience_of(&key, &secret) else {
+                // Nobody knows what it may see with the new secret.
+                self.counters.handler_panics.add_alone(1);
+                self.leave(conn, old);
+                self.refuse_subscription(conn);
+                continue;
+            };
             if audience == topic.audience {
                 continue;
             }

@@ -3,6 +3,7 @@
 mod admission;
 mod commands;
 mod messages;
+mod panics;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

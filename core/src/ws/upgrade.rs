@@ -86,8 +86,8 @@ impl HeaderFields for [Header<'_>] {
     }
 }
 
-/// The clock of day, for the `Date` field of refusals.
-pub(crate) type Date<'a> = Option<&'a (dyn Fn() -> String + Send + Sync)>;
+/// The clock of day, for the `Date` field of refusals, unless it is broken.
+pub(crate) type Date<'a> = Option<&'a dyn Fn() -> Option<String>>;
 
 /// Header fields in a request, at most. Browsers send about 20; proxies add a few.
 const MAX_HEADERS: usize = 128;
@@ -295,7 +295,9 @@ fn refusal(reason: Refusal, date: Date<'_>, keep_alive: bool, is_head: bool) -> 
     } else {
         ""
     };
-    let date = date.map(|date| format!("Date: {}\r\n", date())).unwrap_or_default();
+    let date = date
+        .and_then(|date| Some(format!("Date: {}\r\n", date()?)))
+        .unwrap_or_default();
     let connection = if keep_alive { "" } else { "Connection: close\r\n" };
     let len = reason.body().len();
     let body = if is_head { "" } else { reason.body() };

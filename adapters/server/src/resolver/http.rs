@@ -147,11 +147,13 @@ impl HttpReader {
         if let Some((version, _)) = &known {
             get = get.header(IF_NONE_MATCH, version);
         }
-        let mut response = get.call().map_err(|error| self.failed(&request.key, error))?;
+        let mut response = get.call().map_err(|error| self.failed(&request.key, "call", error))?;
         match response.status() {
             StatusCode::OK => {
                 let body = response.body_mut().with_config().limit(self.max_bytes as u64);
-                let row = body.read_to_vec().map_err(|error| self.failed(&request.key, error))?;
+                let row = body
+                    .read_to_vec()
+                    .map_err(|error| self.failed(&request.key, "body", error))?;
                 match response.headers().get(ETAG) {
                     Some(version) => self.known.insert(of, (version.clone(), row.clone())),
                     None => drop(self.known.remove(&of)),
@@ -167,18 +169,19 @@ impl HttpReader {
                     StatusCode::NO_CONTENT => Ok(Rows::none()),
                     StatusCode::NOT_FOUND | StatusCode::GONE => Err(ReadError::NotFound),
                     StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ReadError::Denied),
-                    _ => Err(self.failed(&request.key, format_args!("it answered {status}"))),
+                    _ => Err(self.failed(&request.key, status.as_str(), format_args!("it answered {status}"))),
                 }
             }
         }
     }
 
     /// Says why, without what the client is known by.
-    fn failed(&self, key: &EntityKey, why: impl fmt::Display) -> ReadError {
+    fn failed(&self, key: &EntityKey, kind: &str, why: impl fmt::Display) -> ReadError {
         let (entity, id) = (key.entity(), key.id());
-        self.complaints.tell(format_args!(
-            "{entity:?} {id:?} can't be read over HTTP: {why}; it is tried again"
-        ));
+        self.complaints.tell(
+            kind,
+            format_args!("{entity:?} {id:?} can't be read over HTTP: {why}; it is tried again"),
+        );
         ReadError::Failed
     }
 }

@@ -215,9 +215,9 @@ impl Drop for Postgres {
 }
 
 impl Shared {
-    fn complain(&self, what: impl fmt::Display) {
+    fn complain(&self, kind: &str, what: impl fmt::Display) {
         count(&self.counts.failures);
-        self.complaints.tell(what);
+        self.complaints.tell(kind, what);
     }
 }
 
@@ -230,9 +230,10 @@ async fn check(shared: &Shared, tls: session::Tls) -> Result<(), PostgresError> 
     let session = match Session::connect(shared, tls).await {
         Ok(session) => session,
         Err(error) => {
-            shared.complain(format_args!(
-                "PostgreSQL can't be reached: {error}; each read tries again"
-            ));
+            shared.complain(
+                "connect",
+                format_args!("PostgreSQL can't be reached: {error}; each read tries again"),
+            );
             return Ok(());
         }
     };

@@ -113,9 +113,10 @@ pub(super) async fn work(shared: Arc<Shared>, tls: Tls) {
             match Session::connect(&shared, tls.clone()).await {
                 Ok(connected) => session = Some(connected),
                 Err(error) => {
-                    shared.complain(format_args!(
-                        "PostgreSQL can't be reached: {error}; reads are tried again"
-                    ));
+                    shared.complain(
+                        "connect",
+                        format_args!("PostgreSQL can't be reached: {error}; reads are tried again"),
+                    );
                     failed_at = Some(Instant::now());
                     fail(replies, &ReadError::Failed);
                     continue;
@@ -221,9 +222,14 @@ fn complain(shared: &Shared, group: &Group, failure: &Failure) {
     };
     if !is_usual && failure.to_read_error() != ReadError::NotFound {
         let entity = &group.entity;
-        shared.complain(format_args!(
-            "{entity:?} can't be read from PostgreSQL: {failure}; it is tried again"
-        ));
+        let kind = match failure {
+            Failure::Refused { code, .. } => code.code(),
+            _ => "read",
+        };
+        shared.complain(
+            kind,
+            format_args!("{entity:?} can't be read from PostgreSQL: {failure}; it is tried again"),
+        );
     }
 }
 

@@ -49,13 +49,14 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: &Listener, tls: Tls) {
                     }
                 }
                 shared.counts.listening.store(0, Ordering::Relaxed);
-                shared.complain("the connection that hears PostgreSQL's notifications was lost; all is read again once there is another");
+                shared.complain("lost", "the connection that hears PostgreSQL's notifications was lost; all is read again once there is another");
             }
             Err(error) => {
                 let channel = &listener.channel;
-                shared.complain(format_args!(
-                    "can't hear PostgreSQL's notifications on {channel:?}: {error}; trying again"
-                ));
+                shared.complain(
+                    "listen",
+                    format_args!("can't hear PostgreSQL's notifications on {channel:?}: {error}; trying again"),
+                );
             }
         }
         tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
@@ -82,8 +83,11 @@ fn tell(shared: &Shared, heard: &(dyn Fn(&EntityKey) -> bool + Send + Sync), pay
     }
     count(&shared.counts.bad_notifications);
     let payload: String = payload.chars().take(100).collect();
-    shared.complaints.tell(format_args!(
-        "PostgreSQL notified of {payload:?}, which is no key of an entity: payloads are an entity and an id, such as \
-         items/100"
-    ));
+    shared.complaints.tell(
+        "payload",
+        format_args!(
+            "PostgreSQL notified of {payload:?}, which is no key of an entity: payloads are an entity and an id, such as \
+             items/100"
+        ),
+    );
 }
