@@ -291,7 +291,7 @@ impl Bench {
                     black_box(chunks);
                     Sent::All
                 }),
-                Output::Shutdown(_) | Output::Close(_) => {}
+                Output::Resume(_) | Output::Shutdown(_) | Output::Close(_) => {}
             }
         }
     }

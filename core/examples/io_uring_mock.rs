@@ -117,6 +117,8 @@ pub fn run() -> String {
                     broadcast.for_each(|conn, chunk| ring.submit(conn, &[chunk]));
                 }
                 CoreOutput::Shard(Output::Flush(flush)) => flush.write(|conn, chunks| ring.submit(conn, chunks)),
+                // Nobody is paused here, as each says little.
+                CoreOutput::Shard(Output::Resume(_)) => {}
                 CoreOutput::Shard(Output::Shutdown(conn)) => panic!("{conn:?} is sent away"),
                 CoreOutput::Shard(Output::Close(conn)) => drop(sockets.remove(&conn)),
             }

@@ -43,6 +43,9 @@ pub fn serve(
         }
         for (&conn, stream) in &mut sockets {
             core.handle(now, Input::Writable { conn });
+            if core.is_paused(conn) {
+                continue;
+            }
             let input = match stream.read(&mut buffer) {
                 Ok(0) => Input::Eof { conn },
                 Ok(n) => {
@@ -73,6 +76,8 @@ pub fn serve(
                 CoreOutput::Shard(Output::Flush(flush)) => {
                     flush.write(|conn, chunks| write(&sockets, conn, chunks));
                 }
+                // Step 1 asks each turn.
+                CoreOutput::Shard(Output::Resume(_)) => {}
                 CoreOutput::Shard(Output::Shutdown(conn)) => {
                     let _ = sockets.get(&conn).map(|stream| stream.shutdown(Shutdown::Write));
                 }

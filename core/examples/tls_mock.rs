@@ -133,6 +133,8 @@ pub fn run() -> String {
                     broadcast.for_each(|conn, chunk| write(conn, &[chunk]));
                 }
                 CoreOutput::Shard(Output::Flush(flush)) => flush.write(write),
+                // Nobody is paused here, as each says little.
+                CoreOutput::Shard(Output::Resume(_)) => {}
                 CoreOutput::Shard(Output::Shutdown(conn)) => {
                     sessions.get_mut(&conn).expect("an open connection").is_shut = true;
                 }

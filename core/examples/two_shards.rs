@@ -104,6 +104,7 @@ impl Shared {
                 match output {
                     Output::Broadcast(broadcast) => broadcast.for_each(|conn, chunk| write(conn, &[chunk])),
                     Output::Flush(flush) => flush.write(write),
+                    Output::Resume(_) => {}
                     Output::Shutdown(conn) | Output::Close(conn) => panic!("{conn:?} is sent away"),
                 }
             }

@@ -71,6 +71,9 @@ pub struct Config {
     pub upgrade_time_limit: Duration,
     /// A peer has so long to take the rest and close its side after a close frame.
     pub close_time_limit: Duration,
+    /// The most work that one connection may cause at once by what it sends, in units of about a short message. What it
+    /// sends beyond waits for its next turn, and it isn't read from until then, so that it holds up nobody else.
+    pub input_budget: usize,
     /// The most members that one [`Broadcast`](crate::Broadcast) visits, so that a large audience doesn't hold up a
     /// driver's turn.
     pub broadcast_budget: usize,
@@ -106,6 +109,7 @@ impl Config {
             dead_after: Duration::from_secs(60),
             upgrade_time_limit: Duration::from_secs(10),
             close_time_limit: Duration::from_secs(5),
+            input_budget: 256,
             broadcast_budget: 1_024,
         }
     }

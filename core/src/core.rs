@@ -80,6 +80,11 @@ impl Core {
         self.shard.handle(now, input);
     }
 
+    /// As [`Shard::is_paused`].
+    pub fn is_paused(&self, conn: ConnId) -> bool {
+        self.shard.is_paused(conn)
+    }
+
     /// As [`Node::notify`].
     ///
     /// # Errors

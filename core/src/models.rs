@@ -187,7 +187,7 @@ impl World {
                     }
                     Sent::All
                 }),
-                Output::Shutdown(_) | Output::Close(_) => panic!("nobody leaves"),
+                Output::Resume(_) | Output::Shutdown(_) | Output::Close(_) => panic!("nobody leaves"),
             }
         }
     }

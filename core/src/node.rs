@@ -403,6 +403,12 @@ impl Node {
         }
     }
 
+    /// Whether the application wants something done on a shard that it has not taken yet, other than messages sent.
+    pub(crate) fn has_orders(&self, shard: u32) -> bool {
+        let port = self.0.ports.get(shard as usize);
+        port.is_some_and(Port::has_orders)
+    }
+
     /// Leaves a command for a shard.
     pub(crate) fn command(&self, shard: u32, command: Command) -> Result<(), SendError> {
         match self.0.ports.get(shard as usize) {

@@ -37,7 +37,7 @@ fuzz_target!(|input: (bool, Vec<Vec<u8>>)| {
                 CoreOutput::Read(_, reply) => drop(reply.send(now, Ok(Rows::none()))),
                 CoreOutput::Shard(Output::Broadcast(broadcast)) => broadcast.for_each(|_, _| Sent::All),
                 CoreOutput::Shard(Output::Flush(flush)) => flush.write(|_, _| Sent::All),
-                CoreOutput::Shard(Output::Shutdown(_)) => {}
+                CoreOutput::Shard(Output::Resume(_) | Output::Shutdown(_)) => {}
                 CoreOutput::Shard(Output::Close(closed)) => {
                     assert_eq!(closed, conn);
                     assert!(!is_closed, "closed twice");

@@ -96,6 +96,9 @@ impl Driver {
             }
             let mut reads = 0;
             loop {
+                if self.guest.shard().is_paused(conn) {
+                    break;
+                }
                 if reads == READS_PER_TURN {
                     // The rest in the next turn, so that one loud client starves nobody.
                     self.streams.list(conn);
@@ -137,6 +140,7 @@ impl Driver {
                     streams.write(conn, &[chunk])
                 }),
                 Some(Output::Flush(flush)) => flush.write(|conn, chunks| streams.write(conn, chunks)),
+                Some(Output::Resume(conn)) => streams.list(conn),
                 Some(Output::Shutdown(conn)) => streams.shut_down(conn),
                 Some(Output::Close(conn)) => {
                     streams.remove(conn);
@@ -158,6 +162,9 @@ impl Driver {
         let Some(after) = self.guest.timeout() else {
             return false;
         };
+        if after.is_zero() {
+            return true;
+        }
         let at = Instant::now() + after;
         let timer = match &mut self.timer {
             Some(timer) => {

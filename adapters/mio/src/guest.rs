@@ -94,7 +94,7 @@ impl Drop for Guest {
                 match output {
                     Output::Broadcast(broadcast) => broadcast.for_each(|_, _| entity_sync_core::Sent::Closed),
                     Output::Flush(flush) => flush.write(|_, _| entity_sync_core::Sent::Closed),
-                    Output::Shutdown(_) | Output::Close(_) => {}
+                    Output::Resume(_) | Output::Shutdown(_) | Output::Close(_) => {}
                 }
             }
             *self.place.shard.lock() = Some(shard);

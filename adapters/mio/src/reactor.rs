@@ -311,6 +311,9 @@ impl Reactor {
     fn read_from(&mut self, conn: ConnId) -> bool {
         let now = self.clock.now();
         for _ in 0..READS_PER_TURN {
+            if self.shard.is_paused(conn) {
+                return false;
+            }
             let input = match self.sockets.read(conn, &mut self.buffer) {
                 Ok(None) => return false,
                 Ok(Some(0)) => Input::Eof { conn },
@@ -345,6 +348,7 @@ impl Reactor {
             shard,
             sockets,
             spans,
+            readable,
             clock,
             ..
         } = self;
@@ -359,6 +363,11 @@ impl Reactor {
                 }),
                 Some(Output::Flush(flush)) => {
                     flush.write(|conn, chunks| sockets.write_gathered(conn, chunks));
+                }
+                Some(Output::Resume(conn)) => {
+                    if sockets.list(conn) {
+                        readable.push_back(conn);
+                    }
                 }
                 Some(Output::Shutdown(conn)) => sockets.shut_down(conn),
                 Some(Output::Close(conn)) => {

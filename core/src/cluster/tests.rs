@@ -189,7 +189,7 @@ impl Site {
                     }
                     Sent::All
                 }),
-                Output::Shutdown(_) | Output::Close(_) => panic!("nobody leaves"),
+                Output::Resume(_) | Output::Shutdown(_) | Output::Close(_) => panic!("nobody leaves"),
             }
         }
     }

@@ -15,6 +15,9 @@ pub(crate) struct Port {
     pending: AtomicBool,
     /// The shard was dropped. Set under the inbox's lock.
     is_gone: AtomicBool,
+    /// Something that the application wants done waits, other than messages to be sent. Not the model checker's: who
+    /// must see it has come after it by other means.
+    has_orders: std::sync::atomic::AtomicBool,
     waker: Waker,
 }
 
@@ -37,6 +40,7 @@ impl Port {
             inbox: Mutex::new(Inbox::default()),
             pending: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
+            has_orders: Default::default(),
             waker,
         }
     }
@@ -64,6 +68,8 @@ impl Port {
                     return Err(SendError::Full);
                 }
                 inbox.message_bytes += frame.len();
+            } else {
+                self.has_orders.store(true, Ordering::Relaxed);
             }
             inbox.commands.push_back(command);
         }
@@ -98,6 +104,11 @@ impl Port {
         !lock(&self.inbox).starts.is_empty()
     }
 
+    /// Whether the shard has orders to take before it acts on what its clients say.
+    pub(super) fn has_orders(&self) -> bool {
+        self.has_orders.load(Ordering::Relaxed)
+    }
+
     pub(super) fn wake(&self) {
         if self.is_asleep() {
             self.waker.wake_by_ref();
@@ -128,6 +139,7 @@ impl Port {
         // The tables change places, so that neither side has to allocate again.
         std::mem::swap(&mut *inbox, into);
         inbox.message_bytes = 0;
+        self.has_orders.store(false, Ordering::Relaxed);
         !into.is_empty()
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::pause::Pauses;
 use crate::outbox::Outbox;
 use crate::subscriptions::TopicId;
 use crate::time::Timestamp;
@@ -21,6 +22,7 @@ pub(super) struct Conn {
     pub(super) blocked: bool,
     /// It stands in `ready`.
     pub(super) listed: bool,
+    pub(super) pauses: Pauses,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +39,8 @@ pub(super) enum Phase {
 
 #[derive(Default)]
 pub(super) struct Extra {
-    /// The beginning of an HTTP request.
-    pub(super) request: Vec<u8>,
+    /// Bytes to be worked on: the beginning of an HTTP request, or frames behind what the connection's turn may cost.
+    pub(super) held: Vec<u8>,
     /// The beginning of a WebSocket message.
     pub(super) decoder: Decoder,
     pub(super) outbox: Outbox,
@@ -80,7 +82,7 @@ impl Conn {
 
 impl Extra {
     pub(super) fn is_idle(&self) -> bool {
-        self.request.is_empty()
+        self.held.is_empty()
             && self.decoder.is_idle()
             && self.outbox.is_empty()
             && self.dirty.is_empty()

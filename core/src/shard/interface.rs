@@ -52,6 +52,9 @@ pub enum Output<'a> {
     Broadcast(Broadcast<'a>),
     /// Write what one connection has queued.
     Flush(Flush<'a>),
+    /// Read from this connection again: what arrived while [`Shard::is_paused`](super::Shard::is_paused) was true has
+    /// caused no event that is still to come. Needless reads are harmless.
+    Resume(ConnId),
     /// Close the sending side once all that was handed over is sent, and go on receiving: the peer is to see the end
     /// after all the rest.
     Shutdown(ConnId),
@@ -106,6 +109,7 @@ impl fmt::Debug for Output<'_> {
         match self {
             Self::Broadcast(_) => f.write_str("Broadcast"),
             Self::Flush(flush) => write!(f, "Flush({:?})", flush.conn()),
+            Self::Resume(conn) => write!(f, "Resume({conn:?})"),
             Self::Shutdown(conn) => write!(f, "Shutdown({conn:?})"),
             Self::Close(conn) => write!(f, "Close({conn:?})"),
         }

@@ -4,16 +4,20 @@
 //! - `interface`: the words it is spoken in;
 //! - `conn`: what is kept for a connection;
 //! - `session`: what a client's bytes do;
+//! - `backlog`: how much of a client's input is worked on at once;
 //! - `deliver`: how rows get to the members of a topic;
 //! - `command`: what the application wants done;
 //! - `drain`: how all connections are ended without all of them coming back at once;
+//! - `pause`: why a client isn't read from for a while;
 //! - `timers`: what happens when nothing happens.
 
+mod backlog;
 mod command;
 mod conn;
 mod deliver;
 mod drain;
 mod interface;
+mod pause;
 mod session;
 mod timers;
 
@@ -44,6 +48,7 @@ pub use deliver::{Broadcast, Flush};
 use drain::Drain;
 pub use drain::DrainOptions;
 pub use interface::{ConnId, Input, Output, Sent};
+use pause::Pauses;
 use timers::Timers;
 
 /// One reactor's share of a node: a state machine that is fed [`Input`]s and asked for [`Output`]s.
@@ -71,6 +76,12 @@ pub struct Shard {
     /// Connections that have something to send and may send it.
     ready: VecDeque<ConnId>,
     endings: VecDeque<Ending>,
+    /// Connections whose input is to be worked on further.
+    backlog: VecDeque<ConnId>,
+    /// What is left of the present one's budget.
+    work_left: usize,
+    /// Connections that are to be read from again.
+    resumed: VecDeque<ConnId>,
     drain: Option<Drain>,
     /// The addresses of connections by index, if there is a limit for each.
     peers: Vec<Option<IpAddr>>,
@@ -104,6 +115,9 @@ impl Shard {
             delivery: None,
             ready: VecDeque::new(),
             endings: VecDeque::new(),
+            backlog: VecDeque::new(),
+            work_left: 0,
+            resumed: VecDeque::new(),
             drain: None,
             peers: Vec::new(),
             no_secret: Arc::from(""),
@@ -159,6 +173,7 @@ impl Shard {
             phase,
             blocked: false,
             listed: false,
+            pauses: Pauses::default(),
         }));
         if let Some(peer) = counted(config, opening.peer) {
             if self.peers.len() <= conn.index() {
@@ -212,11 +227,16 @@ impl Shard {
     /// A [`Broadcast`] or [`Flush`] that is dropped unused is given again.
     pub fn poll_output(&mut self, now: Timestamp) -> Option<Output<'_>> {
         self.advance(now);
+        // One turn for each output: neither waits for all of the other.
+        self.work_on_backlog();
         loop {
             match self.endings.pop_front() {
                 Some(Ending::Shutdown(conn)) => return Some(Output::Shutdown(conn)),
                 Some(Ending::Close(conn)) => return Some(Output::Close(conn)),
                 None => {}
+            }
+            if let Some(conn) = self.next_resumed() {
+                return Some(Output::Resume(conn));
             }
             if self.delivery.is_some() {
                 return Some(Output::Broadcast(Broadcast::new(self)));
@@ -239,8 +259,11 @@ impl Shard {
         }
     }
 
-    /// Does what the application has asked for so far.
-    fn obey_all(&mut self) {
+    /// Does what the application has asked for so far, as it means clients as they are before what they say next.
+    fn obey_for_messages(&mut self) {
+        if self.inbox.commands.is_empty() && !self.node.has_orders(self.index) {
+            return;
+        }
         let mut waiting = Inbox::default();
         // Once: what comes later may well be meant for how things are then.
         self.node.take_inbox(self.now, self.index, &mut waiting);
@@ -252,7 +275,13 @@ impl Shard {
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout). Ask after `poll_output` gave `None`, each time.
+    ///
+    /// It is a time that has passed while there is work left that was put off for the sake of others: sleep not at all, feed
+    /// what has happened and go on.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
+        if self.has_backlog() {
+            return Some(self.now);
+        }
         let reads = self.keeps_time().then(|| self.node.poll_timeout()).flatten();
         let drain = self.drain.as_ref().and_then(Drain::poll);
         [self.timers.poll(), reads, drain].into_iter().flatten().min()
@@ -386,8 +415,11 @@ impl Shard {
         }
     }
 
-    /// Sends `last` as soon as the frame being sent is done, and then ends the connection.
+    /// Sends `last` as soon as the frame being sent is done, and then ends the connection. There is no second close frame.
     fn close(&mut self, conn: ConnId, last: Bytes) {
+        if self.conns.get(conn.0).is_none_or(|it| it.phase != Phase::Open) {
+            return;
+        }
         self.leave_all(conn);
         if let Some(state) = self.conns.get_mut(conn.0) {
             let outbox = &mut state.extra().outbox;
@@ -403,6 +435,11 @@ impl Shard {
         if self.conns.get(conn.0).is_some() {
             self.set_upgraded(conn, Phase::Closing);
             self.timers.closing(self.now, conn);
+            self.resume_all(conn);
+        }
+        if let Some(extra) = self.conns.get_mut(conn.0).and_then(|it| it.extra.as_mut()) {
+            extra.held = Vec::new();
+            extra.decoder = Default::default();
         }
         self.make_ready(conn);
     }

@@ -1,11 +1,11 @@
 //! What a client's bytes do: the upgrade, control frames, and the three messages of protocol v1.
 
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::pause::Pause;
 use super::{ConnId, Phase, Shard};
 use crate::client::{Incoming, PassThrough, Payload};
 use crate::incident::Misdeed;
@@ -13,7 +13,10 @@ use crate::key::EntityKey;
 use crate::resolve::Audience;
 use crate::subscriptions::{Standing, TopicId};
 use crate::wire::{self, ClientMessage};
-use crate::ws::{self, Limits, OpCode, Received, Upgrade, close_frame, control_frame};
+use crate::ws::{self, Flow, Limits, OpCode, Received, Stop, Upgrade, close_frame, control_frame};
+
+/// What a message's bytes cost, beside what it asks for.
+const BYTES_PER_UNIT: usize = 256;
 
 impl Shard {
     pub(super) fn received(&mut self, conn: ConnId, bytes: &mut [u8]) {
@@ -30,7 +33,7 @@ impl Shard {
             return;
         };
         let mut earlier = match &mut state.extra {
-            Some(extra) if !extra.request.is_empty() => std::mem::take(&mut extra.request),
+            Some(extra) if !extra.held.is_empty() => std::mem::take(&mut extra.held),
             _ => Vec::new(),
         };
         let mut rest = if earlier.is_empty() {
@@ -53,7 +56,7 @@ impl Shard {
             match ws::upgrade(&config.upgrade, date.as_ref().map(|it| it as _), rest) {
                 Upgrade::Incomplete => {
                     if let Some(state) = self.conns.get_mut(conn.0) {
-                        state.extra().request = rest.to_vec();
+                        state.extra().held = rest.to_vec();
                     }
                     return;
                 }
@@ -90,42 +93,66 @@ impl Shard {
         }
     }
 
-    fn received_frames(&mut self, conn: ConnId, bytes: &mut [u8]) {
+    /// Acts on the messages in these bytes until the connection's budget is spent or reading from it stops. Says how many
+    /// bytes that took.
+    pub(super) fn act_on_frames(&mut self, conn: ConnId, bytes: &mut [u8]) -> usize {
+        let len = bytes.len();
         let Some(state) = self.conns.get_mut(conn.0) else {
-            return;
+            return len;
         };
         // The decoder is out of the connection while its messages are acted upon, which needs the whole shard.
         let mut decoder = match &mut state.extra {
             Some(extra) => std::mem::take(&mut extra.decoder),
             None => Default::default(),
         };
+        let config = self.node.config();
         let limits = Limits {
-            max_message_bytes: self.node.config().max_message_bytes,
+            max_message_bytes: config.max_message_bytes,
         };
-        let decoded = decoder.receive(bytes, &limits, &mut |received| self.act_on(conn, received));
-        if let Err(violation) = decoded {
-            self.counters.violations.add_alone(1);
-            self.tell(conn, || Misdeed::Violation {
-                code: violation.close_code(),
-                reason: violation.reason().into_owned(),
-            });
-            let frame = close_frame(Some(violation.close_code()), &violation.reason());
-            return self.close(conn, frame);
+        self.work_left = config.input_budget;
+        let mut secret = None;
+        let taken = decoder.receive(bytes, &limits, &mut |received| self.act_on(conn, received, &mut secret));
+        self.put_in_force(conn, &mut secret);
+        if !self.is_open(conn) {
+            return len;
         }
-        if let Some(state) = self.conns.get_mut(conn.0)
-            && state.phase == Phase::Open
-        {
-            if !decoder.is_idle() {
-                state.extra().decoder = decoder;
+        match taken {
+            Ok(taken) => {
+                if let Some(state) = self.conns.get_mut(conn.0) {
+                    if !decoder.is_idle() {
+                        state.extra().decoder = decoder;
+                    }
+                    state.tidy();
+                }
+                taken
             }
-            state.tidy();
+            Err(violation) => {
+                self.counters.violations.add_alone(1);
+                self.tell(conn, || Misdeed::Violation {
+                    code: violation.close_code(),
+                    reason: violation.reason().into_owned(),
+                });
+                let frame = close_frame(Some(violation.close_code()), &violation.reason());
+                self.close(conn, frame);
+                len
+            }
         }
     }
 
-    fn act_on(&mut self, conn: ConnId, received: Received<'_>) -> ControlFlow<()> {
+    fn is_open(&self, conn: ConnId) -> bool {
+        self.conns.get(conn.0).is_some_and(|it| it.phase == Phase::Open)
+    }
+
+    /// `secret` is what the client has sent and what is not in force yet.
+    fn act_on(&mut self, conn: ConnId, received: Received<'_>, secret: &mut Option<String>) -> Flow {
+        // The application may have ended it, and then nothing that it says counts, whatever else lies in the same bytes.
+        self.obey_for_messages();
+        if !self.is_open(conn) {
+            return Flow::Break(Stop::End);
+        }
         match received {
-            Received::Text(text) => self.act_on_message(conn, Payload::Text(text)),
-            Received::Binary(bytes) => self.act_on_message(conn, Payload::Binary(bytes)),
+            Received::Text(text) => self.act_on_message(conn, Payload::Text(text), secret),
+            Received::Binary(bytes) => self.act_on_message(conn, Payload::Binary(bytes), secret),
             Received::Ping(payload) => {
                 if let Some(state) = self.conns.get_mut(conn.0) {
                     let pong = control_frame(OpCode::Pong, payload);
@@ -134,33 +161,54 @@ impl Shard {
                 self.make_ready(conn);
             }
             Received::Pong => {}
-            Received::Close(code) => {
-                self.close(conn, close_frame(code, ""));
-                return ControlFlow::Break(());
-            }
+            Received::Close(code) => self.close(conn, close_frame(code, "")),
         }
-        ControlFlow::Continue(())
+        self.spend(1);
+        match self.conns.get(conn.0) {
+            Some(state) if state.phase == Phase::Open => {
+                if self.work_left == 0 || state.pauses.besides(Pause::Backlog) {
+                    return Flow::Break(Stop::Pause);
+                }
+                Flow::Continue(())
+            }
+            _ => Flow::Break(Stop::End),
+        }
     }
 
-    fn act_on_message(&mut self, conn: ConnId, message: Payload<'_>) {
+    fn act_on_message(&mut self, conn: ConnId, message: Payload<'_>, secret: &mut Option<String>) {
         self.counters.messages.add_alone(1);
+        self.spend(message.as_bytes().len() / BYTES_PER_UNIT);
         if self.node.config().pass_through == PassThrough::All {
             return self.pass(conn, message);
         }
-        match wire::decode(message.as_bytes()) {
+        let decoded = wire::decode(message.as_bytes());
+        // Those behind it are subscribed and passed on under the secret that was sent before them. One that nothing but
+        // another secret follows need not be put in force.
+        if !matches!(decoded, Ok(ClientMessage::Secret(_)) | Err(_)) {
+            self.put_in_force(conn, secret);
+        }
+        match decoded {
             Ok(ClientMessage::Subscribe(key)) => self.subscribe(conn, key),
             Ok(ClientMessage::Unsubscribe(key)) => self.unsubscribe(conn, &key),
             Ok(ClientMessage::Secret(_)) if self.conns.get(conn.0).is_some_and(|it| it.is_secret_fixed) => {
                 self.counters.rejected_messages.add_alone(1);
                 self.tell(conn, || Misdeed::FixedSecret);
             }
-            Ok(ClientMessage::Secret(secret)) => self.change_secret(conn, &secret),
+            Ok(ClientMessage::Secret(newer)) => *secret = Some(newer),
             Ok(ClientMessage::PassThrough) => self.pass(conn, message),
             // v1 has no way to tell the client.
             Err(error) => {
                 self.counters.rejected_messages.add_alone(1);
                 self.tell(conn, || Misdeed::RejectedMessage(error));
             }
+        }
+    }
+
+    fn put_in_force(&mut self, conn: ConnId, secret: &mut Option<String>) {
+        if let Some(secret) = secret.take()
+            && self.is_open(conn)
+        {
+            self.change_secret(conn, &secret);
         }
     }
 
@@ -264,8 +312,6 @@ impl Shard {
         {
             return;
         }
-        // What the application has asked of those with a key or a secret means this one as it was.
-        self.obey_all();
         let Some(state) = self.conns.get_mut(conn.0).filter(|it| it.phase == Phase::Open) else {
             return;
         };
@@ -292,8 +338,10 @@ impl Shard {
                 continue;
             };
             if audience == topic.audience {
+                self.spend(1);
                 continue;
             }
+            self.spend(2 + key.len() / BYTES_PER_UNIT);
             // In this order, since other threads notify meanwhile. A notify after the ticket is drawn leads to a read of
             // the new topic that this connection receives; one before it shows in the old topic.
             let new = self.find_or_join_topic(key, audience);

@@ -1,6 +1,7 @@
 //! A shard, spoken to in bytes.
 
 mod admission;
+mod backlog;
 mod commands;
 mod messages;
 mod panics;
@@ -67,6 +68,7 @@ struct Peer {
     is_broken: bool,
     received: Vec<u8>,
     is_shut: bool,
+    resumed: usize,
     closed: usize,
 }
 
@@ -201,10 +203,11 @@ impl Net {
                         }
                         Output::Flush(flush) => flush.write(|conn, chunks| peer(peers, name(conn)).write(chunks)),
                         Output::Shutdown(conn) => peer(peers, name(conn)).is_shut = true,
+                        Output::Resume(conn) => peer(peers, name(conn)).resumed += 1,
                         Output::Close(conn) => peer(peers, name(conn)).closed += 1,
                     }
                 }
-                rests += usize::from(outputs == 0);
+                rests += usize::from(outputs == 0 && !shard.has_backlog());
                 shard.assert_consistent();
             }
         }

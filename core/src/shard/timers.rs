@@ -130,9 +130,12 @@ impl Shard {
 
     /// Ends a connection whose peer has been silent for too long, or makes sure to look again in time.
     pub(super) fn look_for_life(&mut self, conn: ConnId) {
-        let Some(state) = self.conns.get(conn.0) else {
+        let Some(state) = self.conns.get_mut(conn.0) else {
             return;
         };
+        if state.pauses.hides_life() {
+            state.last_alive = self.now;
+        }
         let dead_at = state.last_alive + self.node.config().dead_after;
         if dead_at <= self.now {
             self.counters.dead_peers.add_alone(1);

@@ -22,6 +22,18 @@ pub(crate) enum Received<'a> {
     Close(Option<u16>),
 }
 
+/// Whether the owner wants the next message.
+pub(crate) type Flow = ControlFlow<Stop>;
+
+/// Why the next message is not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Not now: what follows will be given again.
+    Pause,
+    /// Never.
+    End,
+}
+
 /// Limits on what a peer may send.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -45,27 +57,33 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// Decodes the next `bytes` of the stream, in place, and gives what is complete to `on`, in order.
+    /// Decodes the next `bytes` of the stream, in place, and gives what is complete to `on`, in order. Says how many bytes
+    /// that took: all, unless `on` said [`Stop::Pause`]. The rest is untouched and to be given again.
     ///
-    /// After a close frame, a violation or a break of `on` it is over: whatever follows, in `bytes` or in later calls, is
+    /// After a close frame, a violation or [`Stop::End`] it is over: whatever follows, in `bytes` or in later calls, is
     /// ignored.
     pub(crate) fn receive(
         &mut self,
         bytes: &mut [u8],
         limits: &Limits,
-        on: &mut dyn FnMut(Received<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Violation> {
+        on: &mut dyn FnMut(Received<'_>) -> Flow,
+    ) -> Result<usize, Violation> {
+        let len = bytes.len();
         if self.is_over {
-            return Ok(());
+            return Ok(len);
         }
-        let flow = self.decode(bytes, limits, on);
-        if !matches!(flow, Ok(ControlFlow::Continue(()))) {
+        let mut rest = bytes;
+        let flow = self.decode(&mut rest, limits, on);
+        if let Ok(ControlFlow::Break(Stop::Pause)) = flow {
+            return Ok(len - rest.len());
+        }
+        if flow.as_ref().map_or(true, ControlFlow::is_break) {
             *self = Self {
                 is_over: true,
                 ..Self::default()
             };
         }
-        flow.map(|_| ())
+        flow.map(|_| len)
     }
 
     /// Whether it is as good as a new one, so that its owner may drop it and take a new one for the next bytes.
@@ -75,10 +93,10 @@ impl Decoder {
 
     fn decode(
         &mut self,
-        mut bytes: &mut [u8],
+        bytes: &mut &mut [u8],
         limits: &Limits,
-        on: &mut dyn FnMut(Received<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, Violation> {
+        on: &mut dyn FnMut(Received<'_>) -> Flow,
+    ) -> Result<Flow, Violation> {
         while !bytes.is_empty() {
             let flow = if self.partial().is_empty() {
                 let header = self.parse_header(bytes, limits)?;
@@ -86,12 +104,12 @@ impl Decoder {
                     self.keep(bytes, limits);
                     break;
                 };
-                let (frame, rest) = bytes.split_at_mut(header.frame_len());
-                bytes = rest;
+                let (frame, rest) = mem::take(bytes).split_at_mut(header.frame_len());
+                *bytes = rest;
                 let (_, payload) = frame.split_at_mut(header.header_len);
                 self.take_received(&header, payload, limits, on)?
             } else {
-                let Some(header) = self.complete_partial(&mut bytes, limits)? else {
+                let Some(header) = self.complete_partial(bytes, limits)? else {
                     break;
                 };
                 self.take_partial(&header, on)?
@@ -109,8 +127,8 @@ impl Decoder {
         header: &FrameHeader,
         payload: &mut [u8],
         limits: &Limits,
-        on: &mut dyn FnMut(Received<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, Violation> {
+        on: &mut dyn FnMut(Received<'_>) -> Flow,
+    ) -> Result<Flow, Violation> {
         header.unmask(payload);
         if header.is_fragment() {
             self.keep(payload, limits);
@@ -124,8 +142,8 @@ impl Decoder {
     fn take_partial(
         &mut self,
         header: &FrameHeader,
-        on: &mut dyn FnMut(Received<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, Violation> {
+        on: &mut dyn FnMut(Received<'_>) -> Flow,
+    ) -> Result<Flow, Violation> {
         let mut buffer = mem::take(&mut self.buffer);
         let payload_at = self.message_len + header.header_len;
         let payload = buffer.get_mut(payload_at..).unwrap_or_default();
@@ -148,8 +166,8 @@ impl Decoder {
     fn end_fragment(
         &mut self,
         header: &FrameHeader,
-        on: &mut dyn FnMut(Received<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, Violation> {
+        on: &mut dyn FnMut(Received<'_>) -> Flow,
+    ) -> Result<Flow, Violation> {
         let opcode = *self.message.get_or_insert(header.opcode);
         if !header.is_final {
             self.message_len = self.buffer.len();
@@ -207,11 +225,7 @@ impl Decoder {
     }
 }
 
-fn deliver(
-    opcode: OpCode,
-    payload: &[u8],
-    on: &mut dyn FnMut(Received<'_>) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>, Violation> {
+fn deliver(opcode: OpCode, payload: &[u8], on: &mut dyn FnMut(Received<'_>) -> Flow) -> Result<Flow, Violation> {
     Ok(match opcode {
         OpCode::Text => match std::str::from_utf8(payload) {
             Ok(text) => on(Received::Text(text)),
@@ -223,7 +237,7 @@ fn deliver(
         OpCode::Pong => on(Received::Pong),
         OpCode::Close => {
             let _ = on(Received::Close(parse_close(payload)?));
-            ControlFlow::Break(())
+            ControlFlow::Break(Stop::End)
         }
     })
 }
@@ -301,7 +315,7 @@ mod tests {
             });
             assert!(decoder.buffer.capacity() <= limits.max_message_bytes + MAX_HEADER_BYTES + 125);
             assert!(!decoder.is_over || decoder.buffer.capacity() == 0);
-            result = result.and(received);
+            result = result.and(received.map(|taken| assert_eq!(taken, chunk.len())));
         }
         (events, result)
     }
@@ -418,11 +432,12 @@ mod tests {
         let mut count = 0;
         let mut stop = |_: Received<'_>| {
             count += 1;
-            ControlFlow::Break(())
+            ControlFlow::Break(Stop::End)
         };
         let mut bytes = frame(0x81, b"a").repeat(2);
-        assert_eq!(decoder.receive(&mut bytes.clone(), &LIMITS, &mut stop), Ok(()));
-        assert_eq!(decoder.receive(&mut bytes, &LIMITS, &mut stop), Ok(()));
+        let len = bytes.len();
+        assert_eq!(decoder.receive(&mut bytes.clone(), &LIMITS, &mut stop), Ok(len));
+        assert_eq!(decoder.receive(&mut bytes, &LIMITS, &mut stop), Ok(len));
         assert_eq!(count, 1);
         assert!(!decoder.is_idle());
     }
@@ -436,7 +451,7 @@ mod tests {
             assert!(matches!(received, Received::Text(text) if range.contains(&text.as_ptr())));
             ControlFlow::Continue(())
         });
-        assert_eq!(result, Ok(()));
+        assert!(result.is_ok());
         assert!(decoder.is_idle());
     }
 
@@ -448,7 +463,7 @@ mod tests {
         };
         let mut bytes = *b"\x82\xff\0\0\0\0\x10\0\0\0\0\0\0\0abc";
         let result = decoder.receive(&mut bytes, &limits, &mut |_| ControlFlow::Continue(()));
-        assert_eq!(result, Ok(()));
+        assert!(result.is_ok());
         assert!(decoder.buffer.capacity() < 64);
     }
 
@@ -531,6 +546,29 @@ mod tests {
             let limits = Limits { max_message_bytes: 1_000 };
             prop_assert_eq!(decode([&bytes[..]], &limits), (events.clone(), Ok(())));
             prop_assert_eq!(decode(chunks(&bytes, &lens), &limits), (events, Ok(())));
+        }
+
+        #[test]
+        fn a_pause_after_each_event_changes_nothing(
+            (bytes, events) in stream(),
+            lens in prop::collection::vec(CHUNK_LENS, 1..8),
+        ) {
+            let limits = Limits { max_message_bytes: 1_000 };
+            let (mut decoder, mut found) = (Decoder::default(), Vec::new());
+            for chunk in chunks(&bytes, &lens) {
+                let mut chunk = chunk.to_owned();
+                let mut rest = &mut chunk[..];
+                while !rest.is_empty() {
+                    let before = found.len();
+                    let taken = decoder.receive(rest, &limits, &mut |received| {
+                        found.push(Event::from(received));
+                        ControlFlow::Break(Stop::Pause)
+                    });
+                    prop_assert!(found.len() <= before + 1);
+                    rest = &mut rest[taken.unwrap()..];
+                }
+            }
+            prop_assert_eq!(found, events);
         }
 
         #[test]

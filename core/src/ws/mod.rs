@@ -10,7 +10,7 @@ mod upgrade;
 mod violation;
 
 pub(crate) use close::{close_frame, may_be_sent};
-pub(crate) use decoder::{Decoder, Limits, Received};
+pub(crate) use decoder::{Decoder, Flow, Limits, Received, Stop};
 pub(crate) use frame_header::{OpCode, control_frame, data_frame, encode_header};
 pub use upgrade::{HeaderFields, Origins, Refusal, UpgradeRules};
 pub(crate) use upgrade::{Upgrade, upgrade};

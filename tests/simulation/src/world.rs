@@ -375,7 +375,7 @@ impl World {
                         write(conn, &slices)
                     }),
                     Output::Close(conn) => closed = Some(conn),
-                    Output::Shutdown(_) => {}
+                    Output::Resume(_) | Output::Shutdown(_) => {}
                 },
             );
             if did && !was_told {

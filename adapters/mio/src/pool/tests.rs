@@ -141,7 +141,7 @@ impl Asked {
                     Sent::All
                 }),
                 Output::Flush(flush) => flush.write(|_, _| Sent::All),
-                Output::Shutdown(_) | Output::Close(_) => unreachable!("nobody leaves"),
+                Output::Resume(_) | Output::Shutdown(_) | Output::Close(_) => unreachable!("nobody leaves"),
             }
         }
         row
