@@ -261,6 +261,7 @@ struct Serve {
     /// store: what the API writes.
     /// http=URL-TEMPLATE: a GET for each read, with the client's secret as bearer token. Example:
     /// --resolver http=http://127.0.0.1:9000/{entity}/{id}
+    /// In the path, an id with a slash, and . or .., are never asked for: write {+id} for ids with slashes, or put {id} behind a ?.
     /// postgres=DSN,QUERY: a query for many reads. Example:
     /// --resolver 'postgres=postgres://sync@localhost/shop,SELECT id, row_to_json(items) FROM items WHERE id = ANY($1)'
     /// A DSN with a password is better in the environment or the configuration file, as others can list processes.

@@ -9,14 +9,15 @@
 //! | 401, 403 | this client may not see it |
 //! | anything else | tried again later |
 //!
+//! What a name that a client has chosen may do to the URL is decided in [`Template`].
 //! The client's secret is sent as a bearer token. Redirects are not followed, as the token would go along.
 
+mod url;
+
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use entity_sync_mio::{Audience, EntityKey, Health, Part, ReadError, Request, Rows};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ureq::Agent;
@@ -24,7 +25,8 @@ use ureq::http::header::{ACCEPT, AUTHORIZATION, ETAG, IF_NONE_MATCH};
 use ureq::http::{HeaderValue, StatusCode};
 use ureq::tls::{RootCerts, TlsConfig};
 
-use super::{Complaints, SourceError};
+use super::Complaints;
+pub use url::Template;
 
 /// Memory for rows that have an `ETag`, about.
 const CACHE_BYTES: u64 = 32 << 20;
@@ -33,13 +35,6 @@ const ENTRY_BYTES: u64 = 256;
 
 /// What is read of bodies that are no rows.
 const MAX_ERROR_BYTES: u64 = 64 << 10;
-
-/// What stays as it is in a URL.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-
-/// The URLs of entities: text with `{entity}` and `{id}` in it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Template(String);
 
 /// Reads rows from an HTTP server.
 pub struct HttpReader {
@@ -59,46 +54,6 @@ struct Weight;
 impl Weighter<(EntityKey, Audience), (HeaderValue, Vec<u8>)> for Weight {
     fn weight(&self, (key, _): &(EntityKey, Audience), (_, row): &(HeaderValue, Vec<u8>)) -> u64 {
         (key.id().len() + row.len()) as u64 + ENTRY_BYTES
-    }
-}
-
-impl FromStr for Template {
-    type Err = SourceError;
-
-    fn from_str(given: &str) -> Result<Self, SourceError> {
-        let refuse = |why| Err(SourceError::BadTemplate(why));
-        let rest = given.strip_prefix("http://").or_else(|| given.strip_prefix("https://"));
-        let Some(rest) = rest else {
-            return refuse("it begins with neither http:// nor https://");
-        };
-        let Some((host, path)) = rest.split_once('/') else {
-            return refuse("there is no path");
-        };
-        if !path.contains("{id}") {
-            return refuse("its path has no {id}, so that all entities would be the same");
-        }
-        if host.contains('{') || path.replace("{id}", "").replace("{entity}", "").contains(['{', '}']) {
-            return refuse("there is something else in braces than {entity} and {id}, or in the host");
-        }
-        let example = given.replace("{id}", "1").replace("{entity}", "a");
-        match example.parse::<ureq::http::Uri>() {
-            Ok(uri) if uri.host().is_some_and(|it| !it.is_empty()) => Ok(Self(given.to_owned())),
-            _ => refuse("it is no URL"),
-        }
-    }
-}
-
-impl Template {
-    /// `None` for names that can't be a part of a path: servers and proxies take them for steps in it.
-    fn url(&self, key: &EntityKey) -> Option<String> {
-        let is_step = |name: &str| name == "." || name == "..";
-        if is_step(key.entity()) || is_step(key.id()) {
-            return None;
-        }
-        let encode = |name| utf8_percent_encode(name, PLAIN).to_string();
-        // Encoded names have no braces.
-        let url = self.0.replace("{entity}", &encode(key.entity()));
-        Some(url.replace("{id}", &encode(key.id())))
     }
 }
 
@@ -133,7 +88,11 @@ impl HttpReader {
     /// # Errors
     /// [`ReadError::NotFound`] and [`ReadError::Denied`] as the server says, and [`ReadError::Failed`].
     pub fn read(&self, request: &Request) -> Result<Rows, ReadError> {
-        let url = self.template.url(&request.key).ok_or(ReadError::NotFound)?;
+        let url = self.template.url(&request.key).map_err(|why| {
+            let (entity, id) = (request.key.entity(), request.key.id());
+            tracing::debug!("{entity:?} {id:?} is not read over HTTP: {why}");
+            ReadError::NotFound
+        })?;
         let mut get = self.agent.get(&url).header(ACCEPT, "application/json, */*;q=0.5");
         if let Audience::Secret(secret) = &request.audience
             && !secret.is_empty()
@@ -183,21 +142,6 @@ impl HttpReader {
             format_args!("{entity:?} {id:?} can't be read over HTTP: {why}; it is tried again"),
         );
         ReadError::Failed
-    }
-}
-
-impl fmt::Debug for Template {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The user's part of a URL may be a password.
-        let shown = match self.0.split_once("://").and_then(|(scheme, rest)| {
-            let (host, path) = rest.split_once('/')?;
-            let (_, host) = host.rsplit_once('@')?;
-            Some(format!("{scheme}://…@{host}/{path}"))
-        }) {
-            Some(shown) => shown,
-            None => self.0.clone(),
-        };
-        write!(f, "{shown:?}")
     }
 }
 
