@@ -98,6 +98,8 @@ struct GroupData {
     frame_ends: SmallVec<[u32; 4]>,
     /// When the first notify came that these rows answer, if they answer one.
     since: Option<Timestamp>,
+    /// Of the buffer, what is allocated and not used.
+    unused: u32,
 }
 
 impl Group {
@@ -132,6 +134,7 @@ impl Group {
             });
         }
         let mut buffer = BytesMut::with_capacity(bytes);
+        let capacity = bytes;
         let mut frame_ends = SmallVec::with_capacity(rows.len());
         for (index, row) in rows.iter().enumerate() {
             if std::str::from_utf8(row).is_err() {
@@ -143,6 +146,7 @@ impl Group {
         }
         Ok(Self(Arc::new(GroupData {
             since: None,
+            unused: (capacity - buffer.len()) as u32,
             bytes: buffer.freeze(),
             frame_ends,
         })))
@@ -152,6 +156,7 @@ impl Group {
     pub(crate) fn empty() -> Self {
         Self(Arc::new(GroupData {
             since: None,
+            unused: 0,
             bytes: Bytes::new(),
             frame_ends: SmallVec::new(),
         }))
@@ -168,6 +173,19 @@ impl Group {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.bytes.is_empty()
+    }
+
+    /// The memory that it occupies, for as long as anyone has it.
+    pub(crate) fn held_bytes(&self) -> usize {
+        /// Of its allocations: two reference counts of each, and what the allocator adds.
+        const ALLOCATED: usize = 3 * 32;
+        let ends = &self.0.frame_ends;
+        let ends = if ends.spilled() {
+            ends.capacity() * size_of::<u32>()
+        } else {
+            0
+        };
+        size_of::<GroupData>() + ALLOCATED + ends + self.len() + self.0.unused as usize
     }
 
     /// The end of the frame that `offset` lies inside of, or `offset` itself if it lies between two.

@@ -67,6 +67,7 @@ mod log_quota;
 mod models;
 mod node;
 mod outbox;
+mod patience;
 mod resolve;
 mod shard;
 mod slots;

@@ -37,6 +37,8 @@ use gate::Gate;
 pub(crate) use interest::Interest;
 pub(crate) use outgoing::{LANES, Lane, Outgoing};
 pub(crate) use port::Inbox;
+#[cfg(test)]
+pub(crate) use port::MESSAGE_BYTES;
 #[cfg(loom)]
 pub(crate) use port::Port;
 #[cfg(not(loom))]

@@ -1,8 +1,8 @@
 //! [`Outbox`]: what one connection has still to be sent.
 //!
-//! An outbox exists only while something is waiting. It is one queue in the order of sending. Its first `fixed` items can
-//! no longer change: the first may be partly sent, and all of them may be lent to the driver. Behind them stand control
-//! frames, which overtake groups but never break one up; then groups, at most one per topic.
+//! An outbox exists only while something is waiting. It is three queues, sent one after the other. What is *begun* can no
+//! longer change: the first may be partly sent, and all may be lent to the driver. *Urgent* are control frames, which
+//! overtake groups but never break one up. Then come those that *wait*: groups, at most one per topic, and messages.
 
 use std::collections::VecDeque;
 
@@ -15,9 +15,12 @@ use crate::subscriptions::TopicId;
 /// The most chunks of one gathered write, well below the kernel's 1,024.
 pub(crate) const MAX_CHUNKS: usize = 64;
 
-/// When more bytes than these wait behind a peer which doesn't read, a pong replaces the newest of those that wait, as
-/// RFC 6455 section 5.5.3 allows.
-const MAX_CONTROL_BYTES: usize = 2048;
+/// When control frames hold more bytes than these, a pong replaces the newest of those that wait, as RFC 6455 section
+/// 5.5.3 allows.
+const MAX_CONTROL_BYTES: usize = 16 * 1024;
+
+/// What an item holds besides its bytes: its place in a queue that may be half empty, and an allocation's own.
+pub(crate) const ITEM_BYTES: usize = 2 * size_of::<Item>() + 48;
 
 /// A piece to write: all of the shared buffer that isn't sent yet.
 #[derive(Clone, Copy, Debug)]
@@ -45,17 +48,16 @@ impl<'a> Chunk<'a> {
 
 #[derive(Default)]
 pub(crate) struct Outbox {
-    items: VecDeque<Item>,
-    fixed: usize,
-    /// Control frames right behind the fixed items.
-    controls: usize,
+    begun: VecDeque<Item>,
+    urgent: VecDeque<Item>,
+    waiting: VecDeque<Item>,
     /// Bytes already sent of the first item.
     sent: usize,
-    /// Unsent bytes of groups and messages.
+    /// Memory that groups and messages hold.
     group_bytes: usize,
-    /// Unsent bytes of everything else.
+    /// Memory that everything else holds.
     control_bytes: usize,
-    /// The fixed items are with the driver.
+    /// What is begun is with the driver.
     lent: bool,
     /// Messages are not to be sent any more.
     drops_messages: bool,
@@ -88,8 +90,12 @@ impl Item {
         }
     }
 
-    fn overtakes_groups(&self) -> bool {
-        matches!(self, Self::Control(_) | Self::Pong(_))
+    /// The memory that it holds, if nobody else has the same bytes.
+    fn held_bytes(&self) -> usize {
+        match self {
+            Self::Group { group, .. } => held_by(group),
+            other => ITEM_BYTES + other.bytes().len(),
+        }
     }
 
     /// It counts against the connection's limit.
@@ -101,6 +107,11 @@ impl Item {
     fn is_latest_of(&self, wanted: TopicId) -> bool {
         matches!(self, Self::Group { topic, every: false, .. } if *topic == wanted)
     }
+}
+
+/// The memory that a queued group holds.
+pub(crate) fn held_by(group: &Group) -> usize {
+    ITEM_BYTES + group.held_bytes()
 }
 
 /// What became of a group that was pushed.
@@ -115,19 +126,24 @@ pub(crate) enum Pushed {
 
 impl Outbox {
     pub(crate) fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.begun.is_empty() && self.urgent.is_empty() && self.waiting.is_empty()
     }
 
     pub(crate) fn is_lent(&self) -> bool {
         self.lent
     }
 
-    /// Unsent bytes of groups and messages: what counts against the connection's limit.
+    /// Control frames or responses wait.
+    pub(crate) fn is_urgent(&self) -> bool {
+        !self.urgent.is_empty()
+    }
+
+    /// The memory that groups and messages hold: what counts against the connection's limit.
     pub(crate) fn group_bytes(&self) -> usize {
         self.group_bytes
     }
 
-    /// Unsent bytes of control frames and responses.
+    /// The memory that control frames and responses hold.
     pub(crate) fn control_bytes(&self) -> usize {
         self.control_bytes
     }
@@ -136,7 +152,6 @@ impl Outbox {
     /// `every` group is to be sent.
     pub(crate) fn push_group(&mut self, topic: TopicId, group: &Group, every: bool, limit: usize) -> Pushed {
         let older = if every { None } else { self.position_of(topic) };
-        let older_len = older.map_or(0, |at| self.items[at].bytes().len());
         if group.is_empty() {
             return match older {
                 Some(at) => {
@@ -146,26 +161,28 @@ impl Outbox {
                 None => Pushed::Queued,
             };
         }
-        if !self.has_room(group.len(), older_len, limit) {
+        let older_bytes = older.map_or(0, |at| self.waiting[at].held_bytes());
+        if !self.has_room(held_by(group), older_bytes, limit) {
             if let Some(at) = older {
                 self.remove(at);
             }
             return Pushed::Refused;
         }
-        self.group_bytes = self.group_bytes - older_len + group.len();
         let item = Item::Group {
             topic,
             group: group.clone(),
             revoked: false,
             every,
         };
+        self.note_pushed(&item);
         match older {
             Some(at) => {
-                self.items[at] = item;
+                let older = std::mem::replace(&mut self.waiting[at], item);
+                self.note_removed(&older);
                 Pushed::Replaced
             }
             None => {
-                self.items.push_back(item);
+                self.waiting.push_back(item);
                 Pushed::Queued
             }
         }
@@ -173,11 +190,12 @@ impl Outbox {
 
     /// Queues a message behind everything.
     pub(crate) fn push_message(&mut self, frame: Bytes, limit: usize) -> Pushed {
-        if !self.has_room(frame.len(), 0, limit) {
+        let item = Item::Message(frame);
+        if !self.has_room(item.held_bytes(), 0, limit) {
             return Pushed::Refused;
         }
-        self.group_bytes += frame.len();
-        self.items.push_back(Item::Message(frame));
+        self.note_pushed(&item);
+        self.waiting.push_back(item);
         Pushed::Queued
     }
 
@@ -191,47 +209,49 @@ impl Outbox {
     /// Queues a group of which the driver already sent `sent` bytes, or which it holds (`lent`). Only for an empty outbox.
     pub(crate) fn push_begun(&mut self, topic: TopicId, group: &Group, every: bool, sent: usize, lent: bool) {
         debug_assert!(self.is_empty() && sent < group.len());
-        self.items.push_back(Item::Group {
+        let item = Item::Group {
             topic,
             group: group.clone(),
             revoked: false,
             every,
-        });
-        self.group_bytes = group.len() - sent;
+        };
+        self.note_pushed(&item);
         self.sent = sent;
         self.lent = lent;
-        self.fixed = usize::from(lent || sent > 0);
+        match lent || sent > 0 {
+            true => self.begun.push_back(item),
+            false => self.waiting.push_back(item),
+        }
     }
 
     /// Queues bytes that overtake groups not begun: control frames, HTTP responses.
     pub(crate) fn push_control(&mut self, frame: Bytes) {
-        self.insert_control(Item::Control(frame));
+        self.push_urgent(Item::Control(frame));
     }
 
     /// Queues a pong. When too much is waiting, it takes the place of the newest pong that can still be taken back.
     pub(crate) fn push_pong(&mut self, frame: Bytes) {
-        if self.control_bytes + frame.len() > MAX_CONTROL_BYTES {
-            let newest = (self.fixed..self.items.len())
-                .rev()
-                .find(|&at| matches!(self.items[at], Item::Pong(_)));
-            if let Some(older) = newest.and_then(|at| self.items.remove(at)) {
-                self.control_bytes -= older.bytes().len();
-                self.fix(self.fixed);
+        let pong = Item::Pong(frame);
+        if self.control_bytes + pong.held_bytes() > MAX_CONTROL_BYTES {
+            // Most often it is the last one.
+            let newest = self.urgent.iter().rposition(|it| matches!(it, Item::Pong(_)));
+            if let Some(older) = newest.and_then(|at| self.urgent.remove(at)) {
+                self.note_removed(&older);
             }
         }
-        self.insert_control(Item::Pong(frame));
+        self.push_urgent(pong);
+    }
+
+    fn push_urgent(&mut self, item: Item) {
+        self.note_pushed(&item);
+        self.urgent.push_back(item);
     }
 
     /// Queues bytes behind everything: the close frame of an orderly end.
     pub(crate) fn push_last(&mut self, frame: Bytes) {
-        self.control_bytes += frame.len();
-        self.items.push_back(Item::Last(frame));
-    }
-
-    fn insert_control(&mut self, item: Item) {
-        self.control_bytes += item.bytes().len();
-        self.items.insert(self.fixed + self.controls, item);
-        self.controls += 1;
+        let last = Item::Last(frame);
+        self.note_pushed(&last);
+        self.waiting.push_back(last);
     }
 
     /// Takes back what is queued of one topic; a frame that is partly sent is finished. Says whether rows were lost.
@@ -247,45 +267,42 @@ impl Outbox {
     /// Takes back all messages of which no byte has left. Those that are lent go when they come back.
     pub(crate) fn drop_messages(&mut self) {
         self.drops_messages = true;
-        let mut at = 0;
-        let (fixed, group_bytes) = (self.fixed, &mut self.group_bytes);
-        self.items.retain(|item| {
-            let is_kept = at < fixed || !matches!(item, Item::Message(_));
-            at += 1;
-            if !is_kept {
-                *group_bytes -= item.bytes().len();
-            }
-            is_kept
-        });
+        self.drop_waiting(|item| matches!(item, Item::Message(_)));
     }
 
     fn revoke_where(&mut self, is_revoked: impl Fn(TopicId) -> bool) -> bool {
-        let mut lost = false;
-        for at in (0..self.items.len()).rev() {
-            match &mut self.items[at] {
+        let before = self.waiting.len();
+        self.drop_waiting(|item| matches!(item, Item::Group { topic, .. } if is_revoked(*topic)));
+        let mut lost = self.waiting.len() < before;
+        let mut is_cut = false;
+        for item in &mut self.begun {
+            match item {
                 Item::Group { topic, revoked, .. } if is_revoked(*topic) => {
-                    if at >= self.fixed {
-                        self.remove(at);
-                        lost = true;
-                    } else if self.lent {
-                        // How much of it went out is known when it comes back.
-                        *revoked = true;
-                        lost = true;
-                    } else {
-                        lost |= self.cut_first();
-                    }
+                    // How much of it went out is known when it comes back.
+                    *revoked = self.lent;
+                    lost |= self.lent;
+                    is_cut = !self.lent;
                 }
                 _ => {}
             }
         }
-        self.fix(self.fixed);
-        lost
+        lost | (is_cut && self.cut_first())
+    }
+
+    fn drop_waiting(&mut self, is_dropped: impl Fn(&Item) -> bool) {
+        let group_bytes = &mut self.group_bytes;
+        self.waiting.retain(|item| {
+            let is_dropped = is_dropped(item);
+            if is_dropped {
+                *group_bytes -= item.held_bytes();
+            }
+            !is_dropped
+        });
     }
 
     /// What to write next, in order.
     pub(crate) fn chunks(&self) -> SmallVec<[Chunk<'_>; 8]> {
-        self.items
-            .iter()
+        self.items()
             .take(MAX_CHUNKS)
             .enumerate()
             .map(|(at, item)| Chunk {
@@ -295,147 +312,154 @@ impl Outbox {
             .collect()
     }
 
+    fn items(&self) -> impl Iterator<Item = &Item> {
+        self.begun.iter().chain(&self.urgent).chain(&self.waiting)
+    }
+
     /// The driver holds clones of what [`Self::chunks`] showed.
     pub(crate) fn lend(&mut self) {
         self.lent = true;
-        self.fix(self.items.len().min(MAX_CHUNKS));
+        while self.begun.len() < MAX_CHUNKS
+            && let Some(item) = self.urgent.pop_front().or_else(|| self.waiting.pop_front())
+        {
+            self.begun.push_back(item);
+        }
     }
 
     /// `bytes` left for the kernel; whatever was lent is back. More than was queued is cut to that.
     pub(crate) fn consume(&mut self, mut bytes: usize, mut written: impl FnMut(&Group)) {
-        let mut returned = self.fixed;
-        while bytes > 0 {
-            let Some(first) = self.items.front() else {
+        while bytes > 0
+            && let Some(len) = self.first_len()
+        {
+            let rest = len - self.sent;
+            if bytes < rest {
+                self.sent += bytes;
                 break;
-            };
-            let rest = first.bytes().len() - self.sent;
-            let step = rest.min(bytes);
-            bytes -= step;
-            if first.is_limited() {
-                self.group_bytes -= step;
-            } else {
-                self.control_bytes -= step;
             }
-            if step < rest {
-                self.sent += step;
-            } else {
-                self.sent = 0;
-                if let Some(Item::Group { group, .. }) = self.items.pop_front() {
-                    written(&group);
+            bytes -= rest;
+            self.sent = 0;
+            if let Some(item) = self.pop_first() {
+                self.note_removed(&item);
+                if let Item::Group { group, .. } = &item {
+                    written(group);
                 }
-                returned = returned.saturating_sub(1);
             }
         }
         let begun = usize::from(self.sent > 0);
         if std::mem::take(&mut self.lent) {
-            for at in (begun..returned).rev() {
-                self.take_back(at);
+            while self.begun.len() > begun
+                && let Some(item) = self.begun.pop_back()
+            {
+                self.take_back(item);
             }
-            if matches!(self.items.front(), Some(Item::Group { revoked: true, .. })) {
+            if matches!(self.begun.front(), Some(Item::Group { revoked: true, .. })) {
                 self.cut_first();
             }
-            // Control frames that came meanwhile stand behind what was lent. Nothing is lent any more.
-            let begun = usize::from(self.sent > 0);
-            self.items.make_contiguous()[begun..].sort_by_key(|item| !item.overtakes_groups());
+        } else if self.begun.len() < begun
+            && let Some(first) = self.pop_first()
+        {
+            self.begun.push_back(first);
         }
-        self.fix(usize::from(self.sent > 0));
     }
 
-    /// What was lent comes back with no byte sent: meanwhile it may have been revoked, or overtaken by a newer group.
-    fn take_back(&mut self, at: usize) {
-        let (topic, revoked, every) = match self.items.get(at) {
-            Some(&Item::Group {
-                topic, revoked, every, ..
-            }) => (topic, revoked, every),
-            Some(Item::Message(_)) if self.drops_messages => return self.remove(at),
-            _ => return,
-        };
-        if revoked {
-            return self.remove(at);
+    fn first_len(&self) -> Option<usize> {
+        self.items().next().map(|it| it.bytes().len())
+    }
+
+    fn pop_first(&mut self) -> Option<Item> {
+        let first = self.begun.pop_front().or_else(|| self.urgent.pop_front());
+        first.or_else(|| self.waiting.pop_front())
+    }
+
+    /// What was lent comes back with no byte sent, and goes to the front: meanwhile it may have been revoked, or overtaken
+    /// by a newer group.
+    fn take_back(&mut self, item: Item) {
+        match &item {
+            Item::Control(_) | Item::Pong(_) => return self.urgent.push_front(item),
+            Item::Group { revoked: true, .. } => return self.note_removed(&item),
+            Item::Message(_) if self.drops_messages => return self.note_removed(&item),
+            Item::Group {
+                topic, every: false, ..
+            } => {
+                if let Some(newer) = self.position_of(*topic).and_then(|at| self.waiting.remove(at)) {
+                    self.note_removed(&item);
+                    return self.waiting.push_front(newer);
+                }
+            }
+            Item::Group { .. } | Item::Message(_) | Item::Last(_) => {}
         }
-        if every {
-            return;
-        }
-        let newer = self.items.iter().skip(at + 1).position(|item| item.is_latest_of(topic));
-        if let Some(newer) = newer.and_then(|behind| self.items.remove(at + 1 + behind)) {
-            self.group_bytes -= self.items[at].bytes().len();
-            self.items[at] = newer;
+        self.waiting.push_front(item);
+    }
+
+    fn note_pushed(&mut self, item: &Item) {
+        *self.sum_of(item) += item.held_bytes();
+    }
+
+    fn note_removed(&mut self, item: &Item) {
+        *self.sum_of(item) -= item.held_bytes();
+    }
+
+    fn sum_of(&mut self, item: &Item) -> &mut usize {
+        match item.is_limited() {
+            true => &mut self.group_bytes,
+            false => &mut self.control_bytes,
         }
     }
 
     /// Panics unless the sums are right and groups stand once per topic.
     pub(crate) fn assert_consistent(&self) {
-        let (mut groups, mut controls) = (0, 0);
+        let sum = |is_limited| {
+            let items = self.items().filter(|it| it.is_limited() == is_limited);
+            items.map(Item::held_bytes).sum::<usize>()
+        };
+        assert_eq!((sum(true), sum(false)), (self.group_bytes, self.control_bytes));
         let mut topics = Vec::new();
-        for (at, item) in self.items.iter().enumerate() {
-            assert!(!item.bytes().is_empty());
-            match item {
-                Item::Message(frame) => groups += frame.len(),
-                Item::Group {
-                    topic, group, every, ..
-                } => {
-                    groups += group.len();
-                    if at >= self.fixed && !every {
-                        assert!(!topics.contains(topic), "two groups of one topic");
-                        topics.push(*topic);
-                    }
-                }
-                other => controls += other.bytes().len(),
+        for item in &self.waiting {
+            assert!(matches!(item, Item::Group { .. } | Item::Message(_) | Item::Last(_)));
+            if let Item::Group {
+                topic, every: false, ..
+            } = item
+            {
+                assert!(!topics.contains(topic), "two groups of one topic");
+                topics.push(*topic);
             }
         }
-        match self.items.front() {
-            Some(first) if first.is_limited() => groups -= self.sent,
-            Some(_) => controls -= self.sent,
-            None => assert_eq!(self.sent, 0),
-        }
-        assert_eq!((groups, controls), (self.group_bytes, self.control_bytes));
-        assert!(self.fixed >= usize::from(self.sent > 0));
-        assert!(self.fixed + self.controls <= self.items.len());
-    }
-
-    fn fix(&mut self, fixed: usize) {
-        self.fixed = fixed;
-        self.controls = self
-            .items
-            .iter()
-            .skip(fixed)
-            .take_while(|item| item.overtakes_groups())
-            .count();
+        assert!((self.urgent.iter()).all(|it| matches!(it, Item::Control(_) | Item::Pong(_))));
+        assert!(self.items().all(|it| !it.bytes().is_empty()));
+        let first = self.begun.front().map_or(0, |it| it.bytes().len());
+        assert!(self.sent == 0 || self.sent < first);
+        assert!(self.lent || self.begun.len() == usize::from(self.sent > 0));
     }
 
     /// Cuts the first item, a group partly sent, at the end of the frame that is being sent. Says whether rows were lost.
     fn cut_first(&mut self) -> bool {
-        let Some(Item::Group { group, .. }) = self.items.front() else {
+        let Some(Item::Group { group, .. }) = self.begun.front() else {
             return false;
         };
         let end = group.frame_end(self.sent);
         let lost = end < group.len();
-        self.group_bytes -= group.len() - self.sent;
+        let rest = Item::Control(group.bytes().slice(..end));
+        if let Some(cut) = self.begun.pop_front() {
+            self.note_removed(&cut);
+        }
         if end == self.sent {
-            self.items.pop_front();
             self.sent = 0;
-            self.fix(0);
         } else {
-            self.control_bytes += end - self.sent;
-            self.items[0] = Item::Control(group.bytes().slice(..end));
+            self.note_pushed(&rest);
+            self.begun.push_front(rest);
         }
         lost
     }
 
     /// The group of this topic that may still be replaced.
     fn position_of(&self, wanted: TopicId) -> Option<usize> {
-        let behind = self.fixed + self.controls;
-        self.items
-            .iter()
-            .skip(behind)
-            .position(|item| item.is_latest_of(wanted))
-            .map(|at| at + behind)
+        self.waiting.iter().position(|item| item.is_latest_of(wanted))
     }
 
     /// Removes a group that is not begun.
     fn remove(&mut self, at: usize) {
-        if let Some(item) = self.items.remove(at) {
-            self.group_bytes -= item.bytes().len();
+        if let Some(item) = self.waiting.remove(at) {
+            self.note_removed(&item);
         }
     }
 }

@@ -80,8 +80,6 @@ pub struct Cluster {
     /// Peers are answered early not before this.
     next_answer: Timestamp,
     next_sweep: Option<Timestamp>,
-    /// When [`Self::handle_timeout`] was called last.
-    last_timeout: Timestamp,
     is_connected: bool,
 }
 
@@ -144,7 +142,6 @@ impl Cluster {
             next_heartbeat: now + Duration::from_micros(phase),
             next_answer: now,
             next_sweep: config.sweep_every.map(|every| now + every),
-            last_timeout: now,
             is_connected: false,
             counters,
             config,
@@ -196,11 +193,13 @@ impl Cluster {
     /// Time has passed: sends digests, gives up what is missing, begins repairs.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         let heartbeat = self.config.heartbeat;
-        if now.since(self.last_timeout) > 2 * heartbeat {
+        let late = now.since(self.poll_timeout()).saturating_sub(heartbeat / 8);
+        if !late.is_zero() {
             // This thread, or the whole process, was held up: what its peers sent meanwhile may be on its way still.
-            self.grant_all(now);
+            self.peers
+                .values_mut()
+                .for_each(|peer| peer.grant(now, late, heartbeat));
         }
-        self.last_timeout = now;
         let mut lost = 0;
         for (&node, peer) in &mut self.peers {
             while let Some(bucket) = peer.next_gap(now) {

@@ -168,6 +168,14 @@ impl Peer {
         None
     }
 
+    /// For so long nobody has listened to it: that time doesn't count. What is missing has `patience` from now at most.
+    pub(super) fn grant(&mut self, now: Timestamp, time: Duration, patience: Duration) {
+        self.heard = self.heard.max(now.min(self.heard + time));
+        for suspicion in &mut self.suspicions {
+            suspicion.until = (now + patience).min(suspicion.until + time);
+        }
+    }
+
     /// Buckets that it has published to.
     pub(super) fn used_buckets(&self) -> impl Iterator<Item = u32> {
         (0..)
@@ -236,6 +244,20 @@ mod tests {
         assert_eq!(peer.next_gap(at(500)), None);
         assert_eq!(peer.poll_timeout(), Some(at(900)));
         assert_eq!(peer.next_gap(at(900)), Some(3));
+    }
+
+    #[test]
+    fn time_in_which_nobody_listened_does_not_count() {
+        let mut peer = peer();
+        peer.receive(at(0), 3, 2, PATIENCE);
+        // Held up until here, and this one is read before the time is looked at.
+        peer.receive(at(4_000), 3, 4, PATIENCE);
+        peer.grant(at(4_000), Duration::from_millis(3_500), PATIENCE);
+        assert_eq!((peer.heard, peer.next_gap(at(3_999))), (at(3_500), None));
+        peer.receive(at(4_000), 3, 1, PATIENCE);
+        assert_eq!(peer.poll_timeout(), Some(at(4_000)));
+        assert_eq!(peer.next_gap(at(4_499)), None);
+        assert_eq!(peer.next_gap(at(4_500)), Some(3), "not later than without");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::waiting::Waiting;
 use super::{ClusterConfigError, JoinError};
 use crate::key::EntityKey;
 use crate::node::{LANES, Lane, Node, Outgoing};
+use crate::patience::Patience;
 use crate::time::Timestamp;
 use crate::wire::decode_entity_key;
 
@@ -81,6 +82,10 @@ pub struct PlainCluster {
     retry_after: Duration,
     outgoing: Arc<Outgoing>,
     next_sweep: Option<Timestamp>,
+    /// Since when something waits is in its time.
+    patience: Patience,
+    /// The latest time that an input told.
+    now: Timestamp,
 }
 
 struct Published {
@@ -175,6 +180,8 @@ impl PlainCluster {
             retry_after: FIRST_RETRY,
             outgoing,
             next_sweep: config.sweep_every.map(|every| now + every),
+            patience: Patience::new(config.confirm_within),
+            now,
             config,
             node,
         })
@@ -197,6 +204,7 @@ impl PlainCluster {
 
     /// Takes in what the queue did. What arrives is judged here: whatever it is, it is no error of the embedder's.
     pub fn handle(&mut self, now: Timestamp, input: PlainInput<'_>) {
+        self.advance(now);
         match input {
             PlainInput::Message(body) => match decode_entity_key(body) {
                 Ok(key) => {
@@ -224,6 +232,7 @@ impl PlainCluster {
 
     /// What is to be done next. Call it until `None` after each call of another method, and when the waker was called.
     pub fn poll_output(&mut self, now: Timestamp) -> Option<PlainOutput<'_>> {
+        self.advance(now);
         self.take_lanes(now);
         if !self.is_connected || self.retry_at.is_some() || self.unconfirmed.len() >= MAX_UNCONFIRMED {
             return None;
@@ -236,7 +245,7 @@ impl PlainCluster {
             number: self.next_number,
             key: waiting.key,
             is_counted: waiting.is_counted,
-            since: now,
+            since: self.patience.at(now),
             state: match waiting.is_applied {
                 true => PublishedState::Applied,
                 false => PublishedState::Expected,
@@ -256,22 +265,32 @@ impl PlainCluster {
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called, if ever. Any call may change it.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let unapplied = self.unapplied_until().map(|at| self.patience.real(at));
+        let others = self.repairs.poll_timeout().into_iter().chain(self.next_sweep);
+        unapplied.into_iter().chain(others).chain(self.retry_at).min()
+    }
+
+    /// Until when the queue has time to confirm the first of those that it has not, in patient time.
+    fn unapplied_until(&self) -> Option<Timestamp> {
         let expected = self.unconfirmed.iter().find(|it| it.state == PublishedState::Expected);
         let unapplied = expected
             .map(|it| it.since)
             .into_iter()
             .chain(self.waiting.unapplied_since());
-        let unapplied = unapplied.map(|since| since + self.config.confirm_within);
-        let others = self.repairs.poll_timeout().into_iter().chain(self.next_sweep);
-        unapplied.chain(others).chain(self.retry_at).min()
+        unapplied.map(|since| since + self.config.confirm_within).min()
     }
 
     /// Time has passed: applies what is not confirmed, begins repairs.
+    ///
+    /// When the process was held up, as by SIGSTOP, that time doesn't count against the queue: receipts that came meanwhile
+    /// may still wait to be read.
     pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.advance(now);
         self.retry_at = self.retry_at.filter(|&at| at > now);
         let limit = self.config.confirm_within;
+        let patient_now = self.patience.at(now);
         for published in &mut self.unconfirmed {
-            if published.since + limit > now {
+            if published.since + limit > patient_now {
                 break;
             }
             if published.state == PublishedState::Expected {
@@ -282,7 +301,8 @@ impl PlainCluster {
         }
         // Those behind a queue that takes nothing, too.
         let node = &self.node;
-        let applied = (self.waiting).apply(|since| since + limit <= now, |key| node.hear(now, key.as_ref()));
+        let is_due = |since| since + limit <= patient_now;
+        let applied = (self.waiting).apply(is_due, |key| node.hear(now, key.as_ref()));
         self.counters.unconfirmed.add(applied);
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.next_sweep = self.config.sweep_every.map(|every| now + every);
@@ -290,6 +310,13 @@ impl PlainCluster {
         }
         let begun = self.repairs.handle_timeout(now, &self.node, self.config.repair_rate, 1);
         self.counters.repairs.add(begun);
+    }
+
+    fn advance(&mut self, now: Timestamp) {
+        let mut patience = self.patience;
+        patience.pass(self.now, now, || self.unapplied_until());
+        self.patience = patience;
+        self.now = self.now.max(now);
     }
 
     fn set_connected(&mut self, is_connected: bool) {
@@ -318,11 +345,8 @@ impl PlainCluster {
                 return;
             }
             let mut lane = std::mem::replace(&mut self.lane, Lane::new(self.node.config().seed));
-            for (key, is_applied) in lane.keys.drain() {
-                self.tell(now, key, false, is_applied);
-            }
-            for (key, is_applied) in lane.counted.drain(..) {
-                self.tell(now, key, true, is_applied);
+            for (key, is_counted, is_applied) in lane.drain_keys() {
+                self.tell(now, key, is_counted, is_applied);
             }
             if !lane.crowded_out.is_empty() {
                 // Nobody knows which keys they were.
@@ -339,7 +363,7 @@ impl PlainCluster {
     fn tell(&mut self, now: Timestamp, key: EntityKey, is_counted: bool, is_applied: bool) {
         // It may have been notified while the queue still seemed to be there.
         let mut is_expected = self.is_connected && !is_applied;
-        if !self.waiting.push(now, &key, is_counted, !is_expected) {
+        if !(self.waiting).push(self.patience.at(now), &key, is_counted, !is_expected) {
             self.counters.untold.add(1);
             is_expected = false;
         }
@@ -372,7 +396,7 @@ impl PlainCluster {
             match outcome {
                 Outcome::Refused => self.counters.untold.add(1),
                 _ => {
-                    self.waiting.push_again(now, key, is_counted);
+                    self.waiting.push_again(self.patience.at(now), key, is_counted);
                     self.leave_alone(now);
                 }
             }

@@ -115,10 +115,8 @@ impl Telling {
                 break;
             }
             // All were applied here: a numbered bus brings nobody its own.
-            self.keys.extend(self.lane.keys.drain().map(|(key, _)| key));
-            self.keys.extend(self.lane.counted.drain(..).map(|(key, _)| key));
-            let crowded_out = self.lane.crowded_out.drain(..);
-            self.whole.extend(crowded_out.map(|key| key.bucket(buckets)));
+            self.keys.extend(self.lane.drain_keys().map(|(key, ..)| key));
+            self.whole.extend(self.lane.drain_crowded_out(buckets));
         }
         self.whole.sort_unstable();
         self.whole.dedup();

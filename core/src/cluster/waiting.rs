@@ -11,6 +11,9 @@ use crate::time::Timestamp;
 /// Keys that may wait.
 const MAX_KEYS: usize = 1024 * 1024;
 
+/// Bytes of keys that may wait: keys may be long.
+const MAX_BYTES: usize = 256 * 1024 * 1024;
+
 pub(super) struct Waiting {
     queue: VecDeque<WaitingKey>,
     /// So many at the front are applied; the one behind them, if there is one, is not.
@@ -18,6 +21,8 @@ pub(super) struct Waiting {
     /// Of keys that wait once at most, the last that waits.
     uncounted: HashMap<EntityKey, Last, Seed>,
     last_number: u64,
+    /// Bytes of the keys in `queue`.
+    bytes: usize,
 }
 
 pub(super) struct WaitingKey {
@@ -41,6 +46,7 @@ impl Waiting {
             applied: 0,
             uncounted: HashMap::with_hasher(seed),
             last_number: 0,
+            bytes: 0,
         }
     }
 
@@ -56,7 +62,7 @@ impl Waiting {
         {
             return true;
         }
-        if self.queue.len() >= MAX_KEYS {
+        if self.queue.len() >= MAX_KEYS || self.bytes >= MAX_BYTES {
             return false;
         }
         let waiting = self.number(now, key.clone(), is_counted, is_applied);
@@ -76,6 +82,7 @@ impl Waiting {
 
     fn number(&mut self, since: Timestamp, key: EntityKey, is_counted: bool, is_applied: bool) -> WaitingKey {
         self.last_number += 1;
+        self.bytes += key.len();
         let number = self.last_number;
         if !is_counted {
             self.uncounted.insert(key.clone(), Last { number, is_applied });
@@ -91,6 +98,7 @@ impl Waiting {
 
     pub(super) fn pop(&mut self) -> Option<WaitingKey> {
         let first = self.queue.pop_front()?;
+        self.bytes -= first.key.len();
         self.applied = self.applied.saturating_sub(1);
         self.pass_applied();
         if self
@@ -189,6 +197,6 @@ mod tests {
             popped,
             [("1", true), ("1", true), ("2", true), ("3", true), ("2", false)]
         );
-        assert_eq!((waiting.applied, waiting.uncounted.len()), (0, 0));
+        assert_eq!((waiting.applied, waiting.uncounted.len(), waiting.bytes), (0, 0, 0));
     }
 }

@@ -18,6 +18,9 @@ pub(crate) const LANES: u32 = if cfg!(loom) { 1 } else { 64 };
 /// Keys that may wait in one lane. Beyond, only the fact that something in their buckets has changed is kept.
 const MAX_LANE_KEYS: usize = 16 * 1024;
 
+/// Bytes of keys that may wait in one lane: keys may be long.
+const MAX_LANE_BYTES: usize = 4 * 1024 * 1024;
+
 pub(crate) struct Outgoing {
     lanes: Box<[Mutex<Lane>]>,
     /// A bit for each lane that holds something.
@@ -42,8 +45,10 @@ pub(crate) struct Lane {
     pub(crate) keys: HashMap<EntityKey, bool, Seed>,
     /// Keys whose notifies are counted: as often as they were notified.
     pub(crate) counted: Vec<(EntityKey, bool)>,
-    /// Keys for which there was no room.
-    pub(crate) crowded_out: Vec<EntityKey>,
+    /// Buckets, of the most that there can be, of keys for which there was no room.
+    pub(crate) crowded_out: Vec<u32>,
+    /// Bytes of all keys.
+    bytes: usize,
 }
 
 impl Outgoing {
@@ -94,13 +99,15 @@ impl Outgoing {
                 return false;
             }
             was_empty = lane.is_empty();
-            if lane.len() >= MAX_LANE_KEYS {
+            if lane.len() >= MAX_LANE_KEYS || lane.bytes >= MAX_LANE_BYTES {
                 lane.crowd_out(key);
             } else if is_counted {
+                lane.bytes += key.len();
                 lane.counted.push((key.clone(), is_applied));
             } else if let Some(all_applied) = lane.keys.get_mut(key) {
                 *all_applied &= is_applied;
             } else {
+                lane.bytes += key.len();
                 lane.keys.insert(key.clone(), is_applied);
             }
         }
@@ -188,6 +195,7 @@ impl Lane {
             keys: HashMap::with_hasher(seed),
             counted: Vec::new(),
             crowded_out: Vec::new(),
+            bytes: 0,
         }
     }
 
@@ -199,16 +207,26 @@ impl Lane {
         self.keys.len() + self.counted.len()
     }
 
-    /// One key stands for its bucket, whatever number of buckets there are: at most that of the finest.
+    /// The bucket stands for all its keys, however many buckets the cluster has.
     fn crowd_out(&mut self, key: &EntityKey) {
         let bucket = key.bucket(crate::cluster::MAX_BUCKETS);
-        if !self
-            .crowded_out
-            .iter()
-            .any(|it| it.bucket(crate::cluster::MAX_BUCKETS) == bucket)
-        {
-            self.crowded_out.push(key.clone());
+        if !self.crowded_out.contains(&bucket) {
+            self.crowded_out.push(bucket);
         }
+    }
+
+    /// Gives the buckets of keys for which there was no room, of a cluster with so many.
+    pub(crate) fn drain_crowded_out(&mut self, buckets: u32) -> impl Iterator<Item = u32> {
+        // Both are powers of two.
+        self.crowded_out.drain(..).map(move |bucket| bucket % buckets)
+    }
+
+    /// Takes the keys, with whether they are counted, and whether they are applied.
+    pub(crate) fn drain_keys(&mut self) -> impl Iterator<Item = (EntityKey, bool, bool)> {
+        self.bytes = 0;
+        let keys = self.keys.drain().map(|(key, is_applied)| (key, false, is_applied));
+        let counted = self.counted.drain(..);
+        keys.chain(counted.map(|(key, is_applied)| (key, true, is_applied)))
     }
 }
 
@@ -273,12 +291,32 @@ mod tests {
         let buckets = crate::cluster::MAX_BUCKETS;
         let known: std::collections::BTreeSet<_> = lanes
             .iter()
-            .flat_map(|lane| lane.keys.keys().chain(&lane.crowded_out))
-            .map(|key| key.bucket(buckets))
+            .flat_map(|lane| {
+                let of_keys = lane.keys.keys().map(|key| key.bucket(buckets));
+                of_keys.chain(lane.crowded_out.iter().copied())
+            })
             .collect();
         assert!(keys.iter().all(|key| known.contains(&key.bucket(buckets))));
         assert_eq!(lanes.iter().map(|it| it.keys.len()).sum::<usize>(), MAX_LANE_KEYS);
         let crowded_out: usize = lanes.iter().map(|it| it.crowded_out.len()).sum();
         assert!((1..=buckets as usize).contains(&crowded_out), "{crowded_out}");
+    }
+
+    #[test]
+    fn long_keys_are_bounded_by_their_bytes() {
+        let outgoing = Outgoing::new(Seed(1, 2), Waker::noop().clone());
+        let long = "x".repeat(60_000);
+        let keys = (0..).map(|id| EntityKey::new("items", &format!("{id}{long}")).expect("short enough"));
+        let of_one_lane = keys.filter(|key| key.bucket(LANES) == 0);
+        of_one_lane.take(200).for_each(|key| {
+            outgoing.add(&key, false, true);
+        });
+        let mut lane = Lane::new(Seed(1, 2));
+        assert!(outgoing.take(&mut lane));
+        let bytes: usize = lane.keys.keys().map(EntityKey::len).sum();
+        assert!((MAX_LANE_BYTES..MAX_LANE_BYTES + 100_000).contains(&bytes), "{bytes}");
+        assert!(!lane.crowded_out.is_empty());
+        assert_eq!(lane.drain_keys().count(), bytes / 60_000);
+        assert_eq!(lane.bytes, 0);
     }
 }

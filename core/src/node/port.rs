@@ -30,9 +30,12 @@ pub(crate) struct Inbox {
     pub(crate) commands: VecDeque<Command>,
     /// Reads to be handed to the resolver from a fresh stack.
     pub(super) starts: Vec<Start>,
-    /// Bytes of messages among the commands.
+    /// Memory that messages among the commands hold.
     message_bytes: usize,
 }
+
+/// What a message holds besides its frame: its place in a queue that may be half empty, and an allocation's own.
+pub(crate) const MESSAGE_BYTES: usize = 2 * size_of::<Command>() + 48;
 
 impl Port {
     pub(crate) fn new(waker: Waker) -> Self {
@@ -64,10 +67,11 @@ impl Port {
             }
             if let Command::Send { frame, .. } = &command {
                 let waiting = inbox.message_bytes;
-                if waiting > 0 && waiting + frame.len() > limit {
+                let held = MESSAGE_BYTES + frame.len();
+                if waiting > 0 && waiting + held > limit {
                     return Err(SendError::Full);
                 }
-                inbox.message_bytes += frame.len();
+                inbox.message_bytes += held;
             } else {
                 self.has_orders.store(true, Ordering::Relaxed);
             }

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -115,9 +116,18 @@ impl Node {
     /// Gives up reads that are over their time limit and begins those whose backoff has passed.
     pub(crate) fn handle_timeout(&self, now: Timestamp) {
         self.set_clock(now);
-        if self.poll_timeout().is_none_or(|deadline| deadline > now) {
+        let Some(deadline) = self.poll_timeout().filter(|&at| at <= now) else {
             return;
-        }
+        };
+        // Who comes so late was held up, as by SIGSTOP. Answers that came meanwhile may still wait to be read: that time
+        // counts against no read, and there is a moment to read them in.
+        let late = now.since(deadline);
+        let tolerance = self.0.config.read_time_limit / 8;
+        let more_time = if late > tolerance {
+            late + tolerance
+        } else {
+            Duration::ZERO
+        };
         // Cleared before the stripes are looked at: a deadline that is set meanwhile stays.
         self.0.deadline.store(NEVER, Ordering::SeqCst);
         let mut starts = Starts::new();
@@ -125,6 +135,12 @@ impl Node {
         for number in 0..STRIPES {
             let mut guard = self.lock(number);
             let stripe = &mut *guard;
+            if !more_time.is_zero() {
+                stripe
+                    .limits
+                    .iter_mut()
+                    .for_each(|(limit, ..)| *limit = *limit + more_time);
+            }
             while let Some(&(limit, slot, ticket)) = stripe.limits.front() {
                 let running = stripe.flights.get_mut(slot).filter(|it| it.is_running(ticket));
                 match running {

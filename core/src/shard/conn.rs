@@ -22,6 +22,8 @@ pub(super) struct Conn {
     pub(super) blocked: bool,
     /// It stands in `ready`.
     pub(super) listed: bool,
+    /// It stands in `urgent`.
+    pub(super) is_urgent: bool,
     pub(super) pauses: Pauses,
 }
 
@@ -69,6 +71,14 @@ impl Conn {
     /// Nothing is queued and the socket isn't full: a group may be written straight away.
     pub(super) fn is_clear(&self) -> bool {
         !self.blocked && self.extra.as_ref().is_none_or(|extra| extra.outbox.is_empty())
+    }
+
+    pub(super) fn unlist(&mut self, is_urgent: bool) {
+        if is_urgent {
+            self.is_urgent = false;
+        } else {
+            self.listed = false;
+        }
     }
 
     pub(super) fn can_flush(&self) -> bool {

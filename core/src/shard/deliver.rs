@@ -17,6 +17,13 @@ const MAX_WANTED: u32 = 8;
 /// Close code 1013.
 const TRY_AGAIN_LATER: u16 = 1013;
 
+/// Rows on their way to the members of a topic.
+pub(super) struct Walk {
+    delivery: Delivery,
+    /// They are queued for everyone: more rows are to come in this turn, or there are none.
+    only_queues: bool,
+}
+
 /// The same bytes for many connections. See [`for_each`](Self::for_each).
 #[must_use = "nobody receives the rows until for_each is called"]
 pub struct Broadcast<'a> {
@@ -28,18 +35,19 @@ impl<'a> Broadcast<'a> {
         Self { shard }
     }
 
-    /// Calls `write` for each receiver whose socket may take the rows now, and queues them for the others. Visits at
-    /// most `broadcast_budget` members; the rest come with the next output.
+    /// Calls `write` for each receiver whose socket may take the rows now, and queues them for the others, or for all if
+    /// other rows are to follow. Visits at most `broadcast_budget` members; the rest come with a later output.
     pub fn for_each(self, mut write: impl FnMut(ConnId, Chunk<'_>) -> Sent) {
-        let Some(delivery) = self.shard.delivery.take() else {
+        let Some(walk) = self.shard.walk.take() else {
             return;
         };
         for _ in 0..self.shard.node.config().broadcast_budget.max(1) {
-            if !self.shard.deliver_to_next(&delivery, Some(&mut write)) {
+            let write: Option<Write<'_>> = if walk.only_queues { None } else { Some(&mut write) };
+            if !self.shard.deliver_to_next(&walk.delivery, write) {
                 return;
             }
         }
-        self.shard.delivery = Some(delivery);
+        self.shard.walk = Some(walk);
     }
 }
 
@@ -54,11 +62,13 @@ impl fmt::Debug for Broadcast<'_> {
 pub struct Flush<'a> {
     shard: &'a mut Shard,
     conn: ConnId,
+    /// Which list it stands in.
+    is_urgent: bool,
 }
 
 impl<'a> Flush<'a> {
-    pub(super) fn new(shard: &'a mut Shard, conn: ConnId) -> Self {
-        Self { shard, conn }
+    pub(super) fn new(shard: &'a mut Shard, conn: ConnId, is_urgent: bool) -> Self {
+        Self { shard, conn, is_urgent }
     }
 
     /// Whose it is.
@@ -69,13 +79,14 @@ impl<'a> Flush<'a> {
     /// Calls `write` once with all chunks, at most 64, to be written in this order: one gathered write.
     /// [`Sent::Partial`] counts over all of them.
     pub fn write(self, write: impl FnOnce(ConnId, &[Chunk<'_>]) -> Sent) {
-        let Self { shard, conn } = self;
+        let Self { shard, conn, is_urgent } = self;
         let Some(state) = shard.conns.get_mut(conn.0) else {
             return;
         };
-        // It stands at the front of `ready`, where `next_ready` found it.
-        shard.ready.pop_front();
-        state.listed = false;
+        // It stands at the front, where `front_of` found it.
+        let list = if is_urgent { &mut shard.urgent } else { &mut shard.ready };
+        list.pop_front();
+        state.unlist(is_urgent);
         let outbox = &mut state.extra().outbox;
         let chunks = outbox.chunks();
         let len = chunks.iter().map(|chunk| chunk.as_slice().len()).sum();
@@ -104,8 +115,8 @@ impl fmt::Debug for Flush<'_> {
 type Write<'w> = &'w mut dyn FnMut(ConnId, Chunk<'_>) -> Sent;
 
 impl Shard {
-    /// Takes the newest rows of a marked flight, and either leaves them for a broadcast or, when more are to come in
-    /// this turn, queues them, so that each connection gets all of them in one write.
+    /// Takes the newest rows of a marked flight, and begins to walk over those who are to have them. When more are to come
+    /// in this turn they are queued, so that each connection gets all of them in one write.
     pub(super) fn take(&mut self, flight: FlightId) {
         let Some(delivery) = self.node.take(self.now, self.index, flight) else {
             return;
@@ -114,11 +125,10 @@ impl Shard {
             return;
         }
         self.subscriptions.start_walk(delivery.topic);
-        if self.inbox.marks.is_empty() && !delivery.group.is_empty() {
-            self.delivery = Some(delivery);
-        } else {
-            while self.deliver_to_next(&delivery, None) {}
-        }
+        self.walk = Some(Walk {
+            only_queues: !self.inbox.marks.is_empty() || delivery.group.is_empty(),
+            delivery,
+        });
     }
 
     /// Delivers to the next member of the walk, or queues when there is no `write`. Returns false at the walk's end.
@@ -205,6 +215,7 @@ impl Shard {
     }
 
     pub(super) fn written(&mut self, conn: ConnId, bytes: usize) {
+        let patient_now = self.patient_now();
         let Some(state) = self.conns.get_mut(conn.0) else {
             return;
         };
@@ -218,7 +229,7 @@ impl Shard {
             }
         }
         if bytes > 0 {
-            state.last_alive = self.now;
+            state.last_alive = patient_now;
         }
         self.after_write(conn);
     }
@@ -259,7 +270,7 @@ impl Shard {
             }
             if extra.wanted >= extra.max_wanted.max(1) {
                 if !std::mem::replace(&mut extra.is_timed, true) {
-                    self.timers.asked(self.now, conn);
+                    self.timers.asked(self.patience.at(self.now), conn);
                 }
                 return;
             }

@@ -33,17 +33,18 @@ use bytes::Bytes;
 use crate::admission::{Opening, Refused, counted};
 use crate::client::ClientId;
 use crate::counters::ShardCounters;
-use crate::flights::Delivery;
 use crate::hash::Seed;
 use crate::incident::{Incident, Misdeed};
 use crate::latency::Latency;
 use crate::log_quota::LogQuota;
 use crate::node::{Inbox, Node};
+use crate::patience::Patience;
 use crate::slots::Slots;
 use crate::subscriptions::{Left, Standing, Subscriptions};
 use crate::time::Timestamp;
 
 use conn::{Conn, Phase};
+use deliver::Walk;
 pub use deliver::{Broadcast, Flush};
 use drain::Drain;
 pub use drain::DrainOptions;
@@ -61,6 +62,10 @@ use timers::Timers;
 ///
 /// A driver may break off step 2 to keep its turns short, but then it must come back without sleeping: the shard's waker
 /// is called only after `poll_output` has given `None`.
+///
+/// Peers are judged by what the driver has read. All that has arrived by the time which `handle_timeout` is given must
+/// have been handled before; a driver that has left something in a socket gives the time by which it had read everything.
+/// When the driver was held up, as by SIGSTOP, the time that it was late doesn't count against any peer.
 pub struct Shard {
     node: Node,
     index: u32,
@@ -69,12 +74,18 @@ pub struct Shard {
     conns: Slots<Conn>,
     subscriptions: Subscriptions,
     timers: Timers,
+    /// All deadlines of `timers` are in its time.
+    patience: Patience,
     /// What this shard has still to do for the node.
     inbox: Inbox,
     /// The rows whose receivers are being walked.
-    delivery: Option<Delivery>,
+    walk: Option<Walk>,
     /// Connections that have something to send and may send it.
     ready: VecDeque<ConnId>,
+    /// Those of them that don't wait for walks: replies and control frames, and those that have waited for their sockets.
+    urgent: VecDeque<ConnId>,
+    /// So many of these may go before the next slice of a walk.
+    urgent_first: u32,
     endings: VecDeque<Ending>,
     /// Connections whose input is to be worked on further.
     backlog: VecDeque<ConnId>,
@@ -93,6 +104,9 @@ pub struct Shard {
     incidents: LogQuota<u8>,
 }
 
+/// Flushes of urgent connections between two slices of a walk, or two commands.
+const URGENT_BETWEEN: u32 = 64;
+
 enum Ending {
     Shutdown(ConnId),
     Close(ConnId),
@@ -102,6 +116,7 @@ impl Shard {
     pub(crate) fn new(node: Node, index: u32, seed: Seed) -> Self {
         let timers = Timers::new(node.config());
         let per_second = node.config().max_incidents_per_second;
+        let patience = Patience::new(timers.shortest());
         let counters = node.counters_of(index);
         let latency = Latency::new(node.latency_of(index));
         Self {
@@ -111,9 +126,12 @@ impl Shard {
             conns: Slots::new(),
             subscriptions: Subscriptions::new(seed),
             timers,
+            patience,
             inbox: Inbox::default(),
-            delivery: None,
+            walk: None,
             ready: VecDeque::new(),
+            urgent: VecDeque::new(),
+            urgent_first: URGENT_BETWEEN,
             endings: VecDeque::new(),
             backlog: VecDeque::new(),
             work_left: 0,
@@ -169,10 +187,11 @@ impl Shard {
             extra: None,
             secret: opening.secret.clone().filter(|it| !it.is_empty()),
             is_secret_fixed: opening.secret.is_some(),
-            last_alive: self.now,
+            last_alive: self.patient_now(),
             phase,
             blocked: false,
             listed: false,
+            is_urgent: false,
             pauses: Pauses::default(),
         }));
         if let Some(peer) = counted(config, opening.peer) {
@@ -183,8 +202,10 @@ impl Shard {
         }
         self.counters.opened.add_alone(1);
         self.count_connections();
-        self.timers.opened(self.now, conn);
-        self.look_for_life(conn);
+        let now = self.patient_now();
+        let chance = config.seed.hash_of(&(self.index, conn));
+        self.timers.opened(now, conn, chance);
+        self.look_for_life(now, conn);
         Ok(conn)
     }
 
@@ -199,19 +220,21 @@ impl Shard {
             | Input::Written { conn, .. }
             | Input::Closed { conn } => conn,
         };
+        let patient_now = self.patient_now();
         let Some(state) = self.conns.get_mut(conn.0) else {
             self.counters.stale_inputs.add_alone(1);
             return;
         };
         match input {
             Input::Received { bytes, .. } => {
-                state.last_alive = self.now;
+                state.last_alive = patient_now;
                 self.received(conn, bytes);
             }
             Input::Writable { .. } => {
                 if std::mem::take(&mut state.blocked) {
                     // The peer has taken bytes.
-                    state.last_alive = self.now;
+                    state.last_alive = patient_now;
+                    self.make_urgent(conn);
                 }
                 self.make_ready(conn);
             }
@@ -238,10 +261,18 @@ impl Shard {
             if let Some(conn) = self.next_resumed() {
                 return Some(Output::Resume(conn));
             }
-            if self.delivery.is_some() {
+            if let Some(left) = self.urgent_first.checked_sub(1)
+                && let Some(conn) = self.front_of(true)
+            {
+                self.urgent_first = left;
+                return Some(Output::Flush(Flush::new(self, conn, true)));
+            }
+            if self.walk.is_some() {
+                self.urgent_first = URGENT_BETWEEN;
                 return Some(Output::Broadcast(Broadcast::new(self)));
             }
             if let Some(command) = self.inbox.commands.pop_front() {
+                self.urgent_first = URGENT_BETWEEN;
                 self.obey(command);
                 continue;
             }
@@ -250,8 +281,12 @@ impl Shard {
                 continue;
             }
             // Only now, so that a connection with several new groups gets them in one write.
-            if let Some(conn) = self.next_ready() {
-                return Some(Output::Flush(Flush::new(self, conn)));
+            if let Some(conn) = self.front_of(false) {
+                self.urgent_first = URGENT_BETWEEN;
+                return Some(Output::Flush(Flush::new(self, conn, false)));
+            }
+            if let Some(conn) = self.front_of(true) {
+                return Some(Output::Flush(Flush::new(self, conn, true)));
             }
             if !self.node.take_inbox(self.now, self.index, &mut self.inbox) {
                 return None;
@@ -284,16 +319,18 @@ impl Shard {
         }
         let reads = self.keeps_time().then(|| self.node.poll_timeout()).flatten();
         let drain = self.drain.as_ref().and_then(Drain::poll);
-        [self.timers.poll(), reads, drain].into_iter().flatten().min()
+        let timers = self.timers.poll().map(|at| self.patience.real(at));
+        [timers, reads, drain].into_iter().flatten().min()
     }
 
-    /// Time has passed. Calling it too early is harmless.
+    /// Time has passed until `now`, and what has arrived by then was handled. Calling it too early is harmless, and so is
+    /// a time earlier than that of other calls.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.advance(now);
         if self.keeps_time() {
             self.node.handle_timeout(now);
         }
-        self.timers_passed();
+        self.timers_passed(self.patience.at(now));
         self.drain_on();
     }
 
@@ -354,7 +391,9 @@ impl Shard {
                 dirty.extend(standing.filter(|it| it.is_dirty()).map(|_| topic));
             }
             assert_eq!(self.ready.contains(&conn), state.listed);
-            assert!(state.listed || !state.can_flush(), "{conn:?} is forgotten");
+            assert_eq!(self.urgent.contains(&conn), state.is_urgent);
+            let is_listed = state.listed || state.is_urgent;
+            assert!(is_listed || !state.can_flush(), "{conn:?} is forgotten");
             let Some(extra) = &state.extra else {
                 assert_eq!((wanted, dirty.len()), (0, 0));
                 continue;
@@ -368,8 +407,13 @@ impl Shard {
     }
 
     fn advance(&mut self, now: Timestamp) {
+        self.patience.pass(self.now, now, || self.timers.poll());
         self.now = self.now.max(now);
         self.latency.advance(self.now);
+    }
+
+    fn patient_now(&self) -> Timestamp {
+        self.patience.at(self.now)
     }
 
     /// One shard also looks after the time limits of reads.
@@ -380,22 +424,38 @@ impl Shard {
     /// Lists a connection for flushing, if it has anything to send and may send it.
     fn make_ready(&mut self, conn: ConnId) {
         if let Some(state) = self.conns.get_mut(conn.0)
-            && !state.listed
             && state.can_flush()
         {
-            state.listed = true;
-            self.ready.push_back(conn);
+            if state.extra.as_ref().is_some_and(|it| it.outbox.is_urgent()) {
+                self.make_urgent(conn);
+            } else if !state.is_urgent && !std::mem::replace(&mut state.listed, true) {
+                self.ready.push_back(conn);
+            }
         }
     }
 
-    fn next_ready(&mut self) -> Option<ConnId> {
-        while let Some(&conn) = self.ready.front() {
-            match self.conns.get_mut(conn.0) {
+    fn make_urgent(&mut self, conn: ConnId) {
+        if let Some(state) = self.conns.get_mut(conn.0)
+            && state.can_flush()
+            && !std::mem::replace(&mut state.is_urgent, true)
+        {
+            self.urgent.push_back(conn);
+        }
+    }
+
+    /// The next connection to be flushed, of one list or the other.
+    fn front_of(&mut self, is_urgent: bool) -> Option<ConnId> {
+        let Self {
+            urgent, ready, conns, ..
+        } = self;
+        let list = if is_urgent { urgent } else { ready };
+        while let Some(&conn) = list.front() {
+            match conns.get_mut(conn.0) {
                 Some(state) if state.can_flush() => return Some(conn),
-                Some(state) => state.listed = false,
+                Some(state) => state.unlist(is_urgent),
                 None => {}
             }
-            self.ready.pop_front();
+            list.pop_front();
         }
         None
     }
@@ -434,7 +494,7 @@ impl Shard {
     fn await_end(&mut self, conn: ConnId) {
         if self.conns.get(conn.0).is_some() {
             self.set_upgraded(conn, Phase::Closing);
-            self.timers.closing(self.now, conn);
+            self.timers.closing(self.patient_now(), conn);
             self.resume_all(conn);
         }
         if let Some(extra) = self.conns.get_mut(conn.0).and_then(|it| it.extra.as_mut()) {

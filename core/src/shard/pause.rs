@@ -66,13 +66,14 @@ impl Shard {
 
     /// One reason not to read from a connection is gone.
     pub(super) fn resume(&mut self, conn: ConnId, why: Pause) {
+        let patient_now = self.patient_now();
         if let Some(state) = self.conns.get_mut(conn.0)
             && state.pauses.has(why)
         {
             state.pauses.clear(why);
             if !state.pauses.any() {
                 // What it has sent meanwhile could not be seen.
-                state.last_alive = self.now;
+                state.last_alive = patient_now;
                 self.resumed.push_back(conn);
             } else if state.pauses.is_only(Pause::Backlog) {
                 self.backlog.push_back(conn);

@@ -5,6 +5,8 @@ mod backlog;
 mod commands;
 mod messages;
 mod panics;
+mod patience;
+mod walks;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,9 +18,9 @@ use super::*;
 use crate::client::{Incoming, InvalidCloseCode, PassThrough, Payload, Selector, SendError};
 use crate::config::Config;
 use crate::entity::{self, AudienceRule, Entities, EntityOptions};
-use crate::frame::Rows;
+use crate::frame::{Group, RowLimits, Rows};
 use crate::key::EntityKey;
-use crate::outbox::Chunk;
+use crate::outbox::{Chunk, held_by};
 use crate::resolve::{Audience, Reply, Request, Resolve};
 use crate::sync::{Mutex, lock};
 
@@ -26,7 +28,7 @@ use crate::sync::{Mutex, lock};
 fn a_connection_is_as_small_as_the_architecture_page_says() {
     assert_eq!(size_of::<Conn>(), 40);
     assert_eq!(Slots::<Conn>::SLOT_BYTES, 48);
-    assert_eq!(size_of::<Extra>(), 192);
+    assert_eq!(size_of::<Extra>(), 240);
     assert_eq!(size_of::<(Timestamp, ConnId)>(), 16, "an entry of a timer queue");
     assert_eq!(Subscriptions::LIST_BYTES, 24);
     assert_eq!(Subscriptions::ENTRY_BYTES, 8);
@@ -214,8 +216,19 @@ impl Net {
         node.assert_consistent();
     }
 
-    /// Time passes until `now`, without a look at what is due before.
+    /// Time passes until `now`, and what is due before is done when it is.
     fn wait_until(&mut self, now: Timestamp) {
+        loop {
+            let next = self.shards.iter().filter_map(Shard::poll_timeout).min();
+            let Some(next) = next.filter(|&at| at < now) else {
+                return self.freeze_until(now);
+            };
+            self.freeze_until(next.max(self.now));
+        }
+    }
+
+    /// Time passes until `now`, and nobody looks.
+    fn freeze_until(&mut self, now: Timestamp) {
         self.now = now;
         for shard in &mut self.shards {
             shard.handle_timeout(now);
@@ -320,8 +333,10 @@ fn a_snapshot_goes_to_the_new_subscriber_alone() {
 #[test]
 fn who_falls_behind_with_what_cannot_be_skipped_is_closed() {
     let mut net = Net::new(1, |config| {
-        // Of rows with eleven bytes, header included, that is two.
-        config.max_outbox_bytes = 30;
+        // That is two rows.
+        let limits = RowLimits { rows: 1, bytes: 100 };
+        let row = Group::build(&Rows::one("tick/1 v1"), limits).unwrap();
+        config.max_outbox_bytes = 2 * held_by(&row);
         let every = options(|it| {
             it.delivery = entity::Delivery::Every;
             it.audience = AudienceRule::Public;

@@ -16,14 +16,22 @@ use crate::ws::{OpCode, control_frame};
 /// How long a connection waits for reads that it alone asked for, before it asks for more (they may be failing).
 const PATIENCE: Duration = Duration::from_secs(1);
 
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Deadlines, in the time of the shard's [`Patience`](crate::patience::Patience).
 pub(super) struct Timers {
     upgrades: Queue,
-    pings: Queue,
     closes: Queue,
     /// Connections that wait for reads which they alone asked for.
     asked: Queue,
+    /// Second and later pings: each comes one interval after the one before was due, so that none leaves its phase.
+    pings: Queue,
+    /// First pings. Each connection has a phase of its own, however many came at once.
+    first_pings: BinaryHeap<Reverse<(Timestamp, ConnId)>>,
     /// Peers that may be dead before their next ping.
     silent: BinaryHeap<Reverse<(Timestamp, ConnId)>>,
+    /// The shortest time that a peer is given for anything.
+    shortest: Duration,
 }
 
 struct Queue {
@@ -33,18 +41,31 @@ struct Queue {
 
 impl Timers {
     pub(super) fn new(config: &Config) -> Self {
+        // No peer is judged before it was asked and has had as long again to answer.
+        let ping_interval = config.ping_interval.min(config.dead_after / 2).max(SHORTEST_INTERVAL);
+        let to_answer = config.dead_after.saturating_sub(ping_interval);
         Self {
             upgrades: Queue::new(config.upgrade_time_limit),
-            pings: Queue::new(config.ping_interval),
             closes: Queue::new(config.close_time_limit),
             asked: Queue::new(PATIENCE),
+            pings: Queue::new(ping_interval),
+            first_pings: BinaryHeap::new(),
             silent: BinaryHeap::new(),
+            shortest: to_answer.min(config.upgrade_time_limit).min(config.close_time_limit),
         }
     }
 
-    pub(super) fn opened(&mut self, now: Timestamp, conn: ConnId) {
+    pub(super) fn shortest(&self) -> Duration {
+        self.shortest
+    }
+
+    /// `chance` is any number.
+    pub(super) fn opened(&mut self, now: Timestamp, conn: ConnId, chance: u64) {
         self.upgrades.push(now, conn);
-        self.pings.push(now, conn);
+        let half = self.pings.length / 2;
+        let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
+        let at = now + half + Duration::from_nanos(chance % nanos.max(1));
+        self.first_pings.push(Reverse((at, conn)));
     }
 
     pub(super) fn closing(&mut self, now: Timestamp, conn: ConnId) {
@@ -57,10 +78,26 @@ impl Timers {
 
     pub(super) fn poll(&self) -> Option<Timestamp> {
         let queues = [&self.upgrades, &self.pings, &self.closes, &self.asked];
-        let silent = self.silent.peek().map(|&Reverse((at, _))| at);
-        let fronts = queues.into_iter().filter_map(|queue| queue.entries.front());
-        fronts.map(|&(at, _)| at).chain(silent).min()
+        let heaps = [&self.silent, &self.first_pings];
+        let fronts = queues.into_iter().filter_map(Queue::front);
+        fronts.chain(heaps.into_iter().filter_map(first_of)).min()
     }
+
+    /// The next ping that is due, and when it was.
+    fn next_ping(&mut self, now: Timestamp) -> Option<(Timestamp, ConnId)> {
+        let first = first_of(&self.first_pings).filter(|&at| at <= now);
+        let later = self.pings.front().filter(|&at| at <= now);
+        // In order of time, so that the next ones are, too.
+        if first.is_some_and(|first| later.is_none_or(|later| first <= later)) {
+            self.first_pings.pop().map(|Reverse(it)| it)
+        } else {
+            later.and_then(|_| self.pings.entries.pop_front())
+        }
+    }
+}
+
+fn first_of(heap: &BinaryHeap<Reverse<(Timestamp, ConnId)>>) -> Option<Timestamp> {
+    heap.peek().map(|&Reverse((at, _))| at)
 }
 
 impl Queue {
@@ -75,6 +112,10 @@ impl Queue {
         self.entries.push_back((now + self.length, conn));
     }
 
+    fn front(&self) -> Option<Timestamp> {
+        self.entries.front().map(|&(at, _)| at)
+    }
+
     fn pop(&mut self, now: Timestamp) -> Option<ConnId> {
         self.entries
             .pop_front_if(|&mut (at, _)| at <= now)
@@ -83,8 +124,8 @@ impl Queue {
 }
 
 impl Shard {
-    pub(super) fn timers_passed(&mut self) {
-        let now = self.now;
+    /// Patient time has passed until `now`.
+    pub(super) fn timers_passed(&mut self, now: Timestamp) {
         while let Some(conn) = self.timers.upgrades.pop(now) {
             self.end_if(conn, |phase| phase == Phase::Upgrading);
         }
@@ -94,15 +135,13 @@ impl Shard {
         while let Some(conn) = self.timers.asked.pop(now) {
             self.stop_waiting(conn);
         }
-        while let Some(&Reverse((at, conn))) = self.timers.silent.peek() {
-            if at > now {
-                break;
-            }
-            self.timers.silent.pop();
-            self.look_for_life(conn);
+        while first_of(&self.timers.silent).is_some_and(|at| at <= now)
+            && let Some(Reverse((_, conn))) = self.timers.silent.pop()
+        {
+            self.look_for_life(now, conn);
         }
-        while let Some(conn) = self.timers.pings.pop(now) {
-            self.ping(conn);
+        while let Some((at, conn)) = self.timers.next_ping(now) {
+            self.ping(now, at, conn);
         }
     }
 
@@ -113,12 +152,13 @@ impl Shard {
         }
     }
 
-    fn ping(&mut self, conn: ConnId) {
-        self.look_for_life(conn);
+    /// A ping was due `at` this time.
+    fn ping(&mut self, now: Timestamp, at: Timestamp, conn: ConnId) {
+        self.look_for_life(now, conn);
         let Some(state) = self.conns.get_mut(conn.0) else {
             return;
         };
-        self.timers.pings.push(self.now, conn);
+        self.timers.pings.push(at, conn);
         // One ping that still waits to be sent says as much as two.
         let waiting = state.extra.as_ref().map_or(0, |it| it.outbox.control_bytes());
         if state.phase == Phase::Open && waiting == 0 {
@@ -129,18 +169,18 @@ impl Shard {
     }
 
     /// Ends a connection whose peer has been silent for too long, or makes sure to look again in time.
-    pub(super) fn look_for_life(&mut self, conn: ConnId) {
+    pub(super) fn look_for_life(&mut self, now: Timestamp, conn: ConnId) {
         let Some(state) = self.conns.get_mut(conn.0) else {
             return;
         };
         if state.pauses.hides_life() {
-            state.last_alive = self.now;
+            state.last_alive = now;
         }
         let dead_at = state.last_alive + self.node.config().dead_after;
-        if dead_at <= self.now {
+        if dead_at <= now {
             self.counters.dead_peers.add_alone(1);
             self.end(conn);
-        } else if dead_at < self.now + self.node.config().ping_interval {
+        } else if dead_at < now + self.timers.pings.length {
             self.timers.silent.push(Reverse((dead_at, conn)));
         }
     }

@@ -85,6 +85,7 @@ fn failed_and_late_reads_give_their_place_to_the_next() {
     assert_eq!(it.counts(), (2, 1));
     // Both are given up. One of their places is the waiting one's, and two more are due again by now.
     let late: Vec<_> = std::iter::from_fn(|| it.queue.pop()).collect();
+    it.node.handle_timeout(at(0) + Duration::from_millis(100));
     it.node.handle_timeout(at(5));
     assert_eq!(it.node.counters().timed_out_reads.get(), 2);
     assert_eq!((it.queue.len(), it.counts()), (2, (2, 1)));

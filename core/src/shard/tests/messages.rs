@@ -1,6 +1,8 @@
 //! What the application and clients say to each other besides rows.
 
 use super::*;
+use crate::node::MESSAGE_BYTES;
+use crate::outbox::ITEM_BYTES;
 
 /// Who said what: with which secret, as text or not, and the bytes.
 type Heard = Arc<Mutex<Vec<(ClientId, String, bool, Vec<u8>)>>>;
@@ -139,7 +141,7 @@ fn messages_leave_in_the_order_in_which_they_were_sent() {
 
 #[test]
 fn messages_that_no_shard_has_taken_are_limited() {
-    let mut net = Net::new(2, |config| config.max_handover_bytes = 100);
+    let mut net = Net::new(2, |config| config.max_handover_bytes = 100 + 2 * MESSAGE_BYTES);
     let (a, b, c) = (net.connect(0), net.connect(0), net.connect(1));
     let clients = [a, b, c].map(|id| net.node.client(id));
     let long = "x".repeat(60);
@@ -161,17 +163,22 @@ fn messages_that_no_shard_has_taken_are_limited() {
     assert_eq!(net.all_frames([a, c]), [[&long[..]], [&long]]);
     assert_eq!(net.frames(b), ["y".repeat(36), "close 1000".to_owned()]);
     // One that exceeds it may go alone.
-    assert_eq!(clients[0].send_text(&"z".repeat(120)), Ok(()));
+    let longer = "z".repeat(net.node.config().max_handover_bytes);
+    assert_eq!(clients[0].send_text(&longer), Ok(()));
     assert_eq!(clients[0].send_text(""), Err(SendError::Full));
     net.run();
     assert_eq!(clients[0].send_text(""), Ok(()));
     net.run();
-    assert_eq!(net.frames(a), ["z".repeat(120), String::new()]);
+    let received = std::mem::take(&mut net.peer(a).received);
+    assert!(received.ends_with(b"zz\x81\0") && received.len() > longer.len());
 }
 
 #[test]
 fn messages_beyond_the_outbox_end_the_connection() {
-    let mut net = Net::new(1, |config| config.max_outbox_bytes = 100);
+    let long = "x".repeat(60);
+    // Two of these are too much, and so is one behind a row.
+    let held = ITEM_BYTES + 2 + long.len();
+    let mut net = Net::new(1, |config| config.max_outbox_bytes = 2 * held - 1);
     let clients = [net.connect(0), net.connect(0), net.connect(0)];
     let [a, b, c] = clients;
     net.subscribe(b, "items", "1");
@@ -179,8 +186,7 @@ fn messages_beyond_the_outbox_end_the_connection() {
     net.peer(a).room = Some(5);
     net.peer(b).room = Some(0);
     net.change("items", "1", 1);
-    let long = "x".repeat(60);
-    for id in clients {
+    for id in [a, c] {
         net.node.client(id).send_text(&long).unwrap();
         net.run();
     }
