@@ -1,6 +1,8 @@
 //! The `entity-sync` binary as its users meet it: a process, real clients, and HTTP.
 
 mod api;
+mod logs;
+mod threads;
 
 use std::future::IntoFuture;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -32,7 +34,7 @@ impl Process {
     }
 
     fn start_from(command: &mut Command, data: &str, flags: &[&str]) -> Self {
-        let mut child = command
+        command
             .args([
                 "--listen",
                 "127.0.0.1:0",
@@ -43,10 +45,13 @@ impl Process {
                 "--data",
                 data,
             ])
-            .args(flags)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .args(flags);
+        Self::greeted(command)
+    }
+
+    /// Starts it, and waits until it says where it serves.
+    fn greeted(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut greeting = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let mut after = |mark: &str| {
             let line = greeting.find(|line| line.contains(mark)).unwrap();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, Event, Server, Subject, Subscriber};
 use entity_sync_bus::{Inbox, LogLimit};
+use entity_sync_runtime::supervise;
 use futures_core::Stream;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -167,15 +168,16 @@ pub(crate) async fn run(
         _ = stopped.wait_for(Option::is_some) => return,
     };
     let Ok(inbox) = inbox else { return };
-    let _watch = DeadMansSwitch {
-        link: &link,
-        inbox: &inbox,
-    };
+    let health = inbox.health().clone();
+    supervise("entity-sync-nats", &health, go_on(&link, &plan, &inbox, stopped)).await;
+}
 
-    while serve(&link, &plan, &inbox, &mut stopped).await == End::Failed {
+async fn go_on(link: &Arc<Link>, plan: &Plan, inbox: &Inbox, mut stopped: watch::Receiver<Option<Instant>>) {
+    let _watch = DeadMansSwitch { link, inbox };
+    while serve(link, plan, inbox, &mut stopped).await == End::Failed {
         tracing::error!("NATS: its client has failed, and another one is started");
         count(&link.status.counters().errors, 1);
-        link.lost(&inbox);
+        link.lost(inbox);
         let again = tokio::time::sleep(RESTART_DELAY);
         tokio::select! {
             () = again => {}
@@ -193,7 +195,6 @@ struct DeadMansSwitch<'a> {
 impl Drop for DeadMansSwitch<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tracing::error!("NATS: its thread panicked: no change is exchanged any more, until this node is restarted");
             self.link.outgoing.close();
             self.link.lost(self.inbox);
             let last_error = "the thread of this node's that has the connection panicked";
@@ -335,6 +336,7 @@ async fn subscribe(
             // It takes all there is at its turn, not only the 128 that tokio would let it: the connection's
             // task reads far more at its own.
             let receive = receive(link.clone(), subscriber, inbox.clone());
+            let receive = supervise(format!("NATS subscription {:?}", entry.key()), inbox.health(), receive);
             let task = tokio::spawn(tokio::task::unconstrained(receive));
             entry.insert(task.abort_handle());
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use entity_sync_bus::PlainInbox;
+use entity_sync_runtime::supervise;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -33,7 +34,17 @@ pub(crate) async fn run(
     let Ok(Start { topics, inbox }) = start.await else {
         return;
     };
-    let mut topics = topics;
+    let health = inbox.health().clone();
+    supervise("entity-sync-nsq", &health, serve(shared, topics, inbox, waiting, stop)).await;
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    mut topics: Vec<String>,
+    inbox: PlainInbox,
+    waiting: mpsc::Receiver<Publish>,
+    stop: Stop,
+) {
     let mut seen = HashSet::new();
     topics.retain(|topic| seen.insert(topic.clone()));
     shared.start(topics.len(), &inbox);
@@ -54,10 +65,12 @@ pub(crate) async fn run(
                 inbox: inbox.clone(),
                 stop: stop.clone(),
             };
-            tasks.spawn(consumer.run());
+            let name = format!("NSQ consumer of {}", topic.as_str());
+            tasks.spawn(supervise(name, inbox.health(), consumer.run()));
         }
     }
-    tasks.spawn(Producer { shared, waiting }.run());
+    let producer = Producer { shared, waiting };
+    tasks.spawn(supervise("NSQ producer", inbox.health(), producer.run()));
     tokio::select! {
         () = stop.expired() => {}
         () = finish(&mut tasks) => {}
@@ -67,11 +80,7 @@ pub(crate) async fn run(
 
 /// Waits for all of them.
 async fn finish(tasks: &mut JoinSet<()>) {
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(panic) = ended {
-            tracing::error!("a part of the bus panicked, and is missing until this node is restarted: {panic}");
-        }
-    }
+    while tasks.join_next().await.is_some() {}
 }
 
 impl Stop {

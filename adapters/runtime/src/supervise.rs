@@ -52,10 +52,16 @@ pub fn spawn_restarting(
 }
 
 /// A task that is watched as [`spawn`] watches a thread. It ends when `task` does, or panics.
-pub async fn supervise(name: impl Into<String>, health: &Health, task: impl Future<Output = ()>) {
+pub fn supervise<N, T>(name: N, health: &Health, task: T) -> impl Future<Output = ()> + use<N, T>
+where
+    N: Into<String>,
+    T: Future<Output = ()>,
+{
     let watched = Watched::new(name, health);
-    if let Err(panic) = caught(task).await {
-        watched.died("task", &*panic);
+    async move {
+        if let Err(panic) = caught(task).await {
+            watched.died("task", &*panic);
+        }
     }
 }
 

@@ -1,20 +1,23 @@
 //! [`broker`]: the whole of `entity-sync broker`.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
-use entity_sync_mio::Refused;
+use entity_sync_mio::{Health, Refused, Severity, Trouble};
 use entity_sync_zmq::{Broker, BrokerConfig, Endpoint, ZmqError};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::args::{BrokerOptions, LogFormat, LogLevel};
-use crate::serve::log;
+use crate::log;
 
 /// Forwards what nodes publish until the process is told to stop (SIGINT or SIGTERM).
 ///
 /// # Errors
 /// [`BrokerError`]: what kept it from starting.
 pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
-    log(LogLevel::Info, LogFormat::Text);
+    let health = Health::default();
+    log::start(LogLevel::Info, LogFormat::Text, &health);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -22,7 +25,11 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(BrokerError::System)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(BrokerError::System)?;
-        let config = BrokerConfig::new(options.frontend.clone(), options.backend.clone());
+        let mut config = BrokerConfig::new(options.frontend.clone(), options.backend.clone());
+        config.health = health.clone();
+        let died = Arc::<Notify>::default();
+        let to_end = died.clone();
+        health.when_dead(move |_| to_end.notify_one());
         let broker = Broker::start(&config).map_err(BrokerError::Zmq)?;
         let mut out = io::stdout().lock();
         // If nobody listens, it forwards all the same.
@@ -33,9 +40,14 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            () = died.notified() => {}
         }
         broker.stop();
-        Ok(())
+        let mut troubles = health.troubles().into_iter();
+        match troubles.find(|it| it.severity == Severity::Dead) {
+            Some(trouble) => Err(BrokerError::Died(trouble)),
+            None => Ok(()),
+        }
     })
 }
 
@@ -62,6 +74,8 @@ fn greeting(frontend: &str, backend: &str) -> String {
 pub enum BrokerError {
     /// ZeroMQ refuses something.
     Zmq(ZmqError),
+    /// A thread has died without which it forwards nothing.
+    Died(Trouble),
     /// The system refuses something.
     System(io::Error),
 }
@@ -70,6 +84,7 @@ impl std::fmt::Display for BrokerError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Zmq(error) => error.fmt(f),
+            Self::Died(trouble) => trouble.fmt(f),
             Self::System(error) => write!(f, "the system refused: {}", Refused(error)),
         }
     }
@@ -79,6 +94,7 @@ impl std::error::Error for BrokerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Zmq(error) => Some(error),
+            Self::Died(_) => None,
             Self::System(error) => Some(error),
         }
     }

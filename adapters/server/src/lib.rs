@@ -25,6 +25,8 @@ pub mod cluster;
 #[cfg(feature = "binary")]
 mod files;
 #[cfg(feature = "binary")]
+pub mod log;
+#[cfg(feature = "binary")]
 pub mod metrics;
 #[cfg(feature = "binary")]
 mod readers;

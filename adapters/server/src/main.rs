@@ -1,35 +1,49 @@
 //! The `entity-sync` binary.
 
-use std::io::{Write, stderr, stdin, stdout};
+use std::io::{ErrorKind, Write, stdin, stdout};
 use std::process::ExitCode;
 
 use entity_sync::args::Task;
 use entity_sync::client;
+use entity_sync::log::Log;
 use entity_sync::serve::serve;
 
 fn main() -> ExitCode {
+    Log.take_panics();
     let result = match Task::parse(std::env::args_os()) {
         Ok(Task::Serve(options)) => serve(&options).map_err(|error| error.to_string()),
         Ok(Task::Watch(watch)) => {
-            client::watch::watch(&watch, &mut stdout(), &mut stderr()).map_err(|error| error.to_string())
+            client::watch::watch(&watch, &mut stdout(), &mut Log).map_err(|error| error.to_string())
         }
         Ok(Task::Call(call)) => {
             client::api::call(&call, &mut stdin(), &mut stdout()).map_err(|error| error.to_string())
         }
         Ok(Task::Broker(options)) => entity_sync::broker::broker(&options).map_err(|error| error.to_string()),
-        Ok(Task::Completions(shell)) => {
-            clap_complete::generate(shell, &mut Task::command(), "entity-sync", &mut stdout());
-            Ok(())
-        }
+        Ok(Task::Completions(shell)) => completions(shell),
         Ok(_) => Ok(()),
+        // If nobody reads it, the exit code still tells.
         Err(error) => error.exit(),
     };
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // If nobody listens, the exit code still tells.
-            let _ = writeln!(std::io::stderr(), "entity-sync: {error}");
+            Log.say(format_args!("entity-sync: {error}"));
             ExitCode::FAILURE
         }
+    };
+    Log.finish();
+    code
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), String> {
+    // It panics if it can't write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Task::command(), "entity-sync", &mut script);
+    match stdout().write_all(&script).and_then(|()| stdout().flush()) {
+        // As with `head`: whoever reads has enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("standard output can't be written: {error}"))
+        }
+        _ => Ok(()),
     }
 }

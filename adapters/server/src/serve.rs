@@ -12,12 +12,12 @@ use entity_sync_mio::{Config, EntityKey, Handle, Health, Pool, Refused, Server, 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tracing::level_filters::LevelFilter;
 
 use crate::api;
-use crate::args::{LogFormat, LogLevel, Options};
+use crate::args::Options;
 use crate::cluster;
 use crate::files;
+use crate::log;
 use crate::metrics::Metrics;
 use crate::readers::{self, Readers};
 use crate::resolver::postgres::{Postgres, PostgresError};
@@ -31,7 +31,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`ServeError`]: what kept it from starting, or went wrong when the store was closed.
 pub fn serve(options: &Options) -> Result<(), ServeError> {
-    log(options.log, options.log_format);
+    let mut config = config(options);
+    let health = config.health.clone();
+    log::start(options.log, options.log_format, &health);
     // Most systems allow a process 1,024 files at first, and more if it asks. If this one doesn't, fewer clients fit.
     let files = entity_sync_mio::raise_file_limit().ok();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -40,8 +42,6 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         .map_err(ServeError::System)?;
     // Before anything is created, asked or told: if the address is in use, another one of us runs already.
     let listener = runtime.block_on(listen(&options.api))?;
-    let mut config = config(options);
-    let health = config.health.clone();
     let died = Arc::<Notify>::default();
     let to_end = died.clone();
     health.when_dead(move |_| to_end.notify_one());
@@ -100,7 +100,12 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         let of_databases = of_databases.map(|(name, help, value)| (name.into(), help, value));
         let of_cluster = of_cluster.iter().flat_map(|view| cluster::numbers(view));
         let of_api = to_api.numbers().map(|(name, help, value)| (name.into(), help, value));
-        of_databases.chain(of_cluster).chain(of_api).collect()
+        let of_log = (
+            "log_lines_dropped".into(),
+            "Lines of the log that nobody will read.",
+            log::dropped_lines(),
+        );
+        of_databases.chain(of_cluster).chain(of_api).chain([of_log]).collect()
     });
     let notify: api::Notify = Arc::new(move |keys| server_handle.notify_many(keys));
     let mut parts = api::Parts::new(store.clone(), notify);
@@ -132,27 +137,6 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let closed = store.map_or(Ok(()), |store| store.close().map_err(ServeError::Store));
     // First why it ended: that the rest could not end well follows from it.
     dead(&health).and(served).and(closed)
-}
-
-/// What is logged goes to standard error from now on.
-pub(crate) fn log(level: LogLevel, format: LogFormat) {
-    let level = match level {
-        LogLevel::Off => LevelFilter::OFF,
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(false)
-        .with_writer(io::stderr);
-    // A second one, as in tests that serve several times, changes nothing.
-    let _ = match format {
-        LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().try_init(),
-    };
 }
 
 /// Whether a part that can't be begun again has died, and which.

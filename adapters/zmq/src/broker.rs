@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use entity_sync_bus::LogLimit;
+use entity_sync_bus::{Health, LogLimit};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -40,6 +39,8 @@ pub struct BrokerConfig {
     pub curve: Option<CurveServer>,
     /// Messages that wait for one receiver which doesn't take them. More are dropped, which it notices.
     pub send_queue: u32,
+    /// Where a thread that dies is reported.
+    pub health: Health,
 }
 
 /// A forwarder on a thread of its own: an XSUB socket where nodes publish, and an XPUB socket where they hear.
@@ -82,6 +83,7 @@ impl BrokerConfig {
             backend,
             curve: None,
             send_queue: ZmqConfig::default().send_queue,
+            health: Health::default(),
         }
     }
 }
@@ -100,7 +102,7 @@ impl Broker {
             check_curve()?;
         }
         let doorman = server
-            .map(|server| Doorman::start(&context, &server.allowed))
+            .map(|server| Doorman::start(&context, &server.allowed, &config.health))
             .transpose()?;
         let security = || server.map_or(Security::None, Security::Server);
         let options = ZmqConfig {
@@ -132,9 +134,7 @@ impl Broker {
             message: zmq::Message::new(),
             shared: shared.clone(),
         };
-        let thread = std::thread::Builder::new()
-            .name("entity-sync brk".to_owned())
-            .spawn(move || forwarder.run_and_end(poll))
+        let thread = entity_sync_runtime::spawn("entity-sync brk", &config.health, move || forwarder.run(poll))
             .map_err(ZmqError::Thread)?;
         Ok(Self {
             frontend: bound_frontend,
@@ -196,13 +196,7 @@ struct Forwarder {
 }
 
 impl Forwarder {
-    fn run_and_end(mut self, mut poll: Poll) {
-        if catch_unwind(AssertUnwindSafe(|| self.run(&mut poll))).is_err() {
-            tracing::error!("the broker panicked, and forwards nothing any more until it is restarted");
-        }
-    }
-
-    fn run(&mut self, poll: &mut Poll) {
+    fn run(mut self, mut poll: Poll) {
         let mut events = Events::with_capacity(4);
         let failures = LogLimit::default();
         while !self.shared.is_stopping.load(Ordering::SeqCst) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use entity_sync_bus::{ClusterConfig, ClusterView, LogLimit, StartError, log_events};
+use entity_sync_bus::{ClusterConfig, ClusterView, Health, LogLimit, StartError, log_events};
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_core::{Node, Timestamp};
 
@@ -103,7 +103,7 @@ impl ZmqBus {
         now: Timestamp,
         waker: Waker,
     ) -> Result<Self, StartError> {
-        Self::with_view(config, cluster, node, now, waker, Arc::default())
+        Self::with_view(config, cluster, node, now, waker, Arc::default(), &Health::default())
     }
 
     pub(crate) fn with_view(
@@ -113,6 +113,7 @@ impl ZmqBus {
         now: Timestamp,
         waker: Waker,
         view: Arc<ZmqView>,
+        health: &Health,
     ) -> Result<Self, StartError> {
         config.check()?;
         let context = zmq::Context::new();
@@ -128,7 +129,7 @@ impl ZmqBus {
             .and_then(|it| it.server.as_ref())
             .filter(|_| !config.bind.is_empty());
         let doorman = server
-            .map(|server| Doorman::start(&context, &server.allowed))
+            .map(|server| Doorman::start(&context, &server.allowed, health))
             .transpose()?;
         let of_publisher = server.map_or_else(client, Security::Server);
         let publisher = sockets::open(&context, zmq::PUB, Purpose::Publish, config, of_publisher)?;
@@ -146,6 +147,7 @@ impl ZmqBus {
                     config.lookup_every,
                     config.lookup.clone(),
                     waker.clone(),
+                    health,
                 );
                 Some(names.map_err(StartError::Thread)?)
             }

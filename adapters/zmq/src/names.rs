@@ -8,6 +8,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, s
 use std::task::Waker;
 use std::time::Duration;
 
+use entity_sync_bus::Health;
+
 use crate::config::Lookup;
 use crate::endpoint::DnsName;
 
@@ -45,6 +47,7 @@ impl Names {
         every: Duration,
         lookup: Option<Lookup>,
         waker: Waker,
+        health: &Health,
     ) -> io::Result<Self> {
         let (send_answer, answers) = sync_channel(MAX_ANSWERS);
         let (keep, running) = channel();
@@ -56,9 +59,8 @@ impl Names {
             answers: send_answer,
             running,
         };
-        std::thread::Builder::new()
-            .name("entity-sync dns".to_owned())
-            .spawn(move || worker.run())?;
+        // Answers that are lost come again with the next round.
+        entity_sync_runtime::spawn_restarting("entity-sync dns", health, move || worker.run())?;
         Ok(Self {
             answers,
             _running: keep,
@@ -71,7 +73,7 @@ impl Names {
 }
 
 impl Worker {
-    fn run(self) {
+    fn run(&self) {
         loop {
             let mut wait = self.every;
             for (name, DnsName { host, port }) in self.names.iter().enumerate() {

@@ -53,7 +53,7 @@ impl Join for Zmq {
         let waker = mio::Waker::new(poll.registry(), WAKER).map_err(StartError::Thread)?;
         let waker = Waker::from(Arc::new(PollWaker(waker)));
         let Self { config, cluster, view } = *self;
-        let bus = ZmqBus::with_view(&config, cluster, node, clock(), waker.clone(), view)?;
+        let bus = ZmqBus::with_view(&config, cluster, node, clock(), waker.clone(), view, &health)?;
         let [first, second] = bus.link_fds();
         for fd in [bus.fd(), first, second] {
             poll.registry()

@@ -2,7 +2,10 @@
 //! the server's public key.
 
 use std::collections::HashSet;
+use std::panic::resume_unwind;
 use std::thread::JoinHandle;
+
+use entity_sync_bus::Health;
 
 use crate::curve::CurvePublicKey;
 use crate::error::ZmqError;
@@ -22,14 +25,12 @@ pub(crate) struct Doorman {
 
 impl Doorman {
     /// To be called before a socket of the context binds.
-    pub(crate) fn start(context: &zmq::Context, allowed: &[CurvePublicKey]) -> Result<Self, ZmqError> {
+    pub(crate) fn start(context: &zmq::Context, allowed: &[CurvePublicKey], health: &Health) -> Result<Self, ZmqError> {
         let socket = context.socket(zmq::REP)?;
         socket.set_linger(0)?;
         socket.bind(ENDPOINT)?;
         let allowed: HashSet<[u8; 32]> = allowed.iter().map(|key| key.0).collect();
-        let thread = std::thread::Builder::new()
-            .name("entity-sync zap".to_owned())
-            .spawn(move || answer_all(&socket, &allowed))
+        let thread = entity_sync_runtime::spawn("entity-sync zap", health, move || answer_all(&socket, &allowed))
             .map_err(ZmqError::Thread)?;
         Ok(Self {
             context: context.clone(),
@@ -63,11 +64,10 @@ impl Drop for Doorman {
 /// Until it is told to stop, or can't go on.
 fn answer_all(socket: &zmq::Socket, allowed: &HashSet<[u8; 32]>) {
     if let Err(error) = try_answer_all(socket, allowed) {
-        tracing::error!(
-            %error,
-            "nobody answers libzmq any more who may connect: with CURVE, no new connection is admitted until this node is \
-             restarted"
-        );
+        // Whoever supervises the thread reports it.
+        resume_unwind(Box::new(format!(
+            "nobody answers libzmq any more who may connect, so with CURVE no new connection is admitted: {error}"
+        )));
     }
 }
 
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn it_answers_in_whole_messages() {
         let context = zmq::Context::new();
-        let doorman = Doorman::start(&context, &[CurvePublicKey([7; 32])]).expect("starts");
+        let doorman = Doorman::start(&context, &[CurvePublicKey([7; 32])], &Health::default()).expect("starts");
         let asker = context.socket(zmq::REQ).expect("a socket");
         asker.set_rcvtimeo(10_000).expect("an option");
         asker.connect(ENDPOINT).expect("bound");
