@@ -56,6 +56,9 @@ pub struct Opening {
     /// Who the client is, as whoever accepted it has found out (by a cookie, say). It takes the place of the secret that
     /// clients send, and the client can't change it.
     pub secret: Option<Arc<str>>,
+    /// Each new subscription is answered with the present state, as the query of the upgrade request has asked: see
+    /// [`asks_for_snapshots`](crate::asks_for_snapshots). A request that is read here is looked at here.
+    pub wants_snapshots: bool,
 }
 
 impl fmt::Debug for Opening {
@@ -64,6 +67,7 @@ impl fmt::Debug for Opening {
         f.debug_struct("Opening")
             .field("peer", &self.peer)
             .field("is_upgraded", &self.is_upgraded)
+            .field("wants_snapshots", &self.wants_snapshots)
             .finish_non_exhaustive()
     }
 }

@@ -95,4 +95,4 @@ pub use outbox::Chunk;
 pub use resolve::{Audience, ReadError, Reply, Request, Resolve};
 pub use shard::{Broadcast, ConnId, DrainOptions, Flush, Input, Output, Sent, Shard};
 pub use time::Timestamp;
-pub use ws::{HeaderFields, Origins, Refusal, UpgradeRules};
+pub use ws::{HeaderFields, Origins, Refusal, UpgradeRules, asks_for_snapshots};

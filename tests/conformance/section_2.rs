@@ -1,7 +1,8 @@
 //! PROTOCOL, section 2: messages. And the session of section 0, which is made of them.
 
 use super::case::{
-    Case, S, Setup, Step, close, frame, masked, nothing, notify, notify_100, pushed, read_for, text, upgraded,
+    ACCEPTED, Case, REQUEST, S, Setup, Step, close, frame, masked, nothing, notify, notify_100, pushed, read_for, text,
+    upgraded,
 };
 
 const UNSUBSCRIBE: &str = r#"{"action":"unsubscribe","body":{"id":"100","entity":"items"}}"#;
@@ -9,6 +10,7 @@ const UNSUBSCRIBE: &str = r#"{"action":"unsubscribe","body":{"id":"100","entity"
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = vec![session()];
     cases.extend(subscribing());
+    cases.extend(snapshots());
     cases.extend(secrets());
     cases.extend(ignored());
     cases.extend(accepted());
@@ -53,6 +55,32 @@ fn subscribing() -> Vec<Case> {
         case("S for 100 and 101; notify 100, 101, 102", [text(S), text(s_101), nothing(), notify_100(), pushed_100(), notify("items", "101"), pushed(["101"]), notify("items", "102"), nothing()]),
     ];
     cases
+}
+
+/// Added: the query of the request may ask for the present state. Who doesn't ask notices nothing.
+fn snapshots() -> Vec<Case> {
+    const ROW: &str = "added: ?snapshot=1 answers each new subscription";
+    let asking = |query: &str| {
+        let request = REQUEST.replacen("sync/ ", &format!("sync/{query} "), 1);
+        [Step::Send(request.into()), Step::Receive(ACCEPTED.into())]
+    };
+    let answered = [
+        text(S),
+        pushed(["100"]),
+        read_for(""),
+        text(S),
+        nothing(),
+        notify_100(),
+        pushed(["100"]),
+    ];
+    let unanswered = [text(S), nothing(), Step::Reads(vec![]), notify_100(), pushed(["100"])];
+    let again = [text(UNSUBSCRIBE), text(S), pushed(["100"])];
+    let with = asking("?a=b&snapshot=1").into_iter().chain(answered).chain(again);
+    let without = asking("?snapshot=0").into_iter().chain(unanswered);
+    vec![
+        Case::new(2, ROW, "asked", with.collect()),
+        Case::new(2, ROW, "not asked", without.collect()),
+    ]
 }
 
 fn secrets() -> Vec<Case> {

@@ -25,8 +25,14 @@ const WRITES_PER_TURN: usize = 1024;
 /// A stream whose upgrade was answered.
 pub(crate) struct Newcomer {
     pub(crate) stream: Box<dyn Io>,
+    pub(crate) client: Client,
+}
+
+/// What its request said of a client.
+pub(crate) struct Client {
     pub(crate) secret: Option<Arc<str>>,
     pub(crate) peer: Option<IpAddr>,
+    pub(crate) wants_snapshots: bool,
 }
 
 /// Ends when the server is shut down, or all who could send a newcomer and all connections are gone.
@@ -70,9 +76,10 @@ impl Driver {
 
     fn take_in(&mut self, newcomer: Newcomer) {
         let mut opening = Opening::default();
-        opening.peer = newcomer.peer;
+        opening.peer = newcomer.client.peer;
         opening.is_upgraded = true;
-        opening.secret = newcomer.secret;
+        opening.secret = newcomer.client.secret;
+        opening.wants_snapshots = newcomer.client.wants_snapshots;
         let now = self.guest.now();
         match self.guest.shard().open_with(now, &opening) {
             Ok(conn) => {

@@ -15,16 +15,21 @@
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! // No address of its own: all clients come by the route.
 //! let server = Server::start(Config::new([]), |request: entity_sync_mio::Request, reply: Reply| {
-//!     let _ = reply.rows(Rows::one(format!("{:?} for {:?}", request.key, request.audience)));
+//!     // Read request.key from your store, for whom request.audience says.
+//!     let _ = reply.rows(Rows::one("{}"));
 //! })?;
 //! let upgrader = Upgrader::new(server.handle());
 //!
-//! // Your own middleware may refuse, and may say who the client is.
+//! // Your own middleware may refuse, and may say who the client is. Never take its word for it: look up a session that you
+//! // have given it, by a cookie or a token that nobody can guess.
 //! async fn authenticate(mut request: Request, next: Next) -> Result<Response, StatusCode> {
-//!     let user = request.headers().get("x-user").and_then(|it| it.to_str().ok());
-//!     let secret = Secret::new(user.ok_or(StatusCode::UNAUTHORIZED)?);
-//!     request.extensions_mut().insert(secret);
+//!     let token = request.headers().get("authorization").and_then(|it| it.to_str().ok());
+//!     let user = token.and_then(user_of_session).ok_or(StatusCode::UNAUTHORIZED)?;
+//!     request.extensions_mut().insert(Secret::new(&*user));
 //!     Ok(next.run(request).await)
+//! }
+//! fn user_of_session(_token: &str) -> Option<String> {
+//!     None // from your sessions
 //! }
 //!
 //! let app = Router::new()
@@ -52,7 +57,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use entity_sync_core::{HeaderFields, Refusal};
+use entity_sync_core::{HeaderFields, Refusal, asks_for_snapshots};
 use entity_sync_mio::{AdoptFailure, Adopted, Handle};
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -63,7 +68,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use driver::{Driver, Newcomer};
+use driver::{Client, Driver, Newcomer};
 
 /// Connections that wait for the task which serves those that can't be handed over.
 const MAX_WAITING: usize = 256;
@@ -153,11 +158,19 @@ impl Upgrader {
         }
         let secret = request.extensions().get::<Secret>().map(|it| it.0.clone());
         let peer = peer_of(request);
+        let wants_snapshots = request.uri().query().is_some_and(asks_for_snapshots);
         let upgrade = hyper::upgrade::on(request);
         let upgrader = self.clone();
         tokio::spawn(async move {
             match upgrade.await {
-                Ok(upgraded) => upgrader.serve(upgraded, secret, peer).await,
+                Ok(upgraded) => {
+                    let client = Client {
+                        secret,
+                        peer,
+                        wants_snapshots,
+                    };
+                    upgrader.serve(upgraded, client).await;
+                }
                 Err(error) => tracing::debug!(%error, "the connection ended before it was upgraded"),
             }
         });
@@ -188,13 +201,14 @@ impl Upgrader {
         Ok(response)
     }
 
-    async fn serve(&self, upgraded: Upgraded, secret: Option<Arc<str>>, peer: Option<IpAddr>) {
+    async fn serve(&self, upgraded: Upgraded, client: Client) {
         match socket_of(upgraded) {
             Ok((stream, received)) => match stream.into_std() {
                 Ok(stream) => {
                     let mut adopted = Adopted::upgraded(stream, received.into());
-                    adopted.secret = secret;
-                    adopted.peer = peer;
+                    adopted.secret = client.secret;
+                    adopted.peer = client.peer;
+                    adopted.wants_snapshots = client.wants_snapshots;
                     self.hand_over(adopted).await;
                 }
                 Err(error) => tracing::debug!(%error, "the connection failed before it was handed over"),
@@ -202,8 +216,7 @@ impl Upgrader {
             Err(upgraded) => {
                 let newcomer = Newcomer {
                     stream: Box::new(TokioIo::new(upgraded)),
-                    secret,
-                    peer,
+                    client,
                 };
                 match self.driver() {
                     // It fails only when the server has been shut down.

@@ -26,6 +26,9 @@ pub struct Adopted {
     pub secret: Option<Arc<str>>,
     /// Where the client is, if that isn't what the socket says, as behind a proxy: for `max_connections_per_address`.
     pub peer: Option<IpAddr>,
+    /// Each new subscription is answered with the present state: the query of a request that was answered elsewhere
+    /// [asked for it](crate::asks_for_snapshots).
+    pub wants_snapshots: bool,
 }
 
 impl Adopted {
@@ -37,6 +40,7 @@ impl Adopted {
             is_upgraded: false,
             secret: None,
             peer: None,
+            wants_snapshots: false,
         }
     }
 

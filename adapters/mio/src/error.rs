@@ -19,6 +19,13 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// An address is listed twice, or includes another.
+    ListenTwice {
+        /// Which.
+        address: SocketAddr,
+        /// The same one, or one that it includes, as `0.0.0.0` includes `127.0.0.1`.
+        included: SocketAddr,
+    },
     /// A reactor could not be set up: out of files, memory or threads.
     Reactor(io::Error),
 }
@@ -34,6 +41,13 @@ impl fmt::Display for StartError {
                 "can't listen to {address}: another program does already; stop it or choose another port"
             ),
             Self::Listen { address, source } => write!(f, "can't listen to {address}: {}", Refused(source)),
+            Self::ListenTwice { address, included } if address == included => {
+                write!(f, "{address} is listed twice to listen to; leave one out")
+            }
+            Self::ListenTwice { address, included } => write!(
+                f,
+                "can't listen to both {address} and {included}: the first includes the second; leave one of them out"
+            ),
             Self::Reactor(source) => write!(f, "can't set up a reactor: {}", Refused(source)),
         }
     }
@@ -42,7 +56,7 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::NoFiles => None,
+            Self::NoFiles | Self::ListenTwice { .. } => None,
             Self::Listen { source, .. } | Self::Reactor(source) => Some(source),
         }
     }

@@ -2,16 +2,21 @@
 //! [`Shard`](entity_sync_core::Shard).
 //!
 //! ```no_run
+//! use std::time::Duration;
+//!
 //! use entity_sync_mio::{Config, EntityKey, Reply, Request, Rows, Server};
 //!
-//! let server = Server::start(Config::new(["127.0.0.1:8080".parse()?]), |request: Request, reply: Reply| {
-//!     // Read request.key from your store; errors are retried.
-//!     let _ = reply.rows(Rows::one(r#"{"id":"100"}"#));
-//! })?;
-//! // Whenever your application changes something, on any thread:
-//! server.handle().notify(&EntityKey::new("items", "100")?)?;
-//! # server.shutdown(std::time::Duration::from_secs(5));
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let server = Server::start(Config::new(["127.0.0.1:8080".parse()?]), |request: Request, reply: Reply| {
+//!         // Read request.key from your store; errors are retried.
+//!         let _ = reply.rows(Rows::one(r#"{"name":"bicycle"}"#));
+//!     })?;
+//!     // Whenever your application changes something, on any thread:
+//!     server.handle().notify(&EntityKey::new("items", "100")?)?;
+//!     std::io::stdin().read_line(&mut String::new())?; // it runs until you press Enter
+//!     server.shutdown(Duration::from_secs(5));
+//!     Ok(())
+//! }
 //! ```
 
 mod adopt;
@@ -38,6 +43,7 @@ pub use entity_sync_core::{
     Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Incident,
     Incoming, InvalidCloseCode, LATENCY_BOUNDS, LatencyCounts, Misdeed, NodeCounters, NodeCounts, Origins, PassThrough,
     Payload, ReadError, Request, RowError, Rows, Seed, Selector, SendError, ShardCounts, UnknownEntity,
+    asks_for_snapshots,
 };
 use entity_sync_core::{Node, Timestamp};
 pub use entity_sync_runtime::{Health, Part, Severity, Trouble};
@@ -48,7 +54,7 @@ pub use error::StartError;
 pub use files::raise_file_limit;
 pub use guest::Guest;
 use guest::{GuestWaker, Place};
-use listener::listen;
+use listener::{is_only_v6, listen, overlap};
 pub use pool::{Pool, PoolConfig, PoolCounters};
 use reactor::{Reactor, ReactorCounters};
 pub use refused::Refused;
@@ -59,7 +65,8 @@ pub use resolver::{Reply, Resolver};
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Addresses for WebSocket clients. Port 0 takes a free one, see [`Server::addresses`]. None at all serves only
-    /// connections that are [adopted](Handle::adopt).
+    /// connections that are [adopted](Handle::adopt). `[::]` takes callers of IPv4 too, unless an address of IPv4 with the
+    /// same port is also listed.
     pub listen: Vec<SocketAddr>,
     /// Threads that serve connections.
     pub reactors: NonZeroUsize,
@@ -161,8 +168,13 @@ impl Server {
         let count = config.reactors.get();
         let mut addresses = Vec::new();
         let mut listeners: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+        if let Some((address, included)) = overlap(&config.listen) {
+            return Err(StartError::ListenTwice { address, included });
+        }
         for &address in &config.listen {
-            let (bound, sockets) = listen(address, count).map_err(|source| StartError::Listen { address, source })?;
+            let only_v6 = is_only_v6(address, &config.listen);
+            let (bound, sockets) =
+                listen(address, only_v6, count).map_err(|source| StartError::Listen { address, source })?;
             addresses.push(bound);
             for (of_reactor, socket) in listeners.iter_mut().zip(sockets) {
                 of_reactor.push(socket);

@@ -74,16 +74,27 @@ pub struct PoolCounters {
 /// It ends with its last handle, of which each resolver has one, and so each server that uses it: that is a
 /// [`shutdown`](Self::shutdown) with a timeout of `hung_after`. Cloning gives another handle.
 ///
+/// A key is what a client wrote: look it up, never use it as a path, in a command or in the text of a query.
+///
 /// ```no_run
+/// use std::collections::HashMap;
+///
 /// use entity_sync_mio::{Config, Pool, PoolConfig, ReadError, Request, Rows, Server};
 ///
-/// let pool = Pool::new(PoolConfig::default())?;
-/// let resolver = pool.resolver(|request: &Request| match std::fs::read(request.key.id()) {
-///     Ok(row) => Ok(Rows::one(row)),
-///     Err(_) => Err(ReadError::Failed),
-/// });
-/// let server = Server::start(Config::new(["127.0.0.1:8080".parse()?]), resolver)?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     // In place of a database that blocks.
+///     let items = HashMap::from([("100", r#"{"name":"bicycle"}"#)]);
+///     let pool = Pool::new(PoolConfig::default())?;
+///     let resolver = pool.resolver(move |request: &Request| match items.get(request.key.id()) {
+///         Some(&row) => Ok(Rows::one(row)),
+///         None => Err(ReadError::NotFound),
+///     });
+///     let server = Server::start(Config::new(["127.0.0.1:8080".parse()?]), resolver)?;
+///     // Whenever your application changes something, on any thread: server.handle().notify(&key)
+///     std::io::stdin().read_line(&mut String::new())?; // it runs until you press Enter
+///     server.shutdown(std::time::Duration::from_secs(5));
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone)]
 pub struct Pool(Arc<Owner>);

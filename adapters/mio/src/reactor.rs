@@ -251,6 +251,7 @@ impl Reactor {
                 is_upgraded,
                 secret,
                 peer,
+                wants_snapshots,
             }) = self.inbox.pop()
             else {
                 return true;
@@ -260,6 +261,7 @@ impl Reactor {
             opening.peer = peer.or_else(|| Some(stream.peer_addr().ok()?.ip()));
             opening.is_upgraded = is_upgraded;
             opening.secret = secret;
+            opening.wants_snapshots = wants_snapshots;
             let conn = self.take_in(now, mio::net::TcpStream::from_std(stream), &opening);
             if let Some(conn) = conn
                 && !received.is_empty()

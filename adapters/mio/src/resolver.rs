@@ -15,8 +15,8 @@ use crate::clock::Clock;
 /// use entity_sync_mio::{Reply, Request, Rows};
 ///
 /// let resolver = |request: Request, reply: Reply| {
-///     let row = format!(r#"{{"id":{:?}}}"#, request.key.id());
-///     if let Err(error) = reply.rows(Rows::one(row)) {
+///     // Read request.key from your store.
+///     if let Err(error) = reply.rows(Rows::one(r#"{"name":"bicycle"}"#)) {
 ///         eprintln!("{:?}: {error}", request.key);
 ///     }
 /// };

@@ -16,6 +16,8 @@ pub(super) struct Conn {
     pub(super) secret: Option<Arc<str>>,
     /// It was set when the connection was opened, and the client has no say in it.
     pub(super) is_secret_fixed: bool,
+    /// Each of its subscriptions is answered with the present state, whatever its entity says.
+    pub(super) wants_snapshots: bool,
     pub(super) last_alive: Timestamp,
     pub(super) phase: Phase,
     /// The socket is full: wait for [`Input::Writable`].

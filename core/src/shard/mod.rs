@@ -187,6 +187,7 @@ impl Shard {
             extra: None,
             secret: opening.secret.clone().filter(|it| !it.is_empty()),
             is_secret_fixed: opening.secret.is_some(),
+            wants_snapshots: opening.wants_snapshots,
             last_alive: self.patient_now(),
             phase,
             blocked: false,

@@ -60,9 +60,14 @@ impl Shard {
                     }
                     return;
                 }
-                Upgrade::Accept { response, consumed } => {
+                Upgrade::Accept {
+                    response,
+                    consumed,
+                    wants_snapshots,
+                } => {
                     self.set_upgraded(conn, Phase::Open);
                     if let Some(state) = self.conns.get_mut(conn.0) {
+                        state.wants_snapshots |= wants_snapshots;
                         state.extra().outbox.push_control(response);
                     }
                     self.make_ready(conn);
@@ -240,7 +245,7 @@ impl Shard {
             // Nobody can notify of it.
             return self.refuse_subscription(conn);
         };
-        let with_snapshot = options.snapshot;
+        let with_snapshot = options.snapshot || self.conns.get(conn.0).is_some_and(|it| it.wants_snapshots);
         let Some(audience) = options.audience.audience_of(&key, self.secret_of(conn)) else {
             self.counters.handler_panics.add_alone(1);
             return self.refuse_subscription(conn);

@@ -127,8 +127,13 @@ impl Net {
 
     /// Opens a connection and upgrades it.
     fn connect(&mut self, shard: usize) -> ClientId {
+        self.connect_asking(shard, "")
+    }
+
+    /// With this query behind the path.
+    fn connect_asking(&mut self, shard: usize, query: &str) -> ClientId {
         let id = self.open(shard, &Opening::default()).unwrap();
-        self.receive(id, UPGRADE);
+        self.receive(id, UPGRADE.replacen("sync/", &format!("sync/{query}"), 1));
         let response = std::mem::take(&mut self.peer(id).received);
         assert!(response.starts_with(b"HTTP/1.1 101 ") && response.ends_with(b"\r\n\r\n"));
         id
@@ -328,6 +333,32 @@ fn a_snapshot_goes_to_the_new_subscriber_alone() {
     net.change("items", "1", 2);
     assert_eq!(net.all_frames([a, b]), [["items/1 v2"], ["items/1 v2"]]);
     assert_eq!(net.counts(0).targeted_reads, 2);
+}
+
+#[test]
+fn a_connection_may_ask_for_snapshots_of_its_own() {
+    let mut net = Net::new(1, |_| {});
+    let (with, without) = (
+        net.connect_asking(0, "?a=b&snapshot=1"),
+        net.connect_asking(0, "?snapshot=0"),
+    );
+    net.store.version.store(1, Ordering::Relaxed);
+    for id in [without, with] {
+        net.subscribe(id, "items", "1");
+    }
+    assert_eq!(net.all_frames([with, without]), [vec!["items/1 v1"], vec![]]);
+    net.change("items", "1", 2);
+    assert_eq!(net.all_frames([with, without]), [["items/1 v2"], ["items/1 v2"]]);
+    assert_eq!(net.counts(0).targeted_reads, 1);
+    // As whoever answered the request may say.
+    let opening = Opening {
+        is_upgraded: true,
+        wants_snapshots: true,
+        ..Opening::default()
+    };
+    let told = net.open(0, &opening).unwrap();
+    net.subscribe(told, "items", "1");
+    assert_eq!(net.frames(told), ["items/1 v2"]);
 }
 
 #[test]

@@ -12,5 +12,5 @@ mod violation;
 pub(crate) use close::{close_frame, may_be_sent};
 pub(crate) use decoder::{Decoder, Flow, Limits, Received, Stop};
 pub(crate) use frame_header::{OpCode, control_frame, data_frame, encode_header};
-pub use upgrade::{HeaderFields, Origins, Refusal, UpgradeRules};
+pub use upgrade::{HeaderFields, Origins, Refusal, UpgradeRules, asks_for_snapshots};
 pub(crate) use upgrade::{Upgrade, upgrade};

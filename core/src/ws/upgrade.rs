@@ -47,7 +47,11 @@ pub(crate) enum Upgrade {
     /// Call again when more has been received.
     Incomplete,
     /// Frames follow after the `consumed` bytes.
-    Accept { response: Bytes, consumed: usize },
+    Accept {
+        response: Bytes,
+        consumed: usize,
+        wants_snapshots: bool,
+    },
     /// With `keep_alive` another request may follow after the `consumed` bytes; without, the connection ends.
     Refuse {
         response: Bytes,
@@ -116,6 +120,10 @@ pub(crate) fn upgrade(rules: &UpgradeRules, date: Date<'_>, received: &[u8]) -> 
         Ok(accept) => Upgrade::Accept {
             response: switching_protocols(&accept),
             consumed: head.len(),
+            wants_snapshots: request
+                .path
+                .and_then(|target| target.split_once('?'))
+                .is_some_and(|(_, query)| asks_for_snapshots(query)),
         },
         Err(reason) => {
             let headers = &*request.headers;
@@ -242,6 +250,12 @@ fn authority(origin: &[u8]) -> Option<&[u8]> {
     (!authority.is_empty()).then_some(authority.as_bytes())
 }
 
+/// Whether the query of an upgrade request, which is what follows its `?`, asks for the present state of whatever the client
+/// subscribes to: `snapshot=1`. The original takes no notice of a query, so that clients may send it to any server.
+pub fn asks_for_snapshots(query: &str) -> bool {
+    query.split('&').any(|parameter| parameter == "snapshot=1")
+}
+
 /// 16 bytes as Base64. The four bits that the last character has too many may be anything.
 fn is_key(key: &[u8]) -> bool {
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
@@ -365,7 +379,7 @@ mod tests {
     fn answer(rules: &UpgradeRules, request: &str) -> (u16, bool) {
         match upgrade(rules, None, request.as_bytes()) {
             Upgrade::Incomplete => (0, true),
-            Upgrade::Accept { response, consumed } => {
+            Upgrade::Accept { response, consumed, .. } => {
                 assert_eq!(response.len(), 129);
                 assert_eq!(consumed, request.len());
                 (101, true)
@@ -493,7 +507,7 @@ mod tests {
             (with("GET", "HEAD"), bare_head),
         ] {
             match upgrade(&UpgradeRules::default(), None, request.as_bytes()) {
-                Upgrade::Accept { response, consumed } | Upgrade::Refuse { response, consumed, .. } => {
+                Upgrade::Accept { response, consumed, .. } | Upgrade::Refuse { response, consumed, .. } => {
                     assert_eq!(response, expected);
                     assert_eq!(consumed, request.len());
                 }
@@ -510,8 +524,40 @@ mod tests {
             let expected = Upgrade::Accept {
                 response: ACCEPTED.into(),
                 consumed: EXAMPLE.len(),
+                wants_snapshots: false,
             };
             assert_eq!(upgrade, expected);
+        }
+    }
+
+    #[test]
+    fn a_query_may_ask_for_snapshots() {
+        for (query, expected) in [
+            ("", false),
+            ("?snapshot=1", true),
+            ("?token=x&snapshot=1&y", true),
+            ("?snapshot=0", false),
+            ("?snapshot", false),
+            ("?snapshot=", false),
+            ("?snapshot=10", false),
+            ("?xsnapshot=1", false),
+            ("?Snapshot=1", false),
+            ("?x=?snapshot=1", false),
+            ("?x=1;snapshot=1", false),
+        ] {
+            let request = with("/ws/entity-sync/", &format!("/ws/entity-sync/{query}"));
+            match upgrade(&UpgradeRules::default(), None, request.as_bytes()) {
+                Upgrade::Accept {
+                    response,
+                    wants_snapshots,
+                    ..
+                } => {
+                    assert_eq!(wants_snapshots, expected, "{query}");
+                    // Nothing else is different.
+                    assert_eq!(response, ACCEPTED);
+                }
+                other => panic!("{query}: {other:?}"),
+            }
         }
     }
 

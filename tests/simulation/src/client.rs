@@ -24,6 +24,8 @@ pub(crate) struct Client {
     pub(crate) is_ending: bool,
     /// The application has ended it: what it says is not heard any more.
     pub(crate) is_sent_away: bool,
+    /// Its request asked for the present state of what it subscribes to.
+    pub(crate) wants_snapshots: bool,
     /// What the driver took and has not written yet, with what was true when it took it.
     pub(crate) taken: Option<(Bytes, Rc<Standing>, Tick)>,
     pub(crate) last_alive: Timestamp,
@@ -76,6 +78,7 @@ impl Client {
             is_broken: false,
             is_ending: false,
             is_sent_away: false,
+            wants_snapshots: false,
             taken: None,
             last_alive: now,
             pings: 0,

@@ -46,7 +46,11 @@ impl<C> Home<C> {
     pub(crate) fn populate(&mut self, rng: &mut Rng) -> Result<(), String> {
         for client in 0..4 {
             let (shard, driver) = (rng.u8(..), Driver::Direct);
-            self.world.apply(Op::Connect { shard, driver })?;
+            self.world.apply(Op::Connect {
+                shard,
+                driver,
+                snapshots: false,
+            })?;
             for _ in 0..2 {
                 let key = rng.u8(..);
                 self.world.apply(Op::Subscribe { client, key })?;

@@ -12,6 +12,8 @@ pub enum Op {
         shard: u8,
         /// What its driver answers to writes.
         driver: Driver,
+        /// Whether its request asks for the present state of what it subscribes to.
+        snapshots: bool,
     },
     /// A client subscribes.
     Subscribe {
@@ -180,6 +182,7 @@ impl Op {
             0..=4 => Self::Connect {
                 shard,
                 driver: [Driver::Direct, Driver::Moody, Driver::Taking][rng.usize(..3)],
+                snapshots: client < 64,
             },
             5..=16 => Self::Subscribe { client, key },
             17..=20 => Self::Unsubscribe { client, key },

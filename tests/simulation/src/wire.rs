@@ -2,9 +2,13 @@
 
 use crate::entities::entity_of;
 
-pub(crate) const UPGRADE: &[u8] = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\n\
-    Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+pub(crate) fn upgrade(snapshots: bool) -> String {
+    let query = if snapshots { "?snapshot=1" } else { "" };
+    format!(
+        "GET /ws/entity-sync/{query} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
 
 pub(crate) fn subscription(action: &str, key: u8) -> String {
     let entity = entity_of(key);

@@ -132,7 +132,11 @@ impl Simulation for World {
         self.stats.steps += 1;
         self.note(|tick| format!("{tick}: {op:?}"));
         match op {
-            Op::Connect { shard, driver } => self.connect(shard, driver),
+            Op::Connect {
+                shard,
+                driver,
+                snapshots,
+            } => self.connect(shard, driver, snapshots),
             Op::Subscribe { client, key } => self.subscribe(client, key % KEYS),
             Op::Unsubscribe { client, key } => self.unsubscribe(client, key % KEYS),
             Op::Secret { client, secret } => self.change_secret(client, secret % SECRETS),

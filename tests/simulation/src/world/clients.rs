@@ -12,7 +12,7 @@ use crate::store::audience_name;
 use crate::wire;
 
 impl World {
-    pub(super) fn connect(&mut self, shard: u8, driver: Driver) {
+    pub(super) fn connect(&mut self, shard: u8, driver: Driver, snapshots: bool) {
         if self.clients.len() >= MAX_CLIENTS {
             return;
         }
@@ -25,7 +25,8 @@ impl World {
         };
         self.clients.push(Client::new(shard, conn, driver, self.now));
         let last = (self.clients.len() - 1) as u8;
-        self.say(last, &mut wire::UPGRADE.to_vec());
+        self.clients[usize::from(last)].wants_snapshots = snapshots;
+        self.say(last, &mut wire::upgrade(snapshots).into_bytes());
     }
 
     pub(super) fn subscribe(&mut self, client: u8, key: u8) {
@@ -41,7 +42,8 @@ impl World {
             if kind_of(key) == Kind::Every {
                 client.pushes.insert(key, 0);
             }
-            if kind_of(key) == Kind::Snapshot && !client.is_ending {
+            let has_snapshot = kind_of(key) == Kind::Snapshot || client.wants_snapshots;
+            if has_snapshot && !client.is_ending {
                 client.due.insert(key, self.tick);
                 let name = audience_name(key, &client.standing.secret);
                 self.add_cause(name);

@@ -211,6 +211,13 @@ pub(crate) const BUGS: &[Bug] = &[
         found_by: Seeds(20),
     },
     Bug {
+        name: "snapshot: a connection that asked for the present state is not given it",
+        file: "core/src/shard/session.rs",
+        good: "state.wants_snapshots |= wants_snapshots;",
+        bad: "",
+        found_by: Seeds(20),
+    },
+    Bug {
         name: "reread: a read that began before the call counts",
         file: "core/src/shard/command.rs",
         good: "Standing::since(standing.joined().max(ticket))",
