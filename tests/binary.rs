@@ -2,6 +2,7 @@
 
 mod api;
 mod logs;
+mod operator;
 mod threads;
 
 use std::future::IntoFuture;
@@ -21,7 +22,7 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Process {
     child: Child,
     pub(crate) clients: SocketAddr,
-    api: SocketAddr,
+    pub(crate) api: SocketAddr,
 }
 
 impl Process {

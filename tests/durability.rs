@@ -130,13 +130,13 @@ fn a_read_only_disk_is_said() {
     let data = disk.path("data.db");
     stored(&data, 1, |_| "{}".to_owned());
     disk.remount("ro");
-    for name in ["data.db", "other.db"] {
+    for (name, reason) in [
+        ("data.db", "it is read-only)"),
+        ("other.db", "unable to open database file"),
+    ] {
         let (code, said) = refused(&disk.path(name));
         assert_eq!(code, Some(1), "{said}");
-        assert!(
-            said.contains(&format!("{name} can't be opened (unable to open database file")),
-            "{said}"
-        );
+        assert!(said.contains(&format!("{name} can't be opened ({reason}")), "{said}");
         assert!(said.contains("and the disk must not be mounted read-only"), "{said}");
     }
 }

@@ -8,6 +8,7 @@ mod error;
 mod file;
 mod limits;
 mod rules;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,7 @@ use file::EntityTable;
 pub use limits::Limits;
 pub use rules::EntityRules;
 use rules::Which;
+pub use sources::Sources;
 
 /// The most reactors that make sense on any machine.
 const MAX_REACTORS: usize = 1024;
@@ -120,19 +122,33 @@ pub enum LogFormat {
 
 impl Task {
     /// Reads `args`, of which the first is the program's name, for what they leave out the environment, and for what that
-    /// leaves out the configuration file.
+    /// leaves out the configuration file. An environment variable that is empty counts as unset.
     ///
     /// # Errors
     /// What clap says to the user, help and version included. [`clap::Error::exit`] prints it and ends the program with
     /// the right status.
-    pub fn parse<I>(args: I) -> Result<Self, clap::Error>
+    pub fn parse<I>(args: I) -> Result<(Self, Sources), clap::Error>
     where
         I: IntoIterator<Item: Into<OsString> + Clone>,
     {
         let mut args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-        let refused = |error: ArgsError| Cli::command().error(ErrorKind::ValueValidation, error);
+        let command = sources::command();
+        let refused = |error: ArgsError, sources: &Sources| {
+            let message = sources.explain(&error, error.flags());
+            Cli::command().error(ErrorKind::ValueValidation, message)
+        };
+        let mut matches = command
+            .clone()
+            .try_get_matches_from(&args)
+            .map_err(|error| sources::name_variable(error, &args))?;
+        let mut sources = match matches.subcommand() {
+            Some((name, of_command)) => {
+                let command = command.find_subcommand(name).unwrap_or(&command);
+                Sources::of(command, of_command)
+            }
+            None => Sources::of(&command, &matches),
+        };
         let mut entities = BTreeMap::new();
-        let mut matches = Cli::command().try_get_matches_from(&args)?;
         let of_serve = match matches.subcommand() {
             Some(("serve", of_serve)) => Some(of_serve),
             Some(_) => None,
@@ -141,22 +157,27 @@ impl Task {
         if let Some(of_serve) = of_serve
             && let Some(path) = of_serve.get_one::<PathBuf>("config").cloned()
         {
-            let contents = file::read(&path, of_serve).map_err(refused)?;
+            let contents = file::read(&path, of_serve).map_err(|error| refused(error, &sources))?;
+            sources.add_file(&path, contents.flags);
             args.extend(contents.arguments.into_iter().map(OsString::from));
             entities = contents.entities;
             // Only the file's values are new.
-            matches = Cli::command()
+            matches = command
                 .try_get_matches_from(&args)
-                .map_err(|error| file::name_it(error, &path))?;
+                .map_err(|error| sources::name_it(&error, &path.display().to_string()))?;
         }
         let cli = Cli::from_arg_matches(&matches)?;
-        match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
-            Command::Serve(serve) => Ok(Self::Serve(Box::new(serve.check(entities).map_err(refused)?))),
-            Command::Watch(watch) => Ok(Self::Watch(watch)),
-            Command::Call(call) => Ok(Self::Call(call)),
-            Command::Broker(broker) => Ok(Self::Broker(broker)),
-            Command::Completions { shell } => Ok(Self::Completions(shell)),
-        }
+        let task = match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
+            Command::Serve(serve) => {
+                let options = serve.check(entities).map_err(|error| refused(error, &sources))?;
+                Self::Serve(Box::new(options))
+            }
+            Command::Watch(watch) => Self::Watch(watch),
+            Command::Call(call) => Self::Call(call),
+            Command::Broker(broker) => Self::Broker(broker.check().map_err(|error| refused(error, &sources))?),
+            Command::Completions { shell } => Self::Completions(shell),
+        };
+        Ok((task, sources))
     }
 
     /// The command line as clap knows it, for completions.
@@ -225,9 +246,10 @@ enum Command {
 
 #[derive(Args)]
 struct Serve {
-    /// Where clients connect; may be given several times
+    /// Where clients connect: an IP address or a name, and a port; may be given several times
     ///
-    /// In the environment, separate several by commas.
+    /// Of a name, the first IPv4 address is taken, or the first of IPv6 if it has none. In the environment, separate several
+    /// by commas.
     /// Example: --listen 0.0.0.0:8080 lets clients of other machines in.
     #[arg(long, env = "ENTITY_SYNC_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080", value_delimiter = ',', value_parser = address)]
     listen: Vec<SocketAddr>,
@@ -245,7 +267,7 @@ struct Serve {
     /// A file whose one line callers of the API must send as their bearer token
     ///
     /// Health checks need none. Example:
-    /// head -c 32 /dev/urandom | base64 > token; entity-sync --api-token-file token
+    /// umask 077; head -c 32 /dev/urandom | base64 > token; entity-sync --api-token-file token
     #[arg(long, env = "ENTITY_SYNC_API_TOKEN_FILE", value_name = "FILE")]
     api_token_file: Option<PathBuf>,
 
@@ -312,7 +334,7 @@ struct Serve {
     /// Answer a new subscription with the present state
     ///
     /// Without it, as in the original protocol, a client hears of an entity when it changes next.
-    #[arg(long, env = "ENTITY_SYNC_SNAPSHOT", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true, value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "ENTITY_SYNC_SNAPSHOT", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, hide_possible_values = true, value_parser = BoolishValueParser::new())]
     snapshot: bool,
 
     /// What clients are sent of many changes: the latest state, or one push for every change
@@ -362,7 +384,8 @@ impl Serve {
             for &listen in &self.listen {
                 // Port 0 is whichever is free.
                 let same_port = listen.port() == api.port() && listen.port() != 0;
-                if same_port && (listen.ip() == api.ip() || listen.ip().is_unspecified()) {
+                let overlaps = listen.ip() == api.ip() || listen.ip().is_unspecified() || api.ip().is_unspecified();
+                if same_port && overlaps {
                     return Err(ArgsError::SamePort { listen, api });
                 }
             }

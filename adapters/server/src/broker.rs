@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use entity_sync_mio::{Health, Refused, Severity, Trouble};
 use entity_sync_zmq::{Broker, BrokerConfig, Endpoint, ZmqError};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::args::{BrokerOptions, LogFormat, LogLevel};
 use crate::log;
+use crate::signals::{self, Signals};
 
 /// Forwards what nodes publish until the process is told to stop (SIGINT or SIGTERM).
 ///
@@ -18,13 +18,13 @@ use crate::log;
 pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
     let health = Health::default();
     log::start(LogLevel::Info, LogFormat::Text, &health);
+    signals::ignore_hangup().map_err(BrokerError::System)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(BrokerError::System)?;
     runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(BrokerError::System)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(BrokerError::System)?;
+        let mut signals = Signals::listen().map_err(BrokerError::System)?;
         let mut config = BrokerConfig::new(options.frontend.clone(), options.backend.clone());
         config.health = health.clone();
         let died = Arc::<Notify>::default();
@@ -38,8 +38,7 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
             .and_then(|()| out.flush());
         drop(out);
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = signals.stop() => {}
             () = died.notified() => {}
         }
         broker.stop();

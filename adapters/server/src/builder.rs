@@ -1,16 +1,21 @@
 //! [`EntitySync`]: the whole server in one call, for applications that embed it.
 //!
 //! ```no_run
-//! use entity_sync::{Entity, EntitySync, Rows};
-//! use entity_sync::EntityKey;
+//! use entity_sync::{Entity, EntityKey, EntitySync, ReadError, Rows};
 //!
-//! let sync = EntitySync::builder()
-//!     .listen("127.0.0.1:8080")
-//!     .entity("items", Entity::read(|request| Ok(Rows::one(format!(r#"{{"id":{:?}}}"#, request.key.id())))))
-//!     .start()?;
-//! // Whenever row 100 has changed, on any thread:
-//! sync.notify(&EntityKey::new("items", "100")?)?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let sync = EntitySync::builder()
+//!         .listen("127.0.0.1:8080")
+//!         .entity("items", Entity::read(|request| match request.key.id() {
+//!             "100" => Ok(Rows::one(r#"{"name":"bicycle"}"#)), // from your database
+//!             _ => Err(ReadError::NotFound),
+//!         }))
+//!         .start()?;
+//!     // Whenever row 100 has changed, on any thread:
+//!     sync.notify(&EntityKey::new("items", "100")?)?;
+//!     std::io::stdin().read_line(&mut String::new())?; // it runs until you press Enter
+//!     Ok(())
+//! }
 //! ```
 
 mod entity;

@@ -85,6 +85,9 @@ pub enum ClientError {
     Output(io::Error),
 }
 
+/// What a file is called that is none.
+const STDIN: &str = "standard input";
+
 /// A key on the command line: `entity/id`. The id may hold further slashes.
 pub(crate) fn key(given: &str) -> Result<EntityKey, String> {
     match given.split_once('/') {
@@ -102,6 +105,18 @@ fn line_of(path: &std::path::Path) -> Result<String, ClientError> {
         source,
     })?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+impl ClientError {
+    /// The flags whose values it is about.
+    pub fn flags(&self) -> &'static [&'static str] {
+        match self {
+            Self::File { path, .. } if path != STDIN => &["--api-token-file", "--secret-file", "--ca"],
+            Self::BadApi { .. } | Self::NotAllowed { .. } | Self::NoServer { .. } => &["--api"],
+            Self::BadCa { .. } | Self::Untrusted { .. } => &["--ca"],
+            _ => &[],
+        }
+    }
 }
 
 impl fmt::Display for ClientError {

@@ -65,13 +65,53 @@ pub enum BusOptions {
     },
 }
 
-/// Where a NATS server is, perhaps with a user and a password, which its `Debug` doesn't show.
+impl fmt::Display for BusOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Zmq {
+                bind,
+                peers,
+                peer_names,
+                brokers,
+            } => {
+                f.write_str("ZeroMQ")?;
+                if !bind.is_empty() {
+                    write!(f, " at {}", list(bind))?;
+                }
+                let peers = peers.iter().map(ToString::to_string);
+                let peer_names = peer_names.iter().map(ToString::to_string);
+                let brokers = brokers
+                    .iter()
+                    .map(|it| format!("the broker {},{}", it.frontend, it.backend));
+                let others: Vec<_> = peers.chain(peer_names).chain(brokers).collect();
+                if !others.is_empty() {
+                    write!(f, ", with {}", others.join(", "))?;
+                }
+                Ok(())
+            }
+            Self::Nats { servers, .. } => write!(f, "NATS at {}", list(servers)),
+            Self::Nsq { nsqd } => write!(f, "NSQ at {}", list(nsqd)),
+        }
+    }
+}
+
+fn list(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Where a NATS server is, perhaps with a user and a password, which its `Debug` and `Display` don't show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsUrl(pub String);
 
 impl fmt::Debug for NatsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         entity_sync_nats::without_user(&self.0).fmt(f)
+    }
+}
+
+impl fmt::Display for NatsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&entity_sync_nats::without_user(&self.0))
     }
 }
 

@@ -4,12 +4,16 @@
 //!
 //! The rest is what the binary is made of. An application that needs none of it does without SQLite, clap and an HTTP server:
 //! `entity-sync = { version = "…", default-features = false }`.
-//!
-//! - [`store`] keeps entities in a SQLite file and says which keys changed, after the change is safe on disk.
-//! - [`api`] is HTTP around it: write, read and delete entities, and notify of changes made elsewhere.
-//! - [`client`] are the commands that talk to a server which runs.
-//! - [`resolver`] reads entities that are kept elsewhere: over HTTP, or from PostgreSQL.
-//! - [`args`] is the command line, and [`serve`] runs what it asks for.
+#![cfg_attr(
+    feature = "binary",
+    doc = "
+- [`store`] keeps entities in a SQLite file and says which keys changed, after the change is safe on disk.
+- [`api`] is HTTP around it: write, read and delete entities, and notify of changes made elsewhere.
+- [`client`] are the commands that talk to a server which runs.
+- [`resolver`] reads entities that are kept elsewhere: over HTTP, or from PostgreSQL.
+- [`args`] is the command line, and [`serve`] runs what it asks for.
+"
+)]
 
 #[cfg(feature = "binary")]
 pub mod api;
@@ -25,6 +29,8 @@ pub mod cluster;
 #[cfg(feature = "binary")]
 mod files;
 #[cfg(feature = "binary")]
+mod greeting;
+#[cfg(feature = "binary")]
 pub mod log;
 #[cfg(feature = "binary")]
 pub mod metrics;
@@ -34,6 +40,8 @@ mod readers;
 pub mod resolver;
 #[cfg(feature = "binary")]
 pub mod serve;
+#[cfg(feature = "binary")]
+mod signals;
 #[cfg(feature = "binary")]
 pub mod store;
 pub mod values;

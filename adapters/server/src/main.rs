@@ -10,19 +10,22 @@ use entity_sync::serve::serve;
 
 fn main() -> ExitCode {
     Log.take_panics();
-    let result = match Task::parse(std::env::args_os()) {
-        Ok(Task::Serve(options)) => serve(&options).map_err(|error| error.to_string()),
-        Ok(Task::Watch(watch)) => {
-            client::watch::watch(&watch, &mut stdout(), &mut Log).map_err(|error| error.to_string())
-        }
-        Ok(Task::Call(call)) => {
-            client::api::call(&call, &mut stdin(), &mut stdout()).map_err(|error| error.to_string())
-        }
-        Ok(Task::Broker(options)) => entity_sync::broker::broker(&options).map_err(|error| error.to_string()),
-        Ok(Task::Completions(shell)) => completions(shell),
-        Ok(_) => Ok(()),
+    let (task, sources) = match Task::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
         // If nobody reads it, the exit code still tells.
         Err(error) => error.exit(),
+    };
+    let of_client = |error: client::ClientError| sources.explain(&error, error.flags());
+    let result = match task {
+        Task::Serve(options) => serve(&options).map_err(|error| sources.explain(&error, error.flags())),
+        Task::Watch(watch) => client::watch::watch(&watch, &mut stdout(), &mut Log).map_err(of_client),
+        Task::Call(call) => client::api::call(&call, &mut stdin(), &mut stdout()).map_err(of_client),
+        Task::Broker(options) => {
+            let flags = &["--frontend", "--backend"];
+            entity_sync::broker::broker(&options).map_err(|error| sources.explain(&error, flags))
+        }
+        Task::Completions(shell) => completions(shell),
+        _ => Ok(()),
     };
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,27 +1,26 @@
 //! [`serve`]: the whole of `entity-sync serve`, from its options to the end of the process.
 
 use std::fmt;
-use std::io::{self, Write};
-use std::net::SocketAddr;
-use std::path::Path;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use entity_sync_mio::{Config, EntityKey, Handle, Health, Pool, Refused, Server, Severity, StartError, Trouble};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::api;
 use crate::args::Options;
 use crate::cluster;
 use crate::files;
+use crate::greeting::{greet, warn_of_open_store};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::readers::{self, Readers};
 use crate::resolver::postgres::{Postgres, PostgresError};
-use crate::store::{Location, Store, StoreError};
+use crate::signals::{self, Signals};
+use crate::store::{Store, StoreError};
 
 /// How long clients and running requests have to finish when the process is asked to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -34,6 +33,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let mut config = config(options);
     let health = config.health.clone();
     log::start(options.log, options.log_format, &health);
+    signals::ignore_hangup().map_err(ServeError::System)?;
     // Most systems allow a process 1,024 files at first, and more if it asks. If this one doesn't, fewer clients fit.
     let files = entity_sync_mio::raise_file_limit().ok();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -175,13 +175,13 @@ async fn serve_api(
     died: &Notify,
 ) -> Result<(), ServeError> {
     // Before it says that it is ready, so that a signal sent from then on is heard.
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::System)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::System)?;
+    let mut signals = Signals::listen().map_err(ServeError::System)?;
     let api = match &listener {
         ApiListener::Tcp(listener) => api::Address::Tcp(listener.local_addr().map_err(ServeError::System)?),
         ApiListener::Unix(_) => options.api.clone(),
     };
-    greet(options, server.addresses(), &api);
+    greet(options, server, &api);
+    warn_of_open_store(options, server.addresses());
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async {
@@ -193,8 +193,7 @@ async fn serve_api(
         ApiListener::Unix(listener) => tokio::spawn(service.listen(listener, stopped)),
     };
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = signals.stop() => {}
         () = died.notified() => {}
         ended = &mut serving => {
             is_stopping.store(true, Ordering::Relaxed);
@@ -232,49 +231,6 @@ fn notify_all(handle: &OnceLock<Handle>, keys: &[EntityKey]) {
     }
 }
 
-/// Says where everything is, and how to see a push.
-fn greet(options: &Options, clients: &[SocketAddr], api: &api::Address) {
-    let mut text = String::from("Entity Sync is running.\n");
-    for client in clients {
-        for path in &options.paths {
-            text += &format!("  clients  ws://{client}{path}\n");
-        }
-    }
-    let (shown, curl) = match api {
-        api::Address::Tcp(_) => (format!("http://{api}"), format!("http://{api}")),
-        // Any host would do.
-        api::Address::Unix(path) => (
-            api.to_string(),
-            format!("--unix-socket {} http://localhost", for_shell(path)),
-        ),
-    };
-    text += &format!("  API      {shown}\n");
-    if readers::need_store(options) {
-        let data = match &options.data {
-            Location::File(path) => path.display().to_string(),
-            Location::Memory => "in memory, gone when this ends".to_owned(),
-        };
-        text += &format!("  data     {data}\n");
-        text += &format!("Try: curl -X PUT {curl}/entities/items/100 -d '{{\"name\":\"bicycle\"}}'\n");
-    } else {
-        text += &format!("Try: curl -X POST {curl}/notify -d '{{\"entity\":\"items\",\"id\":\"100\"}}'\n");
-    }
-    // If nobody listens, it serves all the same.
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-/// A path as it is written on a command line.
-fn for_shell(path: &Path) -> String {
-    let path = path.display().to_string();
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
-    if path.bytes().all(is_plain) {
-        path
-    } else {
-        format!("'{}'", path.replace('\'', r"'\''"))
-    }
-}
-
 /// Why `entity-sync serve` did not start, or did not end well.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -302,6 +258,20 @@ pub enum ServeError {
     System(io::Error),
 }
 
+impl ServeError {
+    /// The flags whose values it is about.
+    pub fn flags(&self) -> &'static [&'static str] {
+        match self {
+            Self::Store(_) => &["--data"],
+            Self::Postgres(_) => &["--resolver"],
+            Self::Clients(StartError::Listen { .. } | StartError::ListenTwice { .. }) => &["--listen"],
+            Self::Clients(_) | Self::System(_) | Self::Died(_) | Self::ApiEnded(_) => &[],
+            Self::Bus(_) => &["--bus", "--zmq-bind", "--nats", "--nsqd"],
+            Self::Api { .. } => &["--api"],
+        }
+    }
+}
+
 impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -310,6 +280,7 @@ impl fmt::Display for ServeError {
             Self::Clients(error @ StartError::Listen { source, .. }) if !Refused(source).is_shortage() => {
                 write!(f, "{error} (--listen)")
             }
+            Self::Clients(error @ StartError::ListenTwice { .. }) => write!(f, "{error} (--listen)"),
             Self::Clients(error) => error.fmt(f),
             Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
             Self::Api { address, source } => {
@@ -363,13 +334,9 @@ impl std::error::Error for ServeError {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::SocketAddr;
 
-    #[test]
-    fn what_is_to_be_tried_can_be_pasted() {
-        assert_eq!(for_shell(Path::new("/run/a-b_c.sock")), "/run/a-b_c.sock");
-        assert_eq!(for_shell(Path::new("/my files/it's")), r"'/my files/it'\''s'");
-    }
+    use super::*;
 
     #[test]
     fn a_flag_is_named_only_if_its_address_is_to_blame() {
@@ -397,6 +364,12 @@ mod tests {
         for said in [api(24), clients(24)] {
             assert_eq!(said, format!("can't listen to 127.0.0.1:80: {files}"));
         }
+        let both = ServeError::Clients(StartError::ListenTwice {
+            address,
+            included: address,
+        });
+        let said = "127.0.0.1:80 is listed twice to listen to; leave one out (--listen)";
+        assert_eq!((both.to_string().as_str(), both.flags()), (said, &["--listen"][..]));
         for other in [StartError::Reactor(error(24)), StartError::NoFiles] {
             let said = ServeError::Clients(other).to_string();
             assert!(said.contains("ulimit -n") && !said.contains("--"), "{said}");

@@ -2,7 +2,7 @@
 //! this, so that they accept the same and say the same.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 
 use entity_sync_core::Origins;
 
@@ -10,8 +10,10 @@ use entity_sync_core::Origins;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ValueError {
-    /// Not an IP address with a port.
+    /// Neither an IP address nor a name, with a port.
     NotAnAddress,
+    /// A name that has no address.
+    UnknownHost,
     /// Neither that nor the path of a socket.
     NotAnApiAddress,
     /// Not what a request can name.
@@ -24,12 +26,13 @@ impl fmt::Display for ValueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotAnAddress => {
-                "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, or \
-                 0.0.0.0:8080 for every interface"
+                "write an IP address or a name of this machine, and a port, such as 127.0.0.1:8080, localhost:8080 or \
+                 [::1]:8080, or 0.0.0.0:8080 for every interface"
             }
+            Self::UnknownHost => "there is no address for this name; write an IP address, such as 127.0.0.1:8080",
             Self::NotAnApiAddress => {
-                "write an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081, or unix: and the path \
-                 of a socket, such as unix:/run/entity-sync/api.sock"
+                "write an IP address or a name of this machine, and a port, such as 127.0.0.1:8081 or localhost:8081, or \
+                 unix: and the path of a socket, such as unix:/run/entity-sync/api.sock"
             }
             Self::BadPath => {
                 "write the path of a URL, such as /ws/entity-sync/: it begins with / and has no \
@@ -45,9 +48,22 @@ impl fmt::Display for ValueError {
 
 impl std::error::Error for ValueError {}
 
-/// An IP address with a port.
+/// An IP address or a name, with a port. Of a name, the first IPv4 address, or else the first: a server at `localhost`
+/// is where `127.0.0.1` leads, as elsewhere.
 pub(crate) fn address(given: &str) -> Result<SocketAddr, ValueError> {
-    given.parse().map_err(|_| ValueError::NotAnAddress)
+    if let Ok(address) = given.parse() {
+        return Ok(address);
+    }
+    let (host, port) = given.rsplit_once(':').ok_or(ValueError::NotAnAddress)?;
+    let port: u16 = port.parse().map_err(|_| ValueError::NotAnAddress)?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    if host.is_empty() || !host.bytes().all(allowed) {
+        return Err(ValueError::NotAnAddress);
+    }
+    let found = (host, port).to_socket_addrs().map_err(|_| ValueError::UnknownHost)?;
+    let found: Vec<_> = found.collect();
+    let first = found.iter().find(|it| it.is_ipv4()).or(found.first());
+    first.copied().ok_or(ValueError::UnknownHost)
 }
 
 /// A path as requests name it.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::values::ValueError;
+use crate::values::{self, ValueError};
 
 /// Where the API is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,10 @@ impl FromStr for Address {
             Some("") => Err(ValueError::NotAnApiAddress),
             Some(path) => Ok(Self::Unix(path.into())),
             None => {
-                let address = given.parse().map_err(|_| ValueError::NotAnApiAddress)?;
+                let address = values::address(given).map_err(|error| match error {
+                    ValueError::NotAnAddress => ValueError::NotAnApiAddress,
+                    other => other,
+                })?;
                 Ok(Self::Tcp(address))
             }
         }

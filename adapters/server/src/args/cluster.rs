@@ -1,5 +1,6 @@
 //! [`ClusterArgs`]: the flags that make a node one of a cluster.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use entity_sync_bus::{ClusterSecret, cluster_config};
 use entity_sync_zmq::{BrokerEndpoints, DnsName, Endpoint};
 
 use super::ArgsError;
+use super::limits::duration;
 use crate::cluster::{BusOptions, ClusterOptions, NatsUrl, SecretFile};
 
 /// What carries changes between nodes.
@@ -122,7 +124,7 @@ pub(super) struct ClusterArgs {
     /// A file that all nodes of the cluster have; messages of others are refused
     ///
     /// It needs 16 bytes. Example:
-    /// head -c 32 /dev/urandom | base64 > secret
+    /// umask 077; head -c 32 /dev/urandom | base64 > secret
     /// entity-sync --bus nats --nats nats://127.0.0.1:4222 --cluster-secret-file secret
     #[arg(
         long,
@@ -134,8 +136,8 @@ pub(super) struct ClusterArgs {
     cluster_secret_file: Option<PathBuf>,
 
     /// Milliseconds between a node's signs of life: a change that the bus has lost is noticed within two of them [default: 500]
-    #[arg(long, env = "ENTITY_SYNC_HEARTBEAT_MS", value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=60_000), help_heading = "Cluster")]
-    heartbeat_ms: Option<u64>,
+    #[arg(long, env = "ENTITY_SYNC_HEARTBEAT_MS", value_name = "MS", value_parser = heartbeat, help_heading = "Cluster")]
+    heartbeat_ms: Option<Duration>,
 
     /// What this node is called, unlike any other, also after a restart [default: a random id, and the host's name]
     #[arg(long, env = "ENTITY_SYNC_NODE_NAME", value_name = "NAME", value_parser = node_name, help_heading = "Cluster")]
@@ -146,14 +148,14 @@ pub(super) struct ClusterArgs {
     repair_rate: Option<u32>,
 
     /// Look at everything again that anyone is subscribed to, in such intervals, in case somebody forgot to notify
-    #[arg(long, env = "ENTITY_SYNC_SWEEP_EVERY_SECONDS", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Cluster")]
-    sweep_every_seconds: Option<u64>,
+    #[arg(long, env = "ENTITY_SYNC_SWEEP_EVERY_SECONDS", value_name = "SECONDS", value_parser = sweep, help_heading = "Cluster")]
+    sweep_every_seconds: Option<Duration>,
 
     /// Tell the others over the bus what PostgreSQL notifies this node of
     ///
     /// For a cluster of which some nodes can't listen themselves: behind a standby or a pooler, with another resolver, or of
     /// the Go original. One node that does is enough, two are safe: the others read each change again for each of them.
-    #[arg(long, env = "ENTITY_SYNC_POSTGRES_PUBLISH", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = "Cluster")]
+    #[arg(long, env = "ENTITY_SYNC_POSTGRES_PUBLISH", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = "Cluster")]
     postgres_publish: bool,
 }
 
@@ -168,10 +170,34 @@ pub struct BrokerOptions {
     pub backend: Endpoint,
 }
 
+impl BrokerOptions {
+    pub(super) fn check(self) -> Result<Self, ArgsError> {
+        refuse_twice(
+            &[self.frontend.clone(), self.backend.clone()],
+            &["--frontend", "--backend"],
+        )?;
+        Ok(self)
+    }
+}
+
+/// One that takes any free port is another one each time.
+fn refuse_twice(addresses: &[Endpoint], flags: &'static [&'static str]) -> Result<(), ArgsError> {
+    let mut seen = HashSet::new();
+    let mut fixed = addresses
+        .iter()
+        .map(ToString::to_string)
+        .filter(|it| !it.ends_with(":*") && !it.ends_with(":0"));
+    match fixed.find(|address| !seen.insert(address.clone())) {
+        Some(address) => Err(ArgsError::BindTwice { flags, address }),
+        None => Ok(()),
+    }
+}
+
 impl ClusterArgs {
     /// What can be told only from several values together, or from what they name.
     pub(super) fn check(self, names_entities: bool) -> Result<Option<ClusterOptions>, ArgsError> {
         self.refuse_what_is_for_other_buses()?;
+        refuse_twice(&self.zmq_bind, &["--zmq-bind"])?;
         let missing = |flags| Err(ArgsError::BusWithout { flags });
         let bus = match self.bus {
             WhichBus::None => return Ok(None),
@@ -206,10 +232,10 @@ impl ClusterArgs {
             bus,
             prefix,
             secret,
-            heartbeat: self.heartbeat_ms.map_or(defaults.heartbeat, Duration::from_millis),
+            heartbeat: self.heartbeat_ms.unwrap_or(defaults.heartbeat),
             node_name: self.node_name,
             repair_rate: self.repair_rate.unwrap_or(defaults.repair_rate),
-            sweep_every: self.sweep_every_seconds.map(Duration::from_secs),
+            sweep_every: self.sweep_every_seconds,
             publishes_postgres: self.postgres_publish,
         }))
     }
@@ -312,6 +338,14 @@ fn broker(given: &str) -> Result<BrokerEndpoints, String> {
         frontend: peer(frontend)?,
         backend: peer(backend)?,
     })
+}
+
+fn heartbeat(given: &str) -> Result<Duration, &'static str> {
+    duration(given, 0.001, 0.01..=60.0).ok_or("write a number of milliseconds from 10 to 60000")
+}
+
+fn sweep(given: &str) -> Result<Duration, &'static str> {
+    duration(given, 1.0, 1.0..=31_536_000.0).ok_or("write a number of seconds from 1 to 31536000, which is a year")
 }
 
 fn node_name(given: &str) -> Result<String, &'static str> {

@@ -60,8 +60,8 @@ pub enum ArgsError {
         path: PathBuf,
         /// The key.
         key: String,
-        /// Those that there are.
-        known: String,
+        /// The flag that is most like it, if one is much like it.
+        similar: Option<String>,
     },
     /// Not where rows can come from. The value is not shown, as it may hold a password.
     Source(SourceError),
@@ -85,6 +85,13 @@ pub enum ArgsError {
     BusWithout {
         /// What is missing.
         flags: &'static str,
+    },
+    /// An address that something is to listen to is given twice.
+    BindTwice {
+        /// The flags that it is the value of.
+        flags: &'static [&'static str],
+        /// Which.
+        address: String,
     },
     /// The file with the cluster's secret can't be read.
     SecretFile {
@@ -118,6 +125,31 @@ pub enum ArgsError {
     },
 }
 
+impl ArgsError {
+    /// The flags whose values it is about.
+    pub(super) fn flags(&self) -> &[&'static str] {
+        match self {
+            Self::Value(_)
+            | Self::BadReactors
+            | Self::UnknownKey { .. }
+            | Self::BadEntity { .. }
+            | Self::BadKind { .. } => &[],
+            Self::BadApi { .. } | Self::ApiWithoutToken { .. } => &["--api"],
+            Self::TokenFile { .. } | Self::BadToken { .. } => &["--api-token-file"],
+            Self::SamePort { .. } => &["--listen", "--api"],
+            Self::ConfigFile { .. } => &["--config"],
+            Self::Source(_) | Self::NoQuery => &["--resolver"],
+            Self::OtherBus { flag, .. } => std::slice::from_ref(flag),
+            Self::BusWithout { .. } => &["--bus"],
+            Self::BindTwice { flags, .. } => flags,
+            Self::SecretFile { .. } | Self::ShortSecret { .. } => &["--cluster-secret-file"],
+            Self::MemoryOfEach => &["--data", "--bus"],
+            Self::NoSuchEntity { .. } => &["--entity"],
+            Self::NoTimeForPings => &["--dead-after", "--ping-interval"],
+        }
+    }
+}
+
 impl fmt::Display for ArgsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -130,14 +162,14 @@ impl fmt::Display for ArgsError {
             ),
             Self::TokenFile { path, reason } => write!(
                 f,
-                "the token file {} can't be read ({reason}); write one with: head -c 32 /dev/urandom | base64 > {}",
+                "the token file {} can't be read ({reason}); write one with: umask 077; head -c 32 /dev/urandom | base64 > {}",
                 path.display(),
                 path.display()
             ),
             Self::BadToken { path } => write!(
                 f,
                 "the token in {} can't be used: it must be one line of at least 16 visible ASCII characters; write \
-                 one with: head -c 32 /dev/urandom | base64 > {}",
+                 one with: umask 077; head -c 32 /dev/urandom | base64 > {}",
                 path.display(),
                 path.display()
             ),
@@ -155,8 +187,14 @@ impl fmt::Display for ArgsError {
                 path.display(),
                 reason.trim_end()
             ),
-            Self::UnknownKey { path, key, known } => {
-                write!(f, "{}: there is no {key:?}; there are {known} and [entities.NAME]", path.display())
+            Self::UnknownKey { path, key, similar } => {
+                write!(f, "{}: there is no {key:?}; ", path.display())?;
+                match similar {
+                    Some(similar) => write!(f, "did you mean {similar:?}?"),
+                    None => f.write_str(
+                        "keys are the names of the flags without --, which entity-sync --help lists, and [entities.NAME]",
+                    ),
+                }
             }
             Self::Source(error) => write!(f, "--resolver: {error}"),
             Self::BadEntity { name, reason } => write!(f, "[entities.{name}] {reason}"),
@@ -168,25 +206,22 @@ impl fmt::Display for ArgsError {
             Self::OtherBus { flag, buses } => {
                 let add = if buses.len() == 1 { "that" } else { "one of these" };
                 let buses = buses.join(" or ");
-                let name = flag.trim_start_matches('-');
-                let variable = name.replace('-', "_").to_uppercase();
-                write!(
-                    f,
-                    "{flag} is for --bus {buses}: add {add}, or leave {flag} out (or ENTITY_SYNC_{variable} in the environment, \
-                     or {name} in the configuration file, wherever it stands)"
-                )
+                write!(f, "{flag} is for --bus {buses}: add {add}, or leave {flag} out")
             }
             Self::BusWithout { flags } => write!(f, "this --bus needs {flags}"),
+            Self::BindTwice { flags, address } => {
+                write!(f, "{address} is given twice to listen to; leave one out or choose another ({})", flags.join(", "))
+            }
             Self::SecretFile { path, reason } => write!(
                 f,
-                "the file with the cluster's secret, {}, can't be read ({reason}); write one with: head -c 32 \
+                "the file with the cluster's secret, {}, can't be read ({reason}); write one with: umask 077; head -c 32 \
                  /dev/urandom | base64 > {}, and give all nodes the same",
                 path.display(),
                 path.display()
             ),
             Self::ShortSecret { path, bytes } => write!(
                 f,
-                "the cluster's secret in {} has {bytes} bytes, and needs at least 16; write one with: head -c 32 \
+                "the cluster's secret in {} has {bytes} bytes, and needs at least 16; write one with: umask 077; head -c 32 \
                  /dev/urandom | base64 > {}, and give all nodes the same",
                 path.display(),
                 path.display()

@@ -16,13 +16,19 @@ use super::{ArgsError, Cli};
 pub(super) struct Contents {
     /// Arguments for all that there are no flags for.
     pub(super) arguments: Vec<String>,
+    /// The flags that those are.
+    pub(super) flags: Vec<String>,
     /// `[entities.NAME]`.
     pub(super) entities: BTreeMap<String, EntityTable>,
 }
 
 /// How one entity is read and delivered, where that differs from the flags.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "settings below a line such as [entities.prices]"
+)]
 pub(super) struct EntityTable {
     pub(super) resolver: Option<String>,
     pub(super) query: Option<String>,
@@ -58,7 +64,7 @@ pub(super) fn read(path: &Path, given: &ArgMatches) -> Result<Contents, ArgsErro
             return Err(ArgsError::UnknownKey {
                 path: path.to_owned(),
                 key: key.clone(),
-                known: flags.join(", "),
+                similar: similar(key, &flags),
             });
         }
         let bad_kind = || ArgsError::BadKind {
@@ -74,6 +80,7 @@ pub(super) fn read(path: &Path, given: &ArgMatches) -> Result<Contents, ArgsErro
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
             let arguments = values.iter().map(|value| format!("--{key}={value}"));
             contents.arguments.extend(arguments);
+            contents.flags.push(key.clone());
         }
     }
     Ok(contents)
@@ -97,13 +104,6 @@ fn entities_of(path: &Path, entities: Value) -> Result<BTreeMap<String, EntityTa
     Ok(tables)
 }
 
-/// What clap says of an argument that came from the file, with the file's name.
-pub(super) fn name_it(error: clap::Error, path: &Path) -> clap::Error {
-    let text = error.to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    Cli::command().error(error.kind(), format!("in {}: {}", path.display(), text.trim_end()))
-}
-
 /// The names of the flags that may stand in a file.
 fn flags() -> Vec<String> {
     let command = Cli::command();
@@ -112,10 +112,18 @@ fn flags() -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
+/// The flag that was meant, if one is much like it.
+fn similar(key: &str, flags: &[String]) -> Option<String> {
+    let alike = |flag: &String| strsim::jaro_winkler(&key.replace('_', "-"), flag);
+    let best = flags.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)))?;
+    (alike(best) > 0.8).then(|| best.clone())
+}
+
 fn plain(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Integer(number) => Some(number.to_string()),
+        Value::Float(number) => Some(number.to_string()),
         Value::Boolean(is) => Some(is.to_string()),
         _ => None,
     }

@@ -1,5 +1,6 @@
 //! [`Limits`]: the flags that say how much is too much.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::Args;
@@ -103,11 +104,11 @@ fn at_least_one(given: &str) -> Result<usize, &'static str> {
 }
 
 fn seconds(given: &str) -> Result<Duration, &'static str> {
-    let seconds: f64 = given.parse().map_err(|_| SECONDS)?;
-    if !(0.01..=86_400.0).contains(&seconds) {
-        return Err(SECONDS);
-    }
-    Ok(Duration::from_secs_f64(seconds))
+    duration(given, 1.0, 0.01..=86_400.0).ok_or("write a number of seconds from 0.01 to 86400")
 }
 
-const SECONDS: &str = "write a number of seconds from 0.01 to 86400";
+/// A number of units of so many seconds each, within a range of seconds.
+pub(super) fn duration(given: &str, unit_secs: f64, range: RangeInclusive<f64>) -> Option<Duration> {
+    let seconds = given.parse::<f64>().ok()? * unit_secs;
+    range.contains(&seconds).then(|| Duration::from_secs_f64(seconds))
+}

@@ -6,7 +6,7 @@ mod cluster;
 
 fn parse(args: &[&str]) -> Result<Options, String> {
     let all = ["entity-sync"].iter().chain(args);
-    match Task::parse(all).map_err(|error| error.to_string())? {
+    match Task::parse(all).map_err(|error| error.to_string())?.0 {
         Task::Serve(options) => Ok(*options),
         _ => panic!("another task"),
     }
@@ -126,7 +126,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 fn tokens_must_be_worth_it() {
     refused(
         &["--api-token-file=/nowhere/token"],
-        "the token file /nowhere/token can't be read (No such file or directory (os error 2)); write one with: head -c 32 \
+        "the token file /nowhere/token can't be read (No such file or directory (os error 2)); write one with: umask 077; head -c 32 \
          /dev/urandom | base64 > /nowhere/token",
     );
     for text in [
@@ -139,7 +139,7 @@ fn tokens_must_be_worth_it() {
         let file = file(text);
         refused(
             &["--api-token-file", file.path().to_str().expect("text")],
-            "can't be used: it must be one line of at least 16 visible ASCII characters; write one with: head -c 32",
+            "can't be used: it must be one line of at least 16 visible ASCII characters; write one with: umask 077; head -c 32",
         );
     }
 }
@@ -172,24 +172,33 @@ fn errors_in_a_file_name_it() {
     );
     for (text, said) in [
         ("listen = ", "can't be used: TOML parse error at line 1, column 10"),
+        ("lisen = 'x'", ": there is no \"lisen\"; did you mean \"listen\"?"),
         (
-            "lisen = 'x'",
-            ": there is no \"lisen\"; there are listen, api, api-token-file, data, resolver, postgres-channel, postgres-role, reactors",
+            "max_connections = 3",
+            "no \"max_connections\"; did you mean \"max-connections\"?",
         ),
-        ("config = 'x'", ": there is no \"config\"; there are listen"),
+        ("snapshots = true", "no \"snapshots\"; did you mean \"snapshot\"?"),
+        (
+            "volume = 'x'",
+            ": there is no \"volume\"; keys are the names of the flags without --, which entity-sync --help lists, and \
+             [entities.NAME]",
+        ),
+        ("config = 'x'", ": there is no \"config\"; "),
         (
             "[listen]\na = 1",
             ": \"listen\" must be a text, a number, true or false, or a list of such",
         ),
         (
-            "listen = 1.5",
+            "listen = 1979-05-27",
             ": \"listen\" must be a text, a number, true or false, or a list of such",
         ),
         (
-            "listen = 'localhost:80'",
-            "invalid value 'localhost:80' for '--listen <ADDR>': write an IP address and a port, such as",
+            "listen = 1.5",
+            "invalid value '1.5' for '--listen <ADDR>': write an IP address or a name of this machine, and a port, such as",
         ),
-        ("snapshot = 'maybe'", "invalid value 'maybe' for '--snapshot[=<BOOL>]'"),
+        ("reactors = 1.5", "write a number from 1 to 1024"),
+        ("read-time-limit = nan", "write a number of seconds from 0.01 to 86400"),
+        ("snapshot = 'maybe'", "invalid value 'maybe' for '--snapshot [<BOOL>]'"),
         (
             "delivery = 'some'",
             "invalid value 'some' for '--delivery <WHICH>'\n  [possible values: latest, every]",
@@ -210,7 +219,7 @@ fn values_of_a_kind_are_checked_by_kind() {
         "[possible values: off, error, warn, info, debug, trace]",
     );
     refused(&["--log-format=xml"], "[possible values: text, json]");
-    refused(&["--snapshot=maybe"], "invalid value 'maybe' for '--snapshot[=<BOOL>]'");
+    refused(&["--snapshot=maybe"], "invalid value 'maybe' for '--snapshot [<BOOL>]'");
     refused(&["--nope"], "unexpected argument '--nope' found");
     refused(
         &["completions", "cmd"],
@@ -220,28 +229,82 @@ fn values_of_a_kind_are_checked_by_kind() {
 
 #[test]
 fn completions_are_another_task() {
-    let task = Task::parse(["entity-sync", "completions", "bash"]).expect("valid");
+    let (task, _) = Task::parse(["entity-sync", "completions", "bash"]).expect("valid");
     assert!(matches!(task, Task::Completions(clap_complete::Shell::Bash)));
 }
 
+/// Of both kinds, and of each that a value may be one of.
 #[test]
-fn addresses_need_a_port_and_no_name() {
-    for listen in ["localhost:8080", "127.0.0.1", ":8080", "127.0.0.1:99999"] {
+fn yes_or_no_may_follow_a_space() {
+    for (args, expected) in [
+        (&["--snapshot", "yes"][..], true),
+        (&["--snapshot", "no"], false),
+        (&["--snapshot=on"], true),
+        (&["--snapshot", "--log=warn"], true),
+        (&["serve", "--snapshot", "false"], false),
+    ] {
+        assert_eq!(others(&ok(args)).snapshot, expected, "{args:?}");
+    }
+    let bus = ["--bus=nats", "--nats=nats://a", "--postgres-publish", "yes"];
+    assert!(ok(&bus).cluster.expect("a bus").publishes_postgres);
+}
+
+#[test]
+fn durations_of_a_file_may_be_fractions() {
+    let good = file(
+        "read-time-limit = 2.5\nping-interval = 0.5\ndead-after = 7\nbus = 'nats'\nnats = 'nats://a'\n\
+         resolver = 'http=http://a/{id}'\nheartbeat-ms = 12.5\nsweep-every-seconds = 1.5\n",
+    );
+    let options = ok(&["--config", good.path().to_str().expect("text")]);
+    let mut config = entity_sync_core::Config::new(entity_sync_core::Seed(0, 0));
+    options.limits.apply(&mut config);
+    let ms = std::time::Duration::from_millis;
+    let limits = (config.read_time_limit, config.ping_interval, config.dead_after);
+    assert_eq!(limits, (ms(2500), ms(500), ms(7000)));
+    let cluster = options.cluster.expect("a bus");
+    assert_eq!(
+        (cluster.heartbeat.as_micros(), cluster.sweep_every),
+        (12_500, Some(ms(1500)))
+    );
+}
+
+#[test]
+fn addresses_have_a_port() {
+    for listen in [
+        "localhost",
+        "127.0.0.1",
+        ":8080",
+        "127.0.0.1:99999",
+        "a b:1",
+        "http://localhost:80",
+    ] {
         refused(
             &["--listen", listen],
-            "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
+            "write an IP address or a name of this machine, and a port, such as 127.0.0.1:8080, localhost:8080 or [::1]:8080",
         );
     }
+    refused(
+        &["--listen=nowhere.invalid:80"],
+        "there is no address for this name; write an IP address",
+    );
+}
+
+#[test]
+fn names_stand_for_addresses() {
+    let options = ok(&["--listen=localhost:8080", "--api=localhost:8081"]);
+    assert_eq!(options.listen, ["127.0.0.1:8080".parse().expect("an address")]);
+    assert_eq!(options.api.to_string(), "127.0.0.1:8081");
 }
 
 #[test]
 fn the_api_is_at_a_port_or_a_socket() {
-    for api in ["localhost:8081", "unix:", "/run/api.sock"] {
+    for api in ["localhost", "unix:", "/run/api.sock"] {
         refused(
             &["--api", api],
             &format!(
-                "the API can't be at {api:?}: write an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081, or unix: \
-                 and the path of a socket, such as unix:/run/entity-sync/api.sock (--api)"
+                "the API can't be at {api:?}: write an IP address or a name of this machine, and a port, such as \
+                 127.0.0.1:8081 or localhost:8081, or unix: and the path of a socket, such as unix:/run/entity-sync/api.sock \
+                 (--api)"
             ),
         );
     }
@@ -259,6 +322,9 @@ fn ports_must_differ() {
          another",
     );
     refused(&["--listen=0.0.0.0:8081"], "need the same port");
+    let token = file("0123456789abcdef");
+    let token = ["--api-token-file", token.path().to_str().expect("text")];
+    refused(&[&token[..], &["--api=0.0.0.0:8080"]].concat(), "need the same port");
     ok(&["--listen=127.0.0.1:0", "--api=127.0.0.1:0"]);
 }
 
@@ -347,14 +413,81 @@ fn each_flag_is_an_environment_variable_too() {
         assert_eq!(ok(&["--reactors=5"]).reactors.get(), 5);
         return;
     }
+    again("each_flag_is_an_environment_variable_too", &SETTINGS);
+}
+
+/// Runs the test of this name in a process of its own, with these variables.
+fn again(test: &str, variables: &[(&str, &str)]) {
     let itself = std::env::current_exe().expect("a path");
     let output = std::process::Command::new(itself)
-        .args(["--exact", "args::tests::each_flag_is_an_environment_variable_too"])
-        .envs(SETTINGS)
+        .args(["--exact", &format!("args::tests::{test}")])
+        .envs(variables.iter().copied())
         .output()
         .expect("runs");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn an_empty_variable_is_unset() {
+    let names: Vec<_> = sources::command()
+        .get_subcommands()
+        .chain([&sources::command()])
+        .flat_map(|it| {
+            it.get_arguments()
+                .filter_map(|it| Some(it.get_env()?.to_str()?.to_owned()))
+        })
+        .collect();
+    if names.is_empty() {
+        // All are empty here.
+        assert_eq!(std::env::var("ENTITY_SYNC_LISTEN").as_deref(), Ok(""));
+        let defaults = ok(&[]);
+        assert_eq!(defaults.listen, ["127.0.0.1:8080".parse().expect("an address")]);
+        assert_eq!((&defaults.limits, defaults.cluster), (&Limits::default(), None));
+        assert_eq!(ok(&["--snapshot"]).entities.len(), 0);
+        for call in [&["get", "a/1"][..], &["watch", "ws://a/", "a/1"], &["broker"]] {
+            assert!(Task::parse([&["entity-sync"], call].concat()).is_ok(), "{call:?}");
+        }
+        return;
+    }
+    assert!(names.len() > 40, "{names:?}");
+    let empty: Vec<_> = names.iter().map(|name| (&**name, "")).collect();
+    again("an_empty_variable_is_unset", &empty);
+}
+
+#[test]
+fn messages_name_where_a_value_comes_from() {
+    const SETTINGS: [(&str, &str); 2] = [("ENTITY_SYNC_REACTORS", "many"), ("ENTITY_SYNC_REPAIR_RATE", "5")];
+    if std::env::var("ENTITY_SYNC_REPAIR_RATE").as_deref() == Ok("5") {
+        refused(
+            &[],
+            "in the environment variable ENTITY_SYNC_REACTORS: invalid value 'many' for '--reactors <N>'",
+        );
+        refused(
+            &["--reactors=1"],
+            "leave --repair-rate out (--repair-rate comes from the environment variable ENTITY_SYNC_REPAIR_RATE)",
+        );
+        let file = file("reactors = 3\nping-interval = 9\ndead-after = 5");
+        let path = file.path().to_str().expect("text");
+        let args = [
+            "--config",
+            path,
+            "--reactors=1",
+            "--bus=nats",
+            "--nats=nats://a",
+            "--data=x",
+        ];
+        refused(
+            &args,
+            &format!("answer pings (--dead-after comes from {path}) (--ping-interval comes from {path})"),
+        );
+        let error = parse(&["--reactors=lots"]).expect_err("refused");
+        assert!(!error.contains("REACTORS") && error.contains("'lots'"), "{error}");
+        return;
+    }
+    let error = parse(&["--api=0.0.0.0:1"]).expect_err("refused");
+    assert!(!error.contains("comes from"), "{error}");
+    again("messages_name_where_a_value_comes_from", &SETTINGS);
 }
 
 #[test]
@@ -428,7 +561,10 @@ fn entities_of_a_file_differ_from_the_others() {
 fn tables_of_a_file_are_checked() {
     for (text, said) in [
         ("entities = 3", "write [entities.NAME] and its settings below"),
-        ("[entities]\nitems = 3", "[entities.items] in "),
+        (
+            "[entities]\nitems = 3",
+            "invalid type: integer `3`, expected settings below a line such as [entities.prices]",
+        ),
         (
             "[entities.items]\nqury = 'x'",
             "unknown field `qury`, expected one of `resolver`, `query`, `audience`",

@@ -24,7 +24,7 @@ fn errors_say_what_to_do() {
     );
     refused(
         builder().listen("localhost"),
-        "\"localhost\" can't be used: write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080, or \
+        "\"localhost\" can't be used: write an IP address or a name of this machine, and a port, such as 127.0.0.1:8080, localhost:8080 or [::1]:8080, or \
          0.0.0.0:8080 for every interface",
     );
     refused(

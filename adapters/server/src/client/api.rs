@@ -12,7 +12,7 @@ use ureq::http::header::{AUTHORIZATION, HOST, HeaderValue};
 use ureq::http::{Request, StatusCode, Uri};
 
 use super::trust::{Trust, is_distrust};
-use super::{ClientError, key, line_of, unix};
+use super::{ClientError, STDIN, key, line_of, unix};
 use crate::api::Address;
 
 /// How long a request may take.
@@ -129,7 +129,7 @@ pub fn call(call: &Call, input: &mut dyn Read, out: &mut dyn Write) -> Result<()
 fn read(input: &mut dyn Read) -> Result<String, ClientError> {
     let mut body = Vec::new();
     input.read_to_end(&mut body).map_err(|source| ClientError::File {
-        path: "standard input".to_owned(),
+        path: STDIN.to_owned(),
         source,
     })?;
     String::from_utf8(body).map_err(|_| ClientError::NotText)

@@ -236,8 +236,8 @@ fn watching(args: &[&str]) -> (Receiver<String>, Receiver<String>, Watching) {
 /// A server that answers a subscription with the key and, unless it is public, the secret.
 fn server(listen: &str) -> Server {
     let mut config = Config::new([listen.parse().expect("an address")]);
+    // Snapshots are off: that the present state comes, the client has asked for.
     let mut options = EntityOptions::default();
-    options.snapshot = true;
     options.audience = AudienceRule::BySecret;
     config.core.entities = Entities::any(options);
     let read = |request: Request, reply: Reply| {
@@ -432,6 +432,31 @@ fn servers_that_are_not_ours_are_told_apart() {
     );
     let url = format!("ws://{}/", answers("HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n"));
     let end = watching(&[&url, "items/100"]).2.join().expect("no panic");
+    assert_eq!(end, Err(format!("{url} refuses a WebSocket (403)")));
+}
+
+#[test]
+fn a_refusal_that_may_pass_is_waited_for() {
+    use std::io::{Read, Write};
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("ws://{}/", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for status in [408, 425, 429, 503, 403] {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let _ = stream.read(&mut [0; 4096]);
+            let answer = format!("HTTP/1.1 {status} No\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    let (_rows, statuses, thread) = watching(&[&url, "items/100"]);
+    for status in [408, 425, 429, 503] {
+        let said = statuses.recv_timeout(PATIENCE).expect("a line");
+        assert_eq!(
+            said,
+            format!("disconnected (it answers {status}), trying again in 0.0 s")
+        );
+    }
+    let end = thread.join().expect("no panic");
     assert_eq!(end, Err(format!("{url} refuses a WebSocket (403)")));
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use entity_sync_core::EntityKey;
@@ -13,6 +13,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::json;
 use tungstenite::client::IntoClientRequest;
 use tungstenite::http::Uri;
+use tungstenite::http::header::RETRY_AFTER;
 use tungstenite::{Bytes, Message, WebSocket};
 
 use super::trust::{Trust, is_distrust};
@@ -27,11 +28,15 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// What a server that refuses may ask for at most.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(86_400);
+
 /// A connection that lasted so long was a good one: the next attempt comes soon.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
-/// Prints each row that is pushed, one a line
+/// Prints each row as it is now, and then whenever it is pushed, one a line
 ///
+/// After each connection, each key is printed as it is by then. With ?snapshot=0 after the URL only changes are.
 /// Example: entity-sync watch ws://127.0.0.1:8080/ws/entity-sync/ items/100 items/101
 #[derive(Args)]
 pub struct Watch {
@@ -81,6 +86,7 @@ pub fn watch(watch: &Watch, out: &mut dyn Write, status: &mut dyn Write) -> Resu
         _ => return Err(bad_url()),
     };
     let secret = watch.secret_file.as_deref().map(line_of).transpose()?;
+    let uri = with_snapshots(&uri).ok_or_else(bad_url)?;
     let mut pause = FIRST_PAUSE;
     loop {
         let began = Instant::now();
@@ -125,12 +131,15 @@ fn connection(
         Ok((socket, _)) => socket,
         Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(response))) => {
             let status = response.status().as_u16();
-            // What is wrong with the server may pass; what is wrong with the request will not.
-            return if (400..500).contains(&status) {
+            // What is wrong with the server may pass, and so may being too slow, too early or too often. What is wrong with
+            // the request will not.
+            return if (400..500).contains(&status) && ![408, 425, 429].contains(&status) {
                 let url = watch.url.clone();
                 End::Failed(ClientError::NoUpgrade { url, status })
             } else {
-                End::Lost(format!("it answers {status}"), None)
+                let wait = response.headers().get(RETRY_AFTER);
+                let wait = wait.and_then(|it| retry_after(it.to_str().ok()?, SystemTime::now()));
+                End::Lost(format!("it answers {status}"), wait)
             };
         }
         Err(error) => return End::Lost(error.to_string(), None),
@@ -234,7 +243,76 @@ fn retry_hint(reason: &str) -> Option<Duration> {
     Some(Duration::from_millis(ms).min(LONGEST_PAUSE))
 }
 
+/// The same, asking for the present state too, so that what changed while there was no connection is not missed. Servers
+/// that don't know of it take no notice.
+fn with_snapshots(uri: &Uri) -> Option<Uri> {
+    let query = uri.query().unwrap_or_default();
+    if query.split('&').any(|parameter| parameter.starts_with("snapshot=")) {
+        return Some(uri.clone());
+    }
+    let separator = if query.is_empty() { "" } else { "&" };
+    let mut parts = uri.clone().into_parts();
+    let target = format!("{}?{query}{separator}snapshot=1", uri.path());
+    parts.path_and_query = Some(target.parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// What a server or a proxy that refuses says of the next attempt, with a little more, so that not all come back at once.
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let asked = match value.parse() {
+        Ok(secs) => Duration::from_secs(secs),
+        // A moment that has passed is now.
+        Err(_) => httpdate::parse_http_date(value)
+            .ok()?
+            .duration_since(now)
+            .unwrap_or_default(),
+    };
+    Some(asked.min(LONGEST_RETRY_AFTER).mul_f64(1.0 + fastrand::f64() / 10.0))
+}
+
 /// If nobody reads it, the rows still matter.
 fn tell(status: &mut dyn Write, line: &str) {
     let _ = writeln!(status, "{line}").and_then(|()| status.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_present_state_is_asked_for_unless_the_url_says_otherwise() {
+        for (given, asked) in [
+            ("ws://a", "ws://a/?snapshot=1"),
+            ("ws://a:1/ws/", "ws://a:1/ws/?snapshot=1"),
+            ("wss://a/ws/?token=b", "wss://a/ws/?token=b&snapshot=1"),
+            ("ws://a/ws/?", "ws://a/ws/?snapshot=1"),
+            ("ws://a/ws/?snapshot=0", "ws://a/ws/?snapshot=0"),
+        ] {
+            let uri = with_snapshots(&given.parse().expect("a URL"));
+            assert_eq!(uri.map(|it| it.to_string()).as_deref(), Some(asked));
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_come_back() {
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").expect("a date");
+        for (value, secs) in [
+            ("120", Some(120)),
+            ("Wed, 21 Oct 2015 07:28:30 GMT", Some(30)),
+            ("Wed, 21 Oct 2015 07:27:00 GMT", Some(0)),
+            ("99999999999", Some(86_400)),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+        ] {
+            let wait = retry_after(value, now);
+            match secs.map(Duration::from_secs) {
+                Some(asked) => {
+                    let wait = wait.expect(value);
+                    assert!((asked..=asked.mul_f64(1.1)).contains(&wait), "{value}: {wait:?}");
+                }
+                None => assert_eq!(wait, None, "{value}"),
+            }
+        }
+    }
 }

@@ -3,12 +3,16 @@
 #[cfg(test)]
 mod tests;
 
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use entity_sync_core::EntityKey;
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, TransactionBehavior};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::{Location, StoreError};
 
@@ -49,7 +53,17 @@ pub(super) fn open(location: &Location) -> Result<Connection, StoreError> {
     }
 }
 
+/// Who may read and write a file that is created. SQLite gives the files beside it the same.
+const MODE: u32 = 0o600;
+
 fn open_file(path: &Path) -> Result<Connection, OpenError> {
+    // Never one that exists: closing it would give up the locks that this process may hold on it.
+    let created = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path);
+    // What it is that can't be created, SQLite says as well.
+    let exists = created.is_err_and(|error| error.kind() == ErrorKind::AlreadyExists);
+    if exists {
+        check_writable(path)?;
+    }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -77,6 +91,23 @@ fn open_file(path: &Path) -> Result<Connection, OpenError> {
     connection.pragma_update_and_check(None, "journal_size_limit", WAL_LIMIT_BYTES, |_| Ok(()))?;
     probe(&connection)?;
     Ok(connection)
+}
+
+/// Before SQLite looks: what it creates beside a file that is read-only is read-only too, and would stay so after the file
+/// was made writable.
+fn check_writable(path: &Path) -> Result<(), OpenError> {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match accessat(CWD, &name, Access::WRITE_OK, AtFlags::EACCESS) {
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS | rustix::io::Errno::PERM) => {
+                return Err(OpenError::ReadOnlyFile(name.into()));
+            }
+            // One that is not there yet is none to worry about, and anything else SQLite meets itself.
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 enum Owner {
@@ -145,6 +176,7 @@ enum OpenError {
     Newer(i32),
     NotOurs,
     ReadOnly,
+    ReadOnlyFile(PathBuf),
     NoWal,
     Sqlite(rusqlite::Error),
 }
@@ -155,6 +187,10 @@ impl OpenError {
             Self::Newer(format) => return StoreError::Newer { path, format },
             Self::NotOurs => return StoreError::NotOurs { path },
             Self::ReadOnly => return StoreError::ReadOnly,
+            Self::ReadOnlyFile(path) => {
+                let reason = "it is read-only".to_owned();
+                return StoreError::CannotOpen { path, reason };
+            }
             Self::NoWal => {
                 let reason = "its file system can't hold a write-ahead log".to_owned();
                 return StoreError::CannotOpen { path, reason };

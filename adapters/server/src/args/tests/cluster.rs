@@ -53,6 +53,25 @@ fn a_bus_has_what_it_needs() {
 }
 
 #[test]
+fn nothing_listens_twice_to_an_address() {
+    refused(
+        &["--bus=zmq", "--zmq-bind=127.0.0.1:7001,tcp://127.0.0.1:7001"],
+        "tcp://127.0.0.1:7001 is given twice to listen to; leave one out or choose another (--zmq-bind)",
+    );
+    refused(
+        &["broker", "--frontend=127.0.0.1:7101"],
+        "tcp://127.0.0.1:7101 is given twice to listen to; leave one out or choose another (--frontend, --backend)",
+    );
+    let any = [
+        "entity-sync",
+        "broker",
+        "--frontend=127.0.0.1:*",
+        "--backend=127.0.0.1:*",
+    ];
+    assert!(Task::parse(any).is_ok());
+}
+
+#[test]
 fn what_a_bus_lacks_is_said() {
     refused(&["--bus=carrier-pigeon"], "[possible values: none, zmq, nats, nsq]");
     refused(
@@ -116,13 +135,13 @@ fn what_a_bus_lacks_is_said() {
         &["--zmq-broker=10.0.0.1:1"],
         "write both sides of the broker: FRONTEND,BACKEND, such as 10.0.0.1:7100,10.0.0.1:7101",
     );
-    refused(&["--heartbeat-ms=5"], "5 is not in 10..=60000");
+    refused(&["--heartbeat-ms=5"], "write a number of milliseconds from 10 to 60000");
     refused(&["--node-name="], "write a name of 1 to 64 bytes");
     refused(&["--repair-rate=0"], "0 is not in 1..");
     refused(
         &["--bus=zmq", "--zmq-bind=127.0.0.1:1", "--cluster-secret-file=/nowhere"],
         "the file with the cluster's secret, /nowhere, can't be read (No such file or directory (os error 2)); write one \
-         with: head -c 32 /dev/urandom | base64 > /nowhere, and give all nodes the same",
+         with: umask 077; head -c 32 /dev/urandom | base64 > /nowhere, and give all nodes the same",
     );
     // A line's end is none of it.
     for (secret, bytes) in [("", 0), ("0123456789abcde\n", 15)] {
@@ -131,7 +150,7 @@ fn what_a_bus_lacks_is_said() {
         refused(
             &["--bus=nats", "--nats=nats://a", "--cluster-secret-file", path],
             &format!(
-                "the cluster's secret in {path} has {bytes} bytes, and needs at least 16; write one with: head -c 32 \
+                "the cluster's secret in {path} has {bytes} bytes, and needs at least 16; write one with: umask 077; head -c 32 \
                  /dev/urandom | base64 > {path}, and give all nodes the same"
             ),
         );

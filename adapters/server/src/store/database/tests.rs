@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
@@ -102,18 +103,65 @@ fn files_of_others_are_left_alone() {
     open(&path).expect("an empty file is nobody's");
 }
 
+/// Permissions don't bind the superuser, so the test runs itself again without that privilege.
 #[test]
-fn a_read_only_file_is_refused_at_once() {
+fn a_file_that_was_read_only_can_be_mended() {
+    let directory = directory();
+    let path = directory.path().canonicalize().expect("a path").join("data.db");
+    drop(open(&path).expect("opens"));
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+    set(&path, 0o400);
+    if fs::OpenOptions::new().write(true).open(&path).is_ok() {
+        let output = std::process::Command::new("setpriv")
+            .args(["--bounding-set=-dac_override", "--inh-caps=-dac_override", "--"])
+            .arg(std::env::current_exe().expect("a path"))
+            .args([
+                "--exact",
+                "store::database::tests::a_file_that_was_read_only_can_be_mended",
+            ])
+            .output();
+        let text = output.map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
+        assert!(text.as_ref().is_ok_and(|it| it.contains("1 passed")), "{text:?}");
+        return;
+    }
+    let refused = |file: &Path| match open(&path).expect_err("refused") {
+        StoreError::CannotOpen { path, reason } => assert_eq!((&*path, &*reason), (file, "it is read-only")),
+        other => panic!("{other}"),
+    };
+    refused(&path);
+    set(&path, 0o600);
+    let connection = open(&path).expect("mended");
+    put(&connection, &key("1"), "{}").expect("put");
+    // As an earlier release left it.
+    let shm = path.with_file_name("data.db-shm");
+    set(&shm, 0o400);
+    refused(&shm);
+}
+
+#[test]
+fn files_are_their_owners_alone() {
     let directory = directory();
     let path = directory.path().join("data.db");
+    let connection = open(&path).expect("opens");
+    put(&connection, &key("1"), "{}").expect("put");
+    let files = fs::read_dir(directory.path())
+        .expect("a folder")
+        .map(|it| it.expect("a file"));
+    let modes: Vec<_> = files
+        .map(|it| {
+            (
+                it.file_name(),
+                it.metadata().expect("there").permissions().mode() & 0o777,
+            )
+        })
+        .collect();
+    assert_eq!(modes.len(), 3, "{modes:?}");
+    assert!(modes.iter().all(|(_, mode)| *mode == 0o600), "{modes:?}");
+    // What its owner has decided otherwise stays.
+    drop(connection);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("set");
     drop(open(&path).expect("opens"));
-    let mut permissions = fs::metadata(&path).expect("a file").permissions();
-    permissions.set_readonly(true);
-    fs::set_permissions(&path, permissions).expect("set");
-    // Permissions don't bind every user.
-    if fs::OpenOptions::new().write(true).open(&path).is_err() {
-        assert_eq!(open(&path).expect_err("refused"), StoreError::ReadOnly);
-    }
+    assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o640);
 }
 
 #[test]
