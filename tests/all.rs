@@ -21,6 +21,8 @@ mod mio_server;
 mod mock_drivers;
 mod nats;
 mod own_bus;
+mod pages;
 mod postgres;
+mod proxies;
 mod simulation;
 mod zmq;
