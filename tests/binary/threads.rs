@@ -50,7 +50,7 @@ fn serve_with_a_saboteur(victim: String) -> ! {
     let is_done = AtomicBool::new(false);
     tracing::subscriber::set_global_default(Saboteur { victim, is_done }).unwrap();
     let flags = std::env::var("FLAGS").unwrap();
-    let Ok(Task::Serve(options)) = Task::parse(["entity-sync"].into_iter().chain(flags.split(' '))) else {
+    let Ok((Task::Serve(options), _)) = Task::parse(["entity-sync"].into_iter().chain(flags.split(' '))) else {
         panic!("{flags}")
     };
     let code = match serve(&options) {
