@@ -175,7 +175,9 @@ fn numbered_messages_repair_what_the_queue_loses() {
         counts.gaps > 0 && counts.repairs > 0
     });
     let [first, second] = servers;
-    first.shutdown(Duration::from_secs(1));
+    first
+        .shutdown(Duration::from_secs(1))
+        .expect("no bus, or one that has all");
     wait_for("the other to hear that it has left", || {
         let peers = second.cluster().unwrap().status().peers;
         peers.iter().any(|peer| peer.state.as_str() == "left")

@@ -207,7 +207,7 @@ fn api<T: Transport>(arguments: &Arguments) -> Result<Served, Box<dyn Error>> {
             }
         }
     }
-    sync.shutdown(Duration::from_secs(1));
+    let _ = sync.shutdown(Duration::from_secs(1));
     Ok(Served {
         spent,
         half,

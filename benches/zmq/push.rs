@@ -59,7 +59,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
     if !sender.join().map_err(|_| "the sender panicked")? {
         return Err("a key was unknown".into());
     }
-    member.leave(Duration::from_secs(1));
+    let _ = member.leave(Duration::from_secs(1));
     server.shutdown(Duration::from_secs(1));
     Ok(latencies)
 }

@@ -99,7 +99,7 @@ fn whoever_leaves_has_said_everything_before() {
         leaving.notify(&format!("{id} {}", "x".repeat(1_500)));
     }
     leaving.put("last", "of all");
-    leaving.member.leave(Duration::from_secs(20));
+    leaving.member.leave(Duration::from_secs(20)).expect("all is told");
     client.rows_until("of all");
     wait_for("the goodbye", || staying.peers(PeerState::Left) == 1);
     let counts = staying.counts();

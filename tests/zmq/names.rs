@@ -111,7 +111,7 @@ fn a_lookup_that_hangs_holds_up_nobody() {
     second.notify("1");
     client.rows_until("meanwhile");
     // Nor does it hold up leaving.
-    first.member.leave(Duration::from_secs(10));
+    first.member.leave(Duration::from_secs(10)).expect("all is told");
     wait_for("the goodbye", || {
         second.view.status().peers[0].state == entity_sync_bus::PeerState::Left
     });

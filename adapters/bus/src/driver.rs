@@ -9,6 +9,7 @@ use entity_sync_core::Timestamp;
 use entity_sync_core::cluster::{ClusterView, JoinError};
 use entity_sync_runtime::Health;
 
+use crate::delivery::Undelivered;
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Member, StartError};
 use crate::thread::{BusThread, Departure, Unparker};
@@ -40,6 +41,12 @@ pub(crate) trait Machine: Send + 'static {
 
     /// Whether something waits until the bus can take it. It is waited for when the node leaves.
     fn has_unsent(&self) -> bool;
+
+    /// Sets a mark behind everything that was notified so far.
+    fn mark(&mut self, now: Timestamp) -> u64;
+
+    /// What was notified before a mark and the bus does not have.
+    fn look(&self, mark: u64) -> Result<(), Undelivered>;
 
     /// Says goodbye, and stops the bus, in about this time.
     fn leave(&mut self, now: Timestamp, inbox: &Arc<Shared>, timeout: Duration);
@@ -97,15 +104,33 @@ impl<M: Machine> Driver<M> {
                 self.machine.handle_timeout(now);
             }
             has_more |= self.machine.put_out(now, &self.inbox);
+            let machine = std::cell::RefCell::new(&mut self.machine);
+            let mut is_marked = false;
+            let until_flush = departure.answer_flushes(
+                || {
+                    is_marked = true;
+                    machine.borrow_mut().mark(now)
+                },
+                |mark| machine.borrow().look(mark),
+            );
+            // What it has taken is to be put out.
+            has_more |= is_marked;
             // What others go on sending is no reason to stay.
             if let Some(timeout) = time_left
                 && (timeout.is_zero() || !self.machine.has_unsent())
             {
+                let mark = self.machine.mark(now);
+                if self.machine.has_unsent()
+                    && let Err(undelivered) = self.machine.look(mark)
+                {
+                    departure.leave_behind(undelivered);
+                }
                 return self.machine.leave(now, &self.inbox, timeout);
             }
             if !has_more {
                 let until_timeout = self.machine.poll_timeout().map(|at| at.since((self.clock)()));
-                self.unparker.park(until_timeout.into_iter().chain(time_left).min());
+                let until = until_timeout.into_iter().chain(time_left).chain(until_flush);
+                self.unparker.park(until.min());
             }
         }
     }
@@ -128,7 +153,7 @@ impl<M: Machine> Driver<M> {
                     tracing::warn!("the bus has lost its connection: this node and the others don't hear each other");
                     None
                 }
-                Event::Receipt { .. } => None,
+                Event::Receipt { .. } | Event::Missed => None,
             };
             self.machine.handle(now, event);
         }

@@ -28,6 +28,7 @@ pub(crate) struct Shared {
 pub(crate) enum Event {
     Message(Bytes),
     Connected(bool),
+    Missed,
     Receipt { number: u64, outcome: Outcome },
 }
 
@@ -59,6 +60,10 @@ impl Shared {
 
     pub(crate) fn connected(&self, is_connected: bool) {
         self.push(Event::Connected(is_connected));
+    }
+
+    pub(crate) fn missed(&self) {
+        self.push(Event::Missed);
     }
 
     pub(crate) fn receipt(&self, number: u64, outcome: Outcome) {

@@ -22,6 +22,7 @@
 //! With `entity-sync`'s builder, it is `EntitySync::builder().bus(numbered(queue, config))`.
 
 mod bus;
+mod delivery;
 mod driver;
 mod inbox;
 mod member;
@@ -36,6 +37,7 @@ mod thread;
 
 pub use bus::{Bus, Inbox, NotSent, STOP_GRACE};
 pub use bytes::Bytes;
+pub use delivery::Undelivered;
 pub use entity_sync_core::cluster::{
     ClusterConfig, ClusterConfigError, ClusterCounts, ClusterEvent, ClusterSecret, ClusterStatus, ClusterView, Epoch,
     JoinError, NodeId, Outcome, PeerState, PeerStatus, PlainConfig, ShortSecret,

@@ -9,6 +9,7 @@ use entity_sync_core::cluster::{ClusterConfig, ClusterView, Epoch, JoinError, No
 use entity_sync_core::{Node, Timestamp};
 use entity_sync_runtime::Health;
 
+use crate::delivery::Undelivered;
 use crate::none_to_spare::NoneToSpare;
 use crate::plain::BadTopic;
 
@@ -30,8 +31,19 @@ pub trait Member: Send + Sync + fmt::Debug {
     /// What happens in the cluster.
     fn view(&self) -> &Arc<ClusterView>;
 
-    /// Sends what was notified, says goodbye to the others, and waits until that is done, for about `timeout` at most.
-    fn leave(&mut self, timeout: Duration);
+    /// Waits until the bus has everything that was notified before this call: for its first connection too, and for about
+    /// `timeout` at most. With a numbered bus it has what was handed to it while it was connected.
+    ///
+    /// # Errors
+    /// [`Undelivered`]: what it does not have. It is still to be told.
+    fn flush(&self, timeout: Duration) -> Result<(), Undelivered>;
+
+    /// Sends what was notified, says goodbye to the others, and waits until that is done, for the first connection too,
+    /// for about `timeout` at most.
+    ///
+    /// # Errors
+    /// [`Undelivered`]: what the bus does not have, and will not be given any more.
+    fn leave(&mut self, timeout: Duration) -> Result<(), Undelivered>;
 }
 
 /// Why a node did not join.

@@ -8,6 +8,7 @@ use entity_sync_core::{Node, Timestamp};
 use entity_sync_runtime::Health;
 
 use crate::bus::{Bus, Inbox, STOP_GRACE};
+use crate::delivery::Undelivered;
 use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Join, Member, StartError};
@@ -32,7 +33,12 @@ impl<B: Bus> Join for Numbered<B> {
         let Self { bus, config } = *self;
         drive(clock, health, |now, waker| {
             let cluster = Cluster::new(node, config, now, waker)?;
-            Ok(OverBus { cluster, bus })
+            Ok(OverBus {
+                cluster,
+                bus,
+                turns: 0,
+                told: 0,
+            })
         })
     }
 }
@@ -40,6 +46,17 @@ impl<B: Bus> Join for Numbered<B> {
 struct OverBus<B> {
     cluster: Cluster,
     bus: B,
+    /// How often the bus was connected and given all that there was to say.
+    turns: u64,
+    /// How much had been said by then. The others learn of it from digests, whatever became of it.
+    told: u64,
+}
+
+impl<B> OverBus<B> {
+    /// How much was said that nobody can have heard.
+    fn untold(&self) -> u64 {
+        self.cluster.view().counters().published.get().saturating_sub(self.told)
+    }
 }
 
 impl<B: Bus> Machine for OverBus<B> {
@@ -57,7 +74,7 @@ impl<B: Bus> Machine for OverBus<B> {
             Event::Connected(true) => self.cluster.handle(now, ClusterInput::Connected),
             Event::Connected(false) => self.cluster.handle(now, ClusterInput::Disconnected),
             // Nothing that is published here asks for one.
-            Event::Receipt { .. } => {}
+            Event::Receipt { .. } | Event::Missed => {}
         }
     }
 
@@ -77,6 +94,10 @@ impl<B: Bus> Machine for OverBus<B> {
         log_events(&mut self.cluster);
         for _ in 0..OUTPUTS_PER_TURN {
             let Some(output) = self.cluster.poll_output() else {
+                if self.cluster.view().is_connected() {
+                    self.turns += 1;
+                    self.told = self.cluster.view().counters().published.get();
+                }
                 return false;
             };
             match output {
@@ -90,8 +111,18 @@ impl<B: Bus> Machine for OverBus<B> {
     }
 
     fn has_unsent(&self) -> bool {
-        // What is said is handed over as it is said.
-        false
+        self.untold() > 0
+    }
+
+    fn mark(&mut self, _: Timestamp) -> u64 {
+        self.turns
+    }
+
+    fn look(&self, mark: u64) -> Result<(), Undelivered> {
+        if self.turns > mark && self.untold() == 0 {
+            return Ok(());
+        }
+        Err(Undelivered::messages(self.untold()))
     }
 
     fn leave(&mut self, now: Timestamp, inbox: &Arc<Shared>, timeout: Duration) {

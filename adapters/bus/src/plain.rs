@@ -94,9 +94,15 @@ impl PlainInbox {
         self.0.message(body.into());
     }
 
-    /// All topics are heard of, for the first time or again.
+    /// All topics are heard of, for the first time or again. Where a queue has several servers, any of them will do; call it
+    /// again for each that is heard besides, so that what was published there before is read again.
     pub fn connected(&self) {
         self.0.connected(true);
+    }
+
+    /// Messages may have been lost on their way here: one of several servers is gone. Everything is read again.
+    pub fn missed(&self) {
+        self.0.missed();
     }
 
     /// Some topic is not heard of any more.

@@ -7,6 +7,7 @@ use entity_sync_core::cluster::{ClusterView, PlainCluster, PlainConfig, PlainInp
 use entity_sync_core::{Node, Timestamp};
 use entity_sync_runtime::Health;
 
+use crate::delivery::Undelivered;
 use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Join, Member, StartError};
@@ -56,13 +57,14 @@ impl<B: PlainBus> Machine for OverPlainBus<B> {
             Event::Message(body) => PlainInput::Message(body),
             Event::Connected(true) => PlainInput::Connected,
             Event::Connected(false) => PlainInput::Disconnected,
+            Event::Missed => PlainInput::Missed,
             &Event::Receipt { number, outcome } => PlainInput::Receipt { number, outcome },
         };
         self.cluster.handle(now, input);
     }
 
     fn overflowed(&mut self, now: Timestamp) {
-        self.cluster.handle(now, PlainInput::Overflowed);
+        self.cluster.handle(now, PlainInput::Missed);
     }
 
     fn poll_timeout(&self) -> Option<Timestamp> {
@@ -85,6 +87,20 @@ impl<B: PlainBus> Machine for OverPlainBus<B> {
 
     fn has_unsent(&self) -> bool {
         self.cluster.has_unsent()
+    }
+
+    fn mark(&mut self, now: Timestamp) -> u64 {
+        self.cluster.mark(now)
+    }
+
+    fn look(&self, mark: u64) -> Result<(), Undelivered> {
+        if self.cluster.is_delivered(mark) {
+            return Ok(());
+        }
+        Err(Undelivered {
+            keys: self.cluster.undelivered(mark),
+            ..Undelivered::default()
+        })
     }
 
     fn leave(&mut self, _: Timestamp, _: &Arc<Shared>, timeout: Duration) {

@@ -35,6 +35,8 @@ pub enum Told {
     Connected,
     /// [`Inbox::disconnected`].
     Disconnected,
+    /// [`PlainInbox::missed`].
+    Missed,
     /// [`Inbox::message`].
     Message(Bytes),
     /// What became of the message with this number.
@@ -68,6 +70,7 @@ impl Probe {
         Some(match self.0.pop()? {
             Event::Connected(true) => Told::Connected,
             Event::Connected(false) => Told::Disconnected,
+            Event::Missed => Told::Missed,
             Event::Message(message) => Told::Message(message),
             Event::Receipt { number, outcome } => Told::Receipt(number, outcome),
         })

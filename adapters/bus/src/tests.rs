@@ -88,7 +88,7 @@ fn whoever_leaves_waits_for_the_last_receipts() {
     receipt.confirm();
     let time_left = stops.recv_timeout(LONG).expect("stopped");
     assert!(time_left > Duration::ZERO);
-    leaving.join().expect("it has left");
+    assert_eq!(leaving.join().expect("it has left"), Ok(()));
 }
 
 #[test]
@@ -96,7 +96,9 @@ fn whoever_leaves_waits_no_longer_than_it_was_told() {
     let (mut member, receipt, stops) = held();
     let timeout = Duration::from_millis(100);
     let start = Instant::now();
-    member.leave(timeout);
+    let undelivered = member.leave(timeout).expect_err("there is no receipt");
+    assert_eq!(undelivered.keys, [EntityKey::new("items", "1").expect("short")]);
+    assert!(undelivered.to_string().contains(r#""items" "1""#), "{undelivered}");
     assert!(start.elapsed() >= timeout);
     assert_eq!(stops.recv_timeout(LONG), Ok(Duration::ZERO));
     drop(receipt);
@@ -148,7 +150,7 @@ fn flooded(message: &'static [u8]) -> (Box<dyn Member>, Receiver<Duration>) {
 #[test]
 fn what_others_go_on_sending_keeps_nobody_from_leaving() {
     let (mut member, stops) = flooded(b"no message");
-    member.leave(LONG / 10);
+    assert_eq!(member.leave(LONG / 10), Ok(()));
     let time_left = stops.recv_timeout(LONG).expect("stopped");
     assert!(time_left > Duration::ZERO, "it has stayed until its time was over");
 }
@@ -163,7 +165,7 @@ fn what_is_dropped_is_told_though_more_and_more_comes() {
         assert!(start.elapsed() < LONG, "nobody is told");
         thread::sleep(Duration::from_millis(1));
     }
-    member.leave(LONG / 10);
+    let _ = member.leave(LONG / 10);
 }
 
 #[test]
@@ -190,7 +192,10 @@ fn a_bus_that_panics_keeps_nobody_from_leaving() {
     notify(&node, &clock, "1");
     publishes.recv_timeout(LONG).expect("published");
     let start = Instant::now();
-    member.leave(2 * LONG);
+    let _ = member.leave(2 * LONG);
+    assert!(start.elapsed() < LONG);
+    // And nobody waits for a thread that is gone.
+    assert!(member.flush(LONG).is_err_and(|it| it.is_unknown));
     assert!(start.elapsed() < LONG);
     assert!(!member.view().status().is_connected);
     // Nobody takes it, and it is not kept.
@@ -246,4 +251,129 @@ fn a_bus_that_parks_does_not_swallow_what_the_thread_is_woken_for() {
     messages
         .recv_timeout(LONG / 2)
         .expect("the second change, before the next heartbeat");
+}
+
+/// A plain bus whose connection the test makes, and that has everything at once.
+struct Late(Sender<PlainInbox>);
+
+impl PlainBus for Late {
+    fn start(&mut self, _: &[String], inbox: PlainInbox) {
+        let _ = self.0.send(inbox);
+    }
+
+    fn publish(&mut self, _: &str, _: &[u8], receipt: Receipt) {
+        receipt.confirm();
+    }
+}
+
+#[test]
+fn a_job_that_notifies_and_ends_waits_for_the_first_connection() {
+    let (inboxes, inbox) = channel();
+    let (node, clock) = node();
+    let late = plain(Late(inboxes), PlainConfig::default());
+    let mut member = Box::new(late)
+        .join(node.clone(), clock.clone(), Health::default())
+        .expect("a good start");
+    (0..100).for_each(|id| notify(&node, &clock, &id.to_string()));
+    let short = Duration::from_millis(50);
+    let undelivered = member.flush(short).expect_err("there is no connection");
+    assert_eq!((undelivered.keys.len(), undelivered.others), (100, 0));
+    let inbox = inbox.recv_timeout(LONG).expect("started");
+    thread::spawn(move || {
+        thread::sleep(short);
+        inbox.connected();
+    });
+    assert_eq!(member.leave(LONG), Ok(()));
+    assert_eq!(member.view().counters().confirmed.get(), 100);
+}
+
+#[test]
+fn a_flush_waits_for_what_was_notified_before_it() {
+    let (member, receipt, _stops) = held();
+    let short = Duration::from_millis(50);
+    let undelivered = member.flush(short).expect_err("there is no receipt");
+    assert_eq!(undelivered.keys.len(), 1);
+    let member = Arc::new(member);
+    let flushing = {
+        let member = member.clone();
+        thread::spawn(move || member.flush(LONG))
+    };
+    thread::sleep(short);
+    assert!(!flushing.is_finished());
+    receipt.confirm();
+    assert_eq!(flushing.join().expect("it ends"), Ok(()));
+    assert_eq!(member.flush(Duration::ZERO), Ok(()));
+}
+
+/// A bus that carries numbered messages, is connected by the test, and refuses them before.
+struct LateNumbered {
+    inboxes: Sender<Inbox>,
+    is_connected: Arc<AtomicBool>,
+    published: Sender<usize>,
+}
+
+impl Bus for LateNumbered {
+    fn start(&mut self, inbox: Inbox) {
+        let _ = self.inboxes.send(inbox);
+    }
+
+    fn subscribe(&mut self, _: &str) {}
+
+    fn publish(&mut self, _: &str, message: &[u8]) -> Result<(), NotSent> {
+        if !self.is_connected.load(SeqCst) {
+            return Err(NotSent);
+        }
+        let _ = self.published.send(message.len());
+        Ok(())
+    }
+}
+
+#[test]
+fn on_a_numbered_bus_too_a_job_waits_for_the_first_connection() {
+    let ((inboxes, inbox), (published, messages)) = (channel(), channel());
+    let is_connected = Arc::<AtomicBool>::default();
+    let bus = LateNumbered {
+        inboxes,
+        is_connected: is_connected.clone(),
+        published,
+    };
+    let (node, clock) = node();
+    let mut member = Box::new(numbered(bus, cluster_config()))
+        .join(node.clone(), clock.clone(), Health::default())
+        .expect("a good start");
+    notify(&node, &clock, "1");
+    let short = Duration::from_millis(50);
+    let undelivered = member.flush(short).expect_err("there is no connection");
+    assert_eq!((undelivered.keys.len(), undelivered.others), (0, 1));
+    let inbox = inbox.recv_timeout(LONG).expect("started");
+    thread::spawn(move || {
+        thread::sleep(short);
+        is_connected.store(true, SeqCst);
+        inbox.connected();
+    });
+    assert_eq!(member.leave(LONG), Ok(()));
+    // The goodbye, at least: from it the others learn that they have missed something.
+    assert!(messages.try_iter().count() >= 1);
+}
+
+#[test]
+fn a_numbered_bus_that_is_never_connected_says_so_in_time() {
+    let ((inboxes, _inbox), (published, _messages)) = (channel(), channel());
+    let bus = LateNumbered {
+        inboxes,
+        is_connected: Arc::default(),
+        published,
+    };
+    let (node, clock) = node();
+    let mut member = Box::new(numbered(bus, cluster_config()))
+        .join(node.clone(), clock.clone(), Health::default())
+        .expect("a good start");
+    // With nothing to tell there is nothing to wait for.
+    notify(&node, &clock, "1");
+    let start = Instant::now();
+    let undelivered = member
+        .leave(Duration::from_millis(100))
+        .expect_err("there is no connection");
+    assert_eq!(undelivered.others, 1);
+    assert!(start.elapsed() < LONG);
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
@@ -12,6 +13,7 @@ use entity_sync_runtime::Health;
 use parking_lot::{Condvar, Mutex};
 
 use crate::bus::STOP_GRACE;
+use crate::delivery::{Flush, Undelivered};
 use crate::member::{Member, StartError};
 
 /// What is waited for besides the time for leaving: the bus's own grace, and what threads take to wake each other.
@@ -34,6 +36,9 @@ pub struct Departure {
     leave_by: OnceLock<Instant>,
     is_over: Mutex<bool>,
     over: Condvar,
+    flushes: Mutex<Vec<Flush>>,
+    /// What the bus did not have when the thread left.
+    undelivered: Mutex<Undelivered>,
 }
 
 impl BusThread {
@@ -71,6 +76,33 @@ impl Departure {
         Some(by.saturating_duration_since(Instant::now()))
     }
 
+    /// Tells those who wait for the bus to have what they have notified. `look` says whether it has what was notified before
+    /// a mark, which `mark` sets now. Returns when to look again at the latest.
+    pub fn answer_flushes(
+        &self,
+        mut mark: impl FnMut() -> u64,
+        mut look: impl FnMut(u64) -> Result<(), Undelivered>,
+    ) -> Option<Duration> {
+        let mut next = None;
+        self.flushes.lock().retain_mut(|flush| {
+            let answer = look(flush.mark(&mut mark));
+            let time_left = flush.time_left();
+            let is_over = answer.is_ok() || time_left.is_zero();
+            if is_over {
+                flush.answer(answer);
+            } else {
+                next = Some(next.map_or(time_left, |it| time_left.min(it)));
+            }
+            !is_over
+        });
+        next
+    }
+
+    /// Says what the bus does not have although the thread leaves now.
+    pub fn leave_behind(&self, undelivered: Undelivered) {
+        *self.undelivered.lock() = undelivered;
+    }
+
     /// Says whether the thread has ended in time.
     fn wait_until_over(&self, timeout: Duration) -> bool {
         let mut is_over = self.is_over.lock();
@@ -86,6 +118,8 @@ impl Drop for OverAtLast<'_> {
     fn drop(&mut self) {
         *self.0.is_over.lock() = true;
         self.0.over.notify_all();
+        // Whoever waits hears that nobody answers.
+        self.0.flushes.lock().clear();
     }
 }
 
@@ -94,10 +128,32 @@ impl Member for BusThread {
         &self.view
     }
 
-    fn leave(&mut self, timeout: Duration) {
+    fn flush(&self, timeout: Duration) -> Result<(), Undelivered> {
+        let timeout = timeout.min(FOR_EVER);
+        let (answer, answered) = sync_channel(1);
+        self.departure
+            .flushes
+            .lock()
+            .push(Flush::new(Instant::now() + timeout, answer));
+        if *self.departure.is_over.lock() {
+            // It has ended before it could see this.
+            self.departure.flushes.lock().clear();
+        }
+        self.waker.wake_by_ref();
+        let answer = answered.recv_timeout(timeout + CLOSE_TIME);
+        answer.unwrap_or_else(|_| Err(Undelivered::unknown()))
+    }
+
+    fn leave(&mut self, timeout: Duration) -> Result<(), Undelivered> {
         self.ask_to_leave(timeout);
         if !self.departure.wait_until_over(timeout.min(FOR_EVER) + CLOSE_TIME) {
             tracing::warn!("the bus has not ended in time, and is left to itself");
+            return Err(Undelivered::unknown());
+        }
+        let undelivered = std::mem::take(&mut *self.departure.undelivered.lock());
+        match undelivered.is_empty() {
+            true => Ok(()),
+            false => Err(undelivered),
         }
     }
 }

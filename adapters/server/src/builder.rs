@@ -30,7 +30,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use entity_sync_bus::{self as bus, ClusterView, Join, Member};
+use entity_sync_bus::{self as bus, ClusterView, Join, Member, Undelivered};
 use entity_sync_mio::{
     Config, DrainOptions, Entities, EntityKey, Handle, Incident, Incoming, Pool, PoolConfig, Refused, Server,
     StartError, UnknownEntity,
@@ -132,27 +132,43 @@ impl EntitySync {
         self.member.as_ref().map(|member| member.view())
     }
 
+    /// Waits until the bus has everything that was notified before this call, for about `timeout` at most, and for its first
+    /// connection too. [`notify`](Self::notify) itself never waits. Without a bus there is nothing to wait for.
+    ///
+    /// # Errors
+    /// [`Undelivered`]: what the bus does not have. It is still to be told.
+    pub fn flush(&self, timeout: Duration) -> Result<(), Undelivered> {
+        self.member.as_ref().map_or(Ok(()), |member| member.flush(timeout))
+    }
+
     /// Stops accepting, tells every client that it goes away (close code 1001) behind what it has queued, and waits for
-    /// them, says goodbye to the cluster, and waits for running reads, each for about `timeout` at most.
-    pub fn shutdown(self, timeout: Duration) {
+    /// them; waits until the bus has what was notified, and says goodbye to the cluster; and waits for running reads; each
+    /// for about `timeout` at most.
+    ///
+    /// # Errors
+    /// [`Undelivered`]: what the bus did not get, so that other nodes may not know of it. The server has ended all the same.
+    pub fn shutdown(self, timeout: Duration) -> Result<(), Undelivered> {
         self.server.shutdown(timeout);
-        leave(self.member, timeout);
+        let left = leave(self.member, timeout);
         self.pool.shutdown(timeout);
+        left
     }
 
     /// As [`shutdown`](Self::shutdown), with a close code of yours and spread over a time, so that clients don't all come
     /// back at once.
-    pub fn drain(self, options: DrainOptions, timeout: Duration) {
+    ///
+    /// # Errors
+    /// As [`shutdown`](Self::shutdown).
+    pub fn drain(self, options: DrainOptions, timeout: Duration) -> Result<(), Undelivered> {
         self.server.drain(options, timeout);
-        leave(self.member, timeout);
+        let left = leave(self.member, timeout);
         self.pool.shutdown(timeout);
+        left
     }
 }
 
-fn leave(member: Option<Box<dyn Member>>, timeout: Duration) {
-    if let Some(mut member) = member {
-        member.leave(timeout);
-    }
+fn leave(member: Option<Box<dyn Member>>, timeout: Duration) -> Result<(), Undelivered> {
+    member.map_or(Ok(()), |mut member| member.leave(timeout))
 }
 
 impl Builder {

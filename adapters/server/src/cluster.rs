@@ -62,6 +62,8 @@ pub enum BusOptions {
     Nsq {
         /// nsqd's addresses.
         nsqd: Vec<String>,
+        /// How many messages of an entity may be on their way through it.
+        max_pending: Option<usize>,
     },
 }
 
@@ -162,9 +164,10 @@ impl ClusterOptions {
                 nats.name = Some(config.name.clone());
                 Box::new(numbered(Nats::new(&nats).map_err(refused)?, config))
             }
-            BusOptions::Nsq { nsqd } => {
+            BusOptions::Nsq { nsqd, max_pending } => {
                 let nsq = Nsq::new(entity_sync_nsq::Config::new(nsqd)).map_err(refused)?;
                 let mut config = PlainConfig::default();
+                config.max_unechoed = max_pending.unwrap_or(config.max_unechoed);
                 config.repair_rate = self.repair_rate;
                 config.sweep_every = self.sweep_every;
                 Box::new(plain(nsq, config))

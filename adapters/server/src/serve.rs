@@ -130,7 +130,9 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
 
     server.shutdown(GRACE);
     if let Some(member) = &mut member {
-        member.leave(GRACE);
+        if let Err(undelivered) = member.leave(GRACE) {
+            tracing::warn!("{undelivered}");
+        }
     }
     pool.shutdown(GRACE);
     drop(databases);

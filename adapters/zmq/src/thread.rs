@@ -7,7 +7,7 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use entity_sync_bus::{
-    BusThread, Clock, ClusterConfig, Departure, Health, Join, LogLimit, Member, STOP_GRACE, StartError,
+    BusThread, Clock, ClusterConfig, Departure, Health, Join, LogLimit, Member, STOP_GRACE, StartError, Undelivered,
 };
 use entity_sync_core::Node;
 use mio::unix::SourceFd;
@@ -84,15 +84,33 @@ fn run_and_end(mut bus: ZmqBus, mut poll: Poll, clock: &Clock, departure: &Depar
 fn run(bus: &mut ZmqBus, poll: &mut Poll, clock: &Clock, departure: &Departure) -> Duration {
     let mut events = Events::with_capacity(4);
     let failures = LogLimit::default();
+    let mut turns = 0;
     loop {
-        if let Some(time_left) = departure.time_left() {
-            return time_left;
+        let time_left = departure.time_left();
+        let turn = bus.process(clock());
+        turns += 1;
+        // libzmq has what it was given while something is bound or connected; what it was given before is gone.
+        let view = bus.view().clone();
+        let look = |mark| match turns > mark && view.is_connected() {
+            true => Ok(()),
+            false => Err(Undelivered::messages(view.counters().published.get())),
+        };
+        let until_flush = departure.answer_flushes(|| turns, look);
+        if let Some(time_left) = time_left {
+            let has_lost = !view.is_connected() && view.counters().published.get() > 0;
+            if time_left.is_zero() || !has_lost {
+                if has_lost {
+                    departure.leave_behind(Undelivered::messages(view.counters().published.get()));
+                }
+                return time_left;
+            }
         }
-        let Turn::Until(at) = bus.process(clock()) else {
+        let Turn::Until(at) = turn else {
             continue;
         };
+        let until = [Some(at.since(clock())), time_left, until_flush];
         // What has woken it does not matter: it looks at everything that may have something.
-        match poll.poll(&mut events, Some(at.since(clock()))) {
+        match poll.poll(&mut events, until.into_iter().flatten().min()) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                 if let Some(skipped) = failures.happened() {
                     tracing::error!(%error, skipped, "the bus can't wait for its sockets");

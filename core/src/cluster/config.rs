@@ -151,6 +151,10 @@ pub enum ClusterConfigError {
     SweepEvery(Duration),
     /// No queue confirms so soon.
     ConfirmWithin(Duration),
+    /// No queue brings a message back so soon.
+    EchoWithin(Duration),
+    /// Nothing could be published if no message may be on its way.
+    NoUnechoed,
 }
 
 impl fmt::Display for ClusterConfigError {
@@ -179,6 +183,13 @@ impl fmt::Display for ClusterConfigError {
             ),
             Self::SweepEvery(every) => write!(f, "a sweep every {every:?}: it takes at least 1 s, better minutes"),
             Self::ConfirmWithin(limit) => write!(f, "{limit:?} for a queue to confirm: it takes at least 10 ms"),
+            Self::EchoWithin(limit) => {
+                write!(
+                    f,
+                    "a queue must have at least 10 ms to bring a message back, got {limit:?}"
+                )
+            }
+            Self::NoUnechoed => f.write_str("max_unechoed must be at least 1, got 0"),
         }
     }
 }

@@ -18,11 +18,15 @@
 
 mod buckets;
 mod config;
+mod deliveries;
 mod error;
 mod event;
+mod latecomers;
 mod message;
 mod peers;
 mod plain;
+mod plain_body;
+mod published;
 mod repairs;
 mod secret;
 mod status;

@@ -68,6 +68,8 @@ counters! {
         confirmed,
         /// Messages that a plain bus did not get, or did not confirm in time. They were applied here, and are published again.
         unconfirmed,
+        /// Messages that a plain bus confirmed and did not bring back in time. They were read again here, and published again.
+        unechoed,
         /// Keys that a plain bus could not be told of, because too many were waiting. Only other nodes miss them.
         untold,
     }
@@ -192,12 +194,17 @@ impl ClusterView {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         ClusterStatus {
             identity: self.identity.clone(),
-            is_connected: self.is_connected.load(Ordering::Relaxed),
+            is_connected: self.is_connected(),
             has_been_connected: self.has_been_connected(),
             peers: shown.peers.clone(),
             waiting_repairs: shown.waiting_repairs,
             counts: self.counters.snapshot(),
         }
+    }
+
+    /// Whether the bus is connected, as far as it tells.
+    pub fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
     }
 
     /// Whether the bus has ever been connected.

@@ -1,6 +1,7 @@
 //! Nodes with real clients, whose messages the tests carry by hand.
 
 mod digests;
+mod echoes;
 mod interest;
 mod plain;
 mod repairing;

@@ -105,9 +105,10 @@ pub(super) struct ClusterArgs {
     )]
     nats_ca_file: Option<PathBuf>,
 
-    /// An nsqd's TCP address; may be given several times
+    /// An nsqd's TCP address, with or without tcp:// before it; may be given several times
     ///
     /// Each entity is a topic, so name them with --entity. Example: --bus nsq --nsqd 127.0.0.1:4150 --entity items
+    /// With several, changes are published to all that can be reached, and any one will do.
     #[arg(
         long,
         env = "ENTITY_SYNC_NSQD",
@@ -116,6 +117,13 @@ pub(super) struct ClusterArgs {
         help_heading = "Cluster"
     )]
     nsqd: Vec<String>,
+
+    /// Messages of one entity that this node may have published and not heard again from nsqd [default: 1000]
+    ///
+    /// nsqd drops messages without a word when more wait for a node than its --mem-queue-size (10000): keep this number, times
+    /// the number of nodes, below that.
+    #[arg(long, env = "ENTITY_SYNC_NSQD_MAX_PENDING", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Cluster")]
+    nsqd_max_pending: Option<u32>,
 
     /// Keeps applications on one bus apart: the same on all nodes of a cluster [default: entity-sync]
     #[arg(long, env = "ENTITY_SYNC_PREFIX", value_name = "NAME", help_heading = "Cluster")]
@@ -220,7 +228,10 @@ impl ClusterArgs {
             WhichBus::Nsq if !names_entities => {
                 return missing("the entities, each of which is a topic: --entity items --entity people");
             }
-            WhichBus::Nsq => BusOptions::Nsq { nsqd: self.nsqd },
+            WhichBus::Nsq => BusOptions::Nsq {
+                nsqd: self.nsqd,
+                max_pending: self.nsqd_max_pending.map(|it| it as usize),
+            },
         };
         let defaults = cluster_config();
         let prefix = self.prefix.unwrap_or(defaults.prefix);
@@ -243,7 +254,7 @@ impl ClusterArgs {
     /// No flag is ignored: whoever gives one that does nothing here meant another bus.
     fn refuse_what_is_for_other_buses(&self) -> Result<(), ArgsError> {
         use WhichBus::{Nats, Nsq, Zmq};
-        let flags: [(&str, &[WhichBus], bool); 15] = [
+        let flags: [(&str, &[WhichBus], bool); 16] = [
             ("--zmq-bind", &[Zmq], !self.zmq_bind.is_empty()),
             ("--zmq-peer", &[Zmq], !self.zmq_peer.is_empty()),
             ("--zmq-peer-dns", &[Zmq], !self.zmq_peer_dns.is_empty()),
@@ -252,6 +263,7 @@ impl ClusterArgs {
             ("--nats-credentials-file", &[Nats], self.nats_credentials_file.is_some()),
             ("--nats-ca-file", &[Nats], self.nats_ca_file.is_some()),
             ("--nsqd", &[Nsq], !self.nsqd.is_empty()),
+            ("--nsqd-max-pending", &[Nsq], self.nsqd_max_pending.is_some()),
             // NSQ's messages are those of the Go original, which has none of these.
             ("--prefix", &[Zmq, Nats], self.prefix.is_some()),
             (

@@ -12,12 +12,18 @@ use fastrand::Rng;
 
 use crate::Simulation;
 use crate::cluster::{MAX_SITES, STEP};
-use crate::entities::{KEYS, Kind, kind_of};
+use crate::entities::{KEYS, Kind, key_of, kind_of};
 use crate::home::{Home, MAX_AUDIENCES};
 use crate::op::Op;
 use crate::world::{Stats, Trace, World};
 pub use op::PlainOp;
 use queue::{Faults, Parcel, Queue};
+
+/// Long enough for the queue to bring back what it does, unless it is slow.
+const ECHO_WITHIN: Duration = Duration::from_secs(1);
+
+/// A minute until the node of the original is back, and what the others leave it besides.
+const LATECOMERS: Duration = Duration::from_secs(65 + 5 + 10 + 5);
 
 /// Several nodes with their clients, one store, and a queue.
 pub struct PlainWorld {
@@ -30,6 +36,10 @@ pub struct PlainWorld {
     is_populated: bool,
     repair_rate: u32,
     ended: (Stats, ClusterCounts),
+    /// When the queue was restarted last.
+    restarted: Option<Timestamp>,
+    /// What has changed since all was settled, and whether a node of the original has published it.
+    changes: BTreeMap<u8, (Timestamp, bool)>,
     trace: Option<Trace>,
 }
 
@@ -64,16 +74,38 @@ impl Simulation for PlainWorld {
                 lost,
                 unanswered,
                 repeated,
+                swallowed,
+                room,
                 delay_ms,
             } => self.queue.set_faults(Faults {
+                swallowed,
+                room: room.into(),
                 lost,
                 unanswered,
                 repeated,
                 delay: Duration::from_millis(delay_ms.into()),
             }),
+            PlainOp::RestartQueue => {
+                self.queue.restart(self.now, self.sites.len(), &mut self.rng);
+                self.restarted = Some(self.now);
+                self.lose_messages();
+                self.sites.iter_mut().for_each(|it| it.world.lose_count());
+            }
+            PlainOp::PublishAsOriginal { key } => {
+                let key = key % KEYS;
+                if kind_of(key) != Kind::Unknown {
+                    self.note_change(key, true);
+                    for site in &mut self.sites {
+                        site.world.changed_elsewhere(self.now, key);
+                    }
+                    let sites = self.sites.len();
+                    (self.queue).publish_as_original(self.now, &body_of(key), sites, &mut self.rng);
+                }
+            }
             PlainOp::Disconnect { site: number } => {
                 let number = site(number);
                 self.queue.disconnect(self.now, number, &mut self.rng);
+                self.lose_messages();
                 // What the queue had for it is made good for, but not how often.
                 self.sites[number].world.lose_count();
             }
@@ -97,7 +129,8 @@ impl Simulation for PlainWorld {
                 let number = site(number);
                 if !self.sites[number].is_stopped && self.queue.overflow(number) {
                     self.sites[number].world.lose_count();
-                    self.handle(number, PlainInput::Overflowed)?;
+                    self.lose_messages();
+                    self.handle(number, PlainInput::Missed)?;
                 }
             }
             PlainOp::Garbage { site: number, bytes } => {
@@ -134,6 +167,13 @@ impl Simulation for PlainWorld {
         if self.sites.iter().any(has_failed) {
             bound += Duration::from_secs(65);
         }
+        // What has not come back several times, and a process that was stopped and judges nothing at first.
+        if self.sites.iter().any(|it| it.cluster.unechoed() > 0) {
+            bound += 16 * ECHO_WITHIN + Duration::from_secs(5);
+        }
+        if self.restarted.is_some() {
+            bound += LATECOMERS;
+        }
         let until = self.now + bound;
         while self.now < until {
             self.settle_round()?;
@@ -148,6 +188,15 @@ impl Simulation for PlainWorld {
                 return Err(format!("node {number} still has something to tell"));
             }
         }
+        for (key, (changed, _)) in std::mem::take(&mut self.changes) {
+            if !self.queue.original.has_heard(&body_of(key), changed) {
+                return Err(format!(
+                    "the node of the original has not heard of key {key} since {changed:?}; the queue was restarted at {:?}",
+                    self.restarted
+                ));
+            }
+        }
+        self.restarted = None;
         Ok(())
     }
 
@@ -172,6 +221,11 @@ impl Simulation for PlainWorld {
     }
 }
 
+fn body_of(key: u8) -> Vec<u8> {
+    let key = key_of(key);
+    format!(r#"{{"entity":"{}","id":"{}"}}"#, key.entity(), key.id()).into_bytes()
+}
+
 impl PlainWorld {
     /// As many nodes, and as bad a queue, as the seed says.
     pub fn new(seed: u64, traced: bool) -> Self {
@@ -185,6 +239,8 @@ impl PlainWorld {
             is_populated: false,
             repair_rate: [100, 10_000][rng.usize(..2)],
             ended: Default::default(),
+            restarted: None,
+            changes: BTreeMap::new(),
             trace: traced.then(Trace::default),
             rng,
         };
@@ -203,6 +259,7 @@ impl PlainWorld {
         let world = World::in_cluster(seed, shards, trace, versions, self.now);
         let mut config = PlainConfig::default();
         config.repair_rate = self.repair_rate;
+        config.echo_within = ECHO_WITHIN;
         let joined = Home::new(world, shards, |node, waker| {
             PlainCluster::new(node, config, self.now, waker)
         });
@@ -225,6 +282,7 @@ impl PlainWorld {
             Op::Notify { key } => {
                 let key = key % KEYS;
                 if kind_of(key) != Kind::Unknown {
+                    self.note_change(key, false);
                     for (other, site) in self.sites.iter_mut().enumerate() {
                         if other != number {
                             site.world.changed_elsewhere(self.now, key);
@@ -255,7 +313,7 @@ impl PlainWorld {
         if self.sites[number].is_stopped || self.queue.is_connected(number) {
             return Ok(());
         }
-        if self.queue.connect(number) {
+        if self.queue.connect(self.now, number, &mut self.rng) {
             self.handle(number, PlainInput::Disconnected)?;
         }
         self.handle(number, PlainInput::Connected)
@@ -266,8 +324,13 @@ impl PlainWorld {
     fn restart(&mut self, number: usize) -> Result<(), String> {
         self.pump()?;
         let site = &self.sites[number];
-        if site.is_stopped || !self.queue.is_connected(number) || site.cluster.has_unsent() {
+        let has_unsent = site.cluster.has_unsent() || site.cluster.unechoed() > 0;
+        if site.is_stopped || !self.queue.is_connected(number) || has_unsent {
             return Ok(());
+        }
+        // It would have told the original of these.
+        if self.restarted.is_some() {
+            self.changes.clear();
         }
         self.queue.forget(number);
         self.ended.0 += site.world.stats();
@@ -283,6 +346,7 @@ impl PlainWorld {
         while self.now < until {
             let step = STEP.min(until.since(self.now));
             self.now = self.now + step;
+            self.queue.look_for_original(self.now);
             for site in self.sites.iter_mut().filter(|it| !it.is_stopped) {
                 site.world.advance(step);
                 site.world.look()?;
@@ -339,7 +403,8 @@ impl PlainWorld {
         let site = &mut self.sites[number];
         let counts = |site: &Site| {
             let counters = site.cluster.view().counters();
-            (counters.repairs.get(), counters.unconfirmed.get())
+            let applied = counters.unconfirmed.get() + counters.unechoed.get();
+            (counters.repairs.get(), applied)
         };
         let before = counts(site);
         site.cluster.handle_timeout(self.now);
@@ -388,6 +453,16 @@ impl PlainWorld {
             }
         }
         Err("G1: it never comes to rest".to_owned())
+    }
+
+    /// The node of the original is to hear of it.
+    fn note_change(&mut self, key: u8, by_original: bool) {
+        self.changes.insert(key, (self.now, by_original));
+    }
+
+    /// What was on its way to a node is gone. Of what the original has published nobody knows any more which keys it was.
+    fn lose_messages(&mut self) {
+        self.changes.retain(|_, (_, by_original)| !*by_original);
     }
 
     fn note(&self, line: impl FnOnce() -> String) {

@@ -23,8 +23,19 @@ pub enum PlainOp {
         unanswered: u8,
         /// Of 100, so many come twice.
         repeated: u8,
+        /// Of 100 that are confirmed, so many are brought to nobody.
+        swallowed: u8,
+        /// When so many are on their way, those that come on top are brought to nobody.
+        room: u16,
         /// Everything takes up to so many milliseconds, each another time.
         delay_ms: u16,
+    },
+    /// The queue starts again: nodes come back sooner or later, and one of the Go original after a minute.
+    RestartQueue,
+    /// A node of the Go original publishes a change.
+    PublishAsOriginal {
+        /// Of which key.
+        key: u8,
     },
     /// A node loses its connection, and notices later.
     Disconnect {
@@ -74,6 +85,8 @@ impl PlainOp {
                 lost: [0, 0, 5, 30, 100][rng.usize(..5)],
                 unanswered: [0, 0, 10, 100][rng.usize(..4)],
                 repeated: [0, 10, 50][rng.usize(..3)],
+                swallowed: [0, 0, 10, 50][rng.usize(..4)],
+                room: [u16::MAX, u16::MAX, 3][rng.usize(..3)],
                 delay_ms: [0, 5, 50, 700, 3_000][rng.usize(..5)],
             },
             6 | 7 => Self::Disconnect { site },
@@ -86,6 +99,8 @@ impl PlainOp {
                 site,
                 bytes: rng.u8(..),
             },
+            17 if rng.bool() => Self::RestartQueue,
+            18 => Self::PublishAsOriginal { key: rng.u8(..) },
             _ => Self::Site {
                 site,
                 op: Op::random(rng),
