@@ -1,5 +1,10 @@
 //! Nodes that meet at an nsqd, as those of the Go original did.
 
+use std::time::{Duration, Instant};
+
+use entity_sync::{Entity, EntityKey, EntitySync, Rows};
+use entity_sync_bus::{PlainConfig, plain};
+use entity_sync_nsq::{Config, Nsq};
 use entity_sync_tests::nsqd::Nsqd;
 use entity_sync_tests::{Client, wait_for};
 
@@ -94,4 +99,77 @@ fn what_changes_while_nsqd_is_down_is_repaired_when_it_is_back() {
         costs.check(Meanwhile::changes(2 * 50, 50, false));
     }
     cluster.check_logs();
+}
+
+/// Three times 10,000, which is more than a channel of nsqd's holds.
+#[test]
+fn bursts_arrive_on_both_nodes() {
+    let nsqd = Nsqd::start();
+    let cluster = start(&nsqd);
+    for burst in 0..3 {
+        let keys = (0..10_000).map(|id| format!(r#"{{"entity":"items","id":"{burst}-{id}"}}"#));
+        let body = format!("[{}]", Vec::from_iter(keys).join(","));
+        assert_eq!(cluster.nodes[0].call("POST", "/notify", &body).0, 202);
+    }
+    for node in &cluster.nodes {
+        wait_for("all messages", || node.count("messages") >= 30_000);
+        assert_eq!(node.count("messages"), 30_000);
+        assert_eq!(node.count("unechoed"), 0);
+    }
+    assert_eq!(nsqd.dropped(), 0);
+    cluster.check_logs();
+}
+
+/// What nsqd drops for the node itself, that finds out.
+#[test]
+fn what_nsqd_drops_is_published_again() {
+    let nsqd = Nsqd::start();
+    let cluster = start(&nsqd);
+    nsqd.set_mem_queue_size(0);
+    let mut clients = Vec::from_iter(cluster.nodes.iter().map(|it| Client::connect(it.clients)));
+    for client in &mut clients {
+        client.subscribe("items", "100");
+        client.sync();
+    }
+    cluster.nodes[0].put(100, "100 dropped");
+    wait_for("the drop", || nsqd.dropped() == 2);
+    nsqd.set_mem_queue_size(10_000);
+    for client in &mut clients {
+        assert_eq!(client.row(), "100 dropped");
+    }
+    assert_eq!(cluster.nodes[0].count("unechoed"), 1);
+}
+
+fn job(nsqd: std::net::SocketAddr) -> EntitySync {
+    let nsq = Nsq::new(Config::new([format!("tcp://{nsqd}")])).unwrap();
+    let sync = EntitySync::builder()
+        .entity("items", Entity::read(|_| Ok(Rows::one("{}"))))
+        .bus(plain(nsq, PlainConfig::default()))
+        .start()
+        .unwrap();
+    for id in 0..100 {
+        sync.notify(&EntityKey::new("items", &id.to_string()).unwrap()).unwrap();
+    }
+    sync
+}
+
+#[test]
+fn a_job_that_notifies_and_ends_has_told_nsqd() {
+    let nsqd = Nsqd::start();
+    assert_eq!(job(nsqd.address()).shutdown(Duration::from_secs(20)), Ok(()));
+    assert_eq!(nsqd.count(b"PUB items\n"), 100);
+    // One that goes on can wait, too.
+    let sync = job(nsqd.address());
+    assert_eq!(sync.flush(Duration::from_secs(20)), Ok(()));
+    assert_eq!(nsqd.count(b"PUB items\n"), 200);
+}
+
+#[test]
+fn a_job_without_nsqd_says_what_was_not_delivered() {
+    let start = Instant::now();
+    let undelivered = job(Nsqd::free_address())
+        .shutdown(Duration::from_millis(300))
+        .unwrap_err();
+    assert_eq!(undelivered.keys.len(), 100);
+    assert!(start.elapsed() < entity_sync_tests::PATIENCE);
 }

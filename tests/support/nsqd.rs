@@ -1,8 +1,9 @@
 //! [`Nsqd`]: a small nsqd in a thread of the test, which speaks what was recorded of nsqd 1.3.0 with the Go original.
 //!
 //! It shares no code with the client that it tests. Topics keep their messages until they have a channel, every channel
-//! of a topic is given every message, in order, and an ephemeral one ends with its last client, as with the real one.
-//! Besides it can be told to misbehave.
+//! of a topic is given every message, in order, and an ephemeral one drops what exceeds `--mem-queue-size` and ends with its
+//! last client, as with the real one. So does the output buffer: messages to a client that is ready for more are held
+//! back in it, until it is full or its time is over. Besides it can be told to misbehave.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -40,9 +41,17 @@ pub struct Misdeeds {
     pub is_split: bool,
 }
 
+/// What the real one has by default.
+const MEM_QUEUE_SIZE: usize = 10_000;
+const OUTPUT_BUFFER_SIZE: usize = 16 * 1024;
+const OUTPUT_BUFFER_TIMEOUT: Duration = Duration::from_millis(250);
+
 #[derive(Default)]
 struct State {
     is_running: bool,
+    mem_queue_size: Option<usize>,
+    /// Messages that channels had no room for.
+    dropped: u64,
     misdeeds: Misdeeds,
     heartbeat: Option<Duration>,
     topics: HashMap<String, Topic>,
@@ -72,6 +81,11 @@ struct Client {
     ready: usize,
     in_flight: Vec<String>,
     is_closing: bool,
+    /// What was not sent yet, how much may be there, and until when it may.
+    buffered: Vec<u8>,
+    buffer_size: usize,
+    buffer_timeout: Duration,
+    flush_at: Option<Instant>,
 }
 
 impl Nsqd {
@@ -157,6 +171,16 @@ impl Nsqd {
     /// How often to send heartbeats, instead of as often as clients want them.
     pub fn set_heartbeat(&self, interval: Duration) {
         self.lock().heartbeat = Some(interval);
+    }
+
+    /// How many messages a channel holds, instead of 10,000.
+    pub fn set_mem_queue_size(&self, messages: usize) {
+        self.lock().mem_queue_size = Some(messages);
+    }
+
+    /// Messages that channels had no room for. Nobody is told of them.
+    pub fn dropped(&self) -> u64 {
+        self.lock().dropped
     }
 
     /// The channels that a topic has.
@@ -267,6 +291,10 @@ fn serve(state: &Mutex<State>, mut stream: TcpStream) {
             ready: 0,
             in_flight: Vec::new(),
             is_closing: false,
+            buffered: Vec::new(),
+            buffer_size: OUTPUT_BUFFER_SIZE,
+            buffer_timeout: OUTPUT_BUFFER_TIMEOUT,
+            flush_at: None,
         });
         state.clients.len() - 1
     };
@@ -284,6 +312,10 @@ fn serve(state: &Mutex<State>, mut stream: TcpStream) {
                 drop(state);
                 std::thread::sleep(TICK);
                 continue;
+            }
+            if state.clients[number].flush_at.is_some_and(|at| at <= Instant::now()) {
+                let is_split = state.misdeeds.is_split;
+                state.clients[number].flush(is_split);
             }
             let interval = state.heartbeat.unwrap_or(heartbeat);
             if heartbeat_at.elapsed() >= interval {
@@ -303,7 +335,8 @@ fn serve(state: &Mutex<State>, mut stream: TcpStream) {
         while let Some((bytes, command)) = next_command(&state.clients[number].received[used..]) {
             used += bytes;
             if let Command::Identify(json) = &command {
-                heartbeat = Duration::from_millis(heartbeat_interval(json));
+                heartbeat = Duration::from_millis(number_in(json, "heartbeat_interval").unsigned_abs());
+                state.clients[number].set_buffer(json);
             }
             if !state.execute(number, command) {
                 is_over = true;
@@ -358,9 +391,9 @@ fn next_command(received: &[u8]) -> Option<(usize, Command)> {
     Some((end + 1 + 4 + length, command))
 }
 
-fn heartbeat_interval(json: &str) -> u64 {
-    let (_, rest) = json.split_once(r#""heartbeat_interval":"#).unwrap();
-    rest.split(',').next().unwrap().parse().unwrap()
+fn number_in(json: &str, field: &str) -> i64 {
+    let (_, rest) = json.split_once(&format!("\"{field}\":")).unwrap();
+    rest.split([',', '}']).next().unwrap().parse().unwrap()
 }
 
 impl State {
@@ -441,8 +474,14 @@ impl State {
         if topic.channels.is_empty() {
             topic.waiting.push_back(message);
         } else {
-            let channels = topic.channels.values_mut();
-            channels.for_each(|it| it.push_back(message.clone()));
+            let room = self.mem_queue_size.unwrap_or(MEM_QUEUE_SIZE);
+            for (name, channel) in &mut topic.channels {
+                // Others than ephemeral ones have a disk.
+                match name.ends_with("#ephemeral") && channel.len() >= room {
+                    true => self.dropped += 1,
+                    false => channel.push_back(message.clone()),
+                }
+            }
         }
         self.deliver();
     }
@@ -466,7 +505,10 @@ impl State {
                 data.extend(message.id.as_bytes());
                 data.extend(&message.body);
                 client.in_flight.push(message.id);
-                client.send(&frame(2, &data), self.misdeeds.is_split);
+                client.buffer(&frame(2, &data), self.misdeeds.is_split);
+            }
+            if client.in_flight.len() >= client.ready {
+                client.flush(self.misdeeds.is_split);
             }
         }
     }
@@ -492,7 +534,44 @@ impl State {
 }
 
 impl Client {
+    /// As `IDENTIFY` asks for: `-1` is none, `0` the default.
+    fn set_buffer(&mut self, json: &str) {
+        match number_in(json, "output_buffer_timeout") {
+            -1 => self.buffer_timeout = Duration::MAX,
+            0 => {}
+            ms => self.buffer_timeout = Duration::from_millis(ms.unsigned_abs()),
+        }
+        match number_in(json, "output_buffer_size") {
+            -1 => self.buffer_size = 0,
+            0 => {}
+            bytes => self.buffer_size = bytes.unsigned_abs() as usize,
+        }
+    }
+
+    /// A message is sent as soon as the buffer is full, its time is over, or the client takes no more.
+    fn buffer(&mut self, bytes: &[u8], is_split: bool) {
+        self.buffered.extend(bytes);
+        self.flush_at = self
+            .flush_at
+            .or_else(|| Instant::now().checked_add(self.buffer_timeout));
+        if self.buffered.len() > self.buffer_size {
+            self.flush(is_split);
+        }
+    }
+
+    fn flush(&mut self, is_split: bool) {
+        self.flush_at = None;
+        let buffered = std::mem::take(&mut self.buffered);
+        self.write(&buffered, is_split);
+    }
+
+    /// Anything but a message goes out at once, behind what is buffered.
     fn send(&mut self, bytes: &[u8], is_split: bool) {
+        self.flush(is_split);
+        self.write(bytes, is_split);
+    }
+
+    fn write(&mut self, bytes: &[u8], is_split: bool) {
         // Whoever is gone is noticed where it is read from.
         for part in bytes.chunks(if is_split { 1 } else { bytes.len().max(1) }) {
             let _ = self.stream.write_all(part);

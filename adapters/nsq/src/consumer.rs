@@ -58,7 +58,7 @@ impl Consumer {
                     }
                 }
             };
-            shared.failed(nsqd, &format_args!("topic {:?}", self.topic.as_str()), &error);
+            shared.cannot_hear(nsqd, self.topic.as_str(), &error);
             tokio::select! {
                 biased;
                 _ = self.stop.requested() => return,
@@ -75,7 +75,8 @@ impl Consumer {
     async fn subscribe(&self, nsqd: &Nsqd) -> Result<Link, SessionError> {
         let mut link = Link::open(&self.shared, nsqd).await?;
         wire::subscribe(&mut link.outgoing, &self.topic, &Channel::ephemeral(random()));
-        self.ready(&mut link);
+        let count = self.shared.config.max_in_flight.get().min(link.max_ready.max(1));
+        wire::ready(&mut link.outgoing, count);
         let deadline = Instant::now() + self.shared.config.timeout;
         match link.answer(deadline).await? {
             wire::OK => Ok(link),
@@ -90,8 +91,13 @@ impl Consumer {
             while let Some(frame) = link.frame()? {
                 let id = match frame {
                     Frame::Message(message) => {
-                        self.inbox.message(message.body.to_vec());
-                        add(&self.shared.counters.received);
+                        match self.shared.has_seen(message.body) {
+                            true => add(&self.shared.counters.repeated),
+                            false => {
+                                self.inbox.message(message.body.to_vec());
+                                add(&self.shared.counters.received);
+                            }
+                        }
                         message.id
                     }
                     Frame::Response(wire::CLOSE_WAIT) if goodbye_by.is_some() => return Ok(()),
@@ -106,8 +112,6 @@ impl Consumer {
                         continue;
                     }
                 };
-                // The original says it again with each message, too.
-                self.ready(link);
                 wire::finish(&mut link.outgoing, id);
             }
             let is_leaving = goodbye_by.is_some();
@@ -123,14 +127,9 @@ impl Consumer {
             }
         }
     }
-
-    fn ready(&self, link: &mut Link) {
-        let count = self.shared.config.max_in_flight.get().min(link.max_ready.max(1));
-        wire::ready(&mut link.outgoing, count);
-    }
 }
 
-fn random() -> [u8; 16] {
+pub(crate) fn random() -> [u8; 16] {
     let mut bytes = [0; 16];
     if getrandom::fill(&mut bytes).is_err() {
         // Without the kernel's entropy, what the standard library could get.

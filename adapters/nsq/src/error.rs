@@ -19,6 +19,8 @@ pub(crate) enum SessionError {
     Wire(WireError),
     /// nsqd says that a command has failed.
     Answer(Answer),
+    /// nsqd says that it will never take a message.
+    Refused(Answer),
     /// nsqd says something that is no answer to what it was asked.
     Unexpected(Said),
     /// nsqd wants credentials, which we have not.
@@ -84,9 +86,9 @@ impl Answer {
             "E_BAD_TOPIC" | "E_BAD_CHANNEL" => "this nsqd has other rules for names: rename the entity",
             "E_BAD_MESSAGE" => "raise nsqd's --max-msg-size",
             "E_BAD_BODY" => "raise nsqd's --max-body-size, or its --max-heartbeat-interval",
-            "E_PUB_FAILED" | "E_SUB_FAILED" => "it is tried again; see nsqd's log, and whether its disk is full",
+            "E_PUB_FAILED" | "E_SUB_FAILED" => "see nsqd's log, and whether its disk is full",
             "E_FIN_FAILED" => "nsqd thinks that the message took too long, and sends it again; see its --msg-timeout",
-            _ => "it is tried again; see nsqd's log",
+            _ => "see nsqd's log",
         }
     }
 }
@@ -116,6 +118,7 @@ impl fmt::Display for SessionError {
             Self::Timeout(Awaited::Room) => f.write_str("nsqd doesn't read: is it overloaded or stopped?"),
             Self::Wire(error) => write!(f, "what comes is not NSQ's protocol: {error}"),
             Self::Answer(answer) => answer.fmt(f),
+            Self::Refused(answer) => write!(f, "{answer}; this message is not published again"),
             Self::Unexpected(said) => write!(f, "nsqd says what it wasn't asked: {said}"),
             Self::AuthRequired => write!(f, "nsqd asks for credentials: {AUTH_ADVICE}"),
         }

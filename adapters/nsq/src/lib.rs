@@ -28,15 +28,16 @@
 //!   again when all topics are heard of again; until then the bus counts as disconnected. While it is, a node's own
 //!   changes are done locally and published again.
 //! - An ephemeral channel holds 10,000 messages (`--mem-queue-size`), and nsqd drops what comes on top **without telling**.
-//!   One message at a time, as the original takes them, is one round trip to nsqd for each; where an entity changes more
-//!   often than that allows for long, raise [`Config::max_in_flight`], or have everything read again now and then.
+//!   So a node has at most so many messages of a topic on their way (`PlainConfig::max_unechoed`), and what nsqd has
+//!   confirmed and not brought back to it within 5 s is read again and published again. What the channel of *another* node
+//!   drops, or one of the original's, nobody can know: only `PlainConfig::sweep_every` finds that.
 //! - A node of the original applies nothing until nsqd sends it, and after nsqd restarts it hears nothing for about 60 s.
-//!   What was published meanwhile it then gets in a burst, unless another node had subscribed before: nsqd keeps messages
-//!   for the first channel of a topic only. It reads nothing again by itself. Its clients are late, or miss it; ours are not.
-//! - Several nsqds: every entity is heard of at each of them, and the bus is connected only if all are. Messages are
-//!   published to the first that can be had, and to that one until it is lost. All nodes need the same list, and an nsqd
-//!   that is gone for good should be taken off it, since the cluster counts as disconnected for that long. nsqlookupd is
-//!   not asked.
+//!   nsqd keeps messages for the first channel of a topic only, and ours are back sooner. So what a node hears in the 65 s
+//!   after its return, it publishes again once those of the original are back. They read nothing again by themselves.
+//! - Several nsqds: each message is published to all that can be reached, and every entity is heard of at each of them. The
+//!   bus is connected while one of them is heard. What the others did not get while they were down, they are given when they
+//!   are back, 10,000 messages at most. Such messages have a tag more than those of the original, by which a node that hears
+//!   several nsqds takes each once. An nsqd that is gone for good should be taken off the list. nsqlookupd is not asked.
 //!
 //! TLS, AUTH and compression are not supported; nsqds that insist on them are reported as such.
 //!
@@ -51,9 +52,11 @@ mod backoff;
 mod consumer;
 mod error;
 mod link;
+mod owed;
 mod producer;
 mod run;
 mod status;
+mod tag;
 pub mod wire;
 
 use std::fmt;
@@ -67,17 +70,19 @@ use entity_sync_bus::{BadTopic, NoneToSpare, PlainBus, PlainInbox, Receipt, STOP
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use owed::Owed;
 use producer::{MAX_WAITING, Publish};
 use run::{Start, Stop};
+use status::Shared;
 pub use status::{Counts, NsqdStatus, Status};
-use status::{Owed, Shared};
+use tag::Tags;
 use wire::Topic;
 
 /// Where nsqd is, and how to deal with it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Addresses of nsqds' TCP ports, `host:4150`. Names are resolved again for each connection.
+    /// Addresses of nsqds' TCP ports, `host:4150` or `tcp://host:4150`. Names are resolved again for each connection.
     pub nsqd: Vec<String>,
     /// How often nsqd shows that it is there, in whole milliseconds from 1 s to 60 s. After two intervals in which nothing
     /// came, a connection is given up. By default 30 s, as the original.
@@ -88,7 +93,8 @@ pub struct Config {
     pub backoff: RangeInclusive<Duration>,
     /// The longest body of a message. By default 1 MiB, as nsqd's `--max-msg-size`.
     pub max_message_bytes: usize,
-    /// How many messages nsqd may send before the first is dealt with, for each entity. By default 1, as the original.
+    /// How many messages nsqd may send before the first is dealt with, for each entity. By default 200: with 1, as the
+    /// original takes them, each costs a round trip, and in a burst nsqd drops what its channel does not hold.
     pub max_in_flight: NonZeroU16,
 }
 
@@ -101,7 +107,7 @@ impl Config {
             timeout: Duration::from_secs(5),
             backoff: Duration::from_millis(100)..=Duration::from_secs(30),
             max_message_bytes: 1024 * 1024,
-            max_in_flight: NonZeroU16::MIN,
+            max_in_flight: NonZeroU16::MIN.saturating_add(199),
         }
     }
 }
@@ -109,6 +115,8 @@ impl Config {
 /// A bus over NSQ. Its connections live on a thread of their own, and end with it.
 pub struct Nsq {
     shared: Arc<Shared>,
+    /// Of messages for several nsqds.
+    tags: Tags,
     /// `None` once it is stopped.
     thread: Option<Thread>,
 }
@@ -116,7 +124,8 @@ pub struct Nsq {
 /// The ways to the thread.
 struct Thread {
     start: Option<oneshot::Sender<Start>>,
-    waiting: mpsc::Sender<Publish>,
+    /// Of each nsqd.
+    waiting: Vec<mpsc::Sender<Publish>>,
     stop: watch::Sender<Option<Instant>>,
     /// Is closed at its end.
     ended: std::sync::mpsc::Receiver<()>,
@@ -157,8 +166,8 @@ struct Identity<'a> {
     hostname: &'a str,
     long_id: &'a str,
     msg_timeout: u32,
-    output_buffer_size: u32,
-    output_buffer_timeout: u32,
+    output_buffer_size: i32,
+    output_buffer_timeout: i32,
     sample_rate: u8,
     short_id: &'a str,
     snappy: bool,
@@ -173,7 +182,7 @@ impl Nsq {
     /// [`StartError`] if the configuration can't be right, or the system has no thread to spare. An nsqd that can't be
     /// reached is no error: it is tried again.
     pub fn new(config: Config) -> Result<Self, StartError> {
-        config.check()?;
+        let config = config.check()?;
         let identity = identity(&hostname(), config.heartbeat, USER_AGENT);
         let shared = Arc::new(Shared::new(config, identity));
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -184,7 +193,8 @@ impl Nsq {
             .build()
             .map_err(StartError::System)?;
         let (start, started) = oneshot::channel();
-        let (waiting, to_publish) = mpsc::channel(MAX_WAITING);
+        let channels = shared.nsqds.iter().map(|_| mpsc::channel(MAX_WAITING));
+        let (waiting, to_publish) = channels.collect::<(Vec<_>, Vec<_>)>();
         let (stop, stopped) = watch::channel(None);
         let (end, ended) = std::sync::mpsc::channel();
         let of_thread = shared.clone();
@@ -204,7 +214,8 @@ impl Nsq {
             stop,
             ended,
         });
-        Ok(Self { shared, thread })
+        let tags = Tags::new(consumer::random());
+        Ok(Self { shared, tags, thread })
     }
 
     /// What goes on.
@@ -231,27 +242,43 @@ impl PlainBus for Nsq {
     }
 
     fn publish(&mut self, topic: &str, body: &[u8], receipt: Receipt) {
-        let owed = Owed::new(receipt, self.shared.clone());
+        let owed = Arc::new(Owed::new(receipt, self.shared.clone()));
         let topic = match Topic::new(topic) {
             Ok(topic) => topic,
             Err(why) => {
                 self.shared.unfit(topic, &why);
-                return owed.refuse();
+                return owed.refuse(true);
             }
         };
-        if body.is_empty() || body.len() > self.shared.config.max_message_bytes {
+        let is_one_of_several = self.shared.nsqds.len() > 1;
+        let tagged = is_one_of_several.then(|| self.tags.tag(body)).flatten();
+        let sent = tagged.as_deref().unwrap_or(body);
+        if sent.is_empty() || sent.len() > self.shared.config.max_message_bytes {
             let max = self.shared.config.max_message_bytes;
             self.shared.unfit(
                 topic.as_str(),
-                &format_args!("its body has {} bytes, and NSQ takes 1 to {max}", body.len()),
+                &format_args!("its body has {} bytes, and NSQ takes 1 to {max}", sent.len()),
             );
-            return owed.refuse();
+            return owed.refuse(true);
         }
-        let mut command = Vec::with_capacity(topic.as_str().len() + body.len() + 9);
-        wire::publish(&mut command, &topic, body);
-        if let Some(thread) = &self.thread {
-            // If there is no room, it is dropped, and with it the receipt.
-            let _ = thread.waiting.try_send(Publish { command, owed });
+        let command = |body: &[u8]| {
+            let mut command = Vec::with_capacity(topic.as_str().len() + body.len() + 9);
+            wire::publish(&mut command, &topic, body);
+            Arc::<[u8]>::from(command)
+        };
+        let publish = Publish {
+            command: command(sent),
+            kind: if tagged.is_some() {
+                command(body)
+            } else {
+                Arc::default()
+            },
+            is_confirmed: owed.is_confirmed(),
+            owed: Some(owed),
+        };
+        for waiting in self.thread.iter().flat_map(|it| &it.waiting) {
+            // If there is no room, it is dropped, and with the last of them the receipt.
+            let _ = waiting.try_send(publish.clone());
         }
     }
 
@@ -279,7 +306,13 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const USER_AGENT: &str = concat!("entity-sync/", env!("CARGO_PKG_VERSION"));
 
 impl Config {
-    fn check(&self) -> Result<(), StartError> {
+    /// The same, with plain addresses.
+    fn check(mut self) -> Result<Self, StartError> {
+        for address in &mut self.nsqd {
+            if let Some(plain) = address.strip_prefix("tcp://") {
+                *address = plain.to_owned();
+            }
+        }
         if self.nsqd.is_empty() {
             return Err(StartError::NoAddress);
         }
@@ -316,7 +349,8 @@ impl Config {
             "max_message_bytes",
             sizes.contains(&self.max_message_bytes),
             "64 bytes to 64 MiB",
-        )
+        )?;
+        Ok(self)
     }
 }
 
@@ -337,8 +371,9 @@ fn identity(hostname: &str, heartbeat: Duration, user_agent: &str) -> Vec<u8> {
         hostname,
         long_id: hostname,
         msg_timeout: 0,
-        output_buffer_size: 16_384,
-        output_buffer_timeout: 250,
+        // None: with several messages in flight, nsqd would hold back a lone one for as long as this.
+        output_buffer_size: -1,
+        output_buffer_timeout: -1,
         sample_rate: 0,
         short_id: short,
         snappy: false,

@@ -1,6 +1,6 @@
-//! [`Producer`]: publishes what waits to be, to the first nsqd that takes it.
+//! [`Producer`]: publishes what waits to be, to one nsqd.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,28 +11,81 @@ use tokio::time::{Instant, sleep};
 use crate::backoff::Backoff;
 use crate::error::{Answer, Said, SessionError};
 use crate::link::Link;
-use crate::status::{Owed, Shared, add};
+use crate::owed::{Confirmed, Owed};
+use crate::status::{Nsqd, Shared, add};
 use crate::wire::{self, Frame};
 
 /// How many messages may wait to be sent, and how many may be unanswered.
 pub(crate) const MAX_WAITING: usize = 1024;
 
+/// How many messages are kept for an nsqd that is down while another one takes them.
+const MAX_KEPT: usize = 10_000;
+
 /// A message that is to be published.
+#[derive(Clone)]
 pub(crate) struct Publish {
     /// The whole command.
-    pub(crate) command: Vec<u8>,
-    pub(crate) owed: Owed,
+    pub(crate) command: Arc<[u8]>,
+    /// The same without what tells messages apart: of those that are kept, one of a kind is enough.
+    pub(crate) kind: Arc<[u8]>,
+    /// What is owed for it, shared by all nsqds that it is published to. Nothing for one that another nsqd has.
+    pub(crate) owed: Option<Arc<Owed>>,
+    pub(crate) is_confirmed: Confirmed,
 }
 
 pub(crate) struct Producer {
     pub(crate) shared: Arc<Shared>,
+    /// Which of the nsqds.
+    pub(crate) nsqd: usize,
     pub(crate) waiting: mpsc::Receiver<Publish>,
+    pub(crate) kept: Kept,
+}
+
+/// What this nsqd did not get while it was down. Nodes that hear only it are to be told when it is back.
+#[derive(Default)]
+pub(crate) struct Kept {
+    by_kind: HashMap<Arc<[u8]>, Publish>,
+    is_used: bool,
+}
+
+impl Kept {
+    /// With a single nsqd there is nothing to keep: nobody else has confirmed it, and it is published again.
+    pub(crate) fn new(nsqds: usize) -> Self {
+        Self {
+            by_kind: HashMap::new(),
+            is_used: nsqds > 1,
+        }
+    }
+
+    fn keep(&mut self, shared: &Shared, publish: Publish) {
+        if !self.is_used {
+            return;
+        }
+        if self.by_kind.len() >= MAX_KEPT && !self.by_kind.contains_key(&publish.kind) {
+            return add(&shared.counters.not_kept);
+        }
+        let publish = Publish { owed: None, ..publish };
+        self.by_kind.insert(publish.kind.clone(), publish);
+    }
+
+    /// The next one, if another nsqd has it: all others are published again anyway.
+    fn next(&mut self) -> Option<Publish> {
+        loop {
+            let kind = self.by_kind.keys().next()?.clone();
+            let publish = self.by_kind.remove(&kind)?;
+            if publish.is_confirmed.get() {
+                return Some(publish);
+            }
+        }
+    }
 }
 
 impl Producer {
     /// Ends once nothing waits and nothing more will come.
     pub(crate) async fn run(mut self) {
         let shared = self.shared.clone();
+        let nsqd = &shared.nsqds[self.nsqd];
+        let mut reached = nsqd.reached.subscribe();
         // The connection is made for the first message, as the original does.
         let Some(first) = self.waiting.recv().await else {
             return;
@@ -41,63 +94,71 @@ impl Producer {
         let mut backoff = Backoff::new(shared.config.backoff.clone());
         let mut was_connected = false;
         loop {
+            reached.mark_unchanged();
             let mut lived = Duration::ZERO;
-            if let Some((number, mut link)) = self.open().await {
-                let nsqd = &shared.nsqds[number];
-                if std::mem::replace(&mut was_connected, true) {
-                    add(&shared.counters.reconnects);
+            let error = match Link::open(&shared, nsqd).await {
+                Err(error) => error,
+                Ok(mut link) => {
+                    if std::mem::replace(&mut was_connected, true) {
+                        add(&shared.counters.reconnects);
+                    }
+                    let since = Instant::now();
+                    shared.publishes(nsqd);
+                    nsqd.is_publishing.store(true, Ordering::Relaxed);
+                    let end = self.publish(nsqd, &mut link, first.take()).await;
+                    nsqd.is_publishing.store(false, Ordering::Relaxed);
+                    lived = since.elapsed();
+                    match end {
+                        Ok(()) => return,
+                        Err(error) => error,
+                    }
                 }
-                let since = Instant::now();
-                nsqd.is_publishing.store(true, Ordering::Relaxed);
-                let end = self.publish(&mut link, first.take()).await;
-                nsqd.is_publishing.store(false, Ordering::Relaxed);
-                lived = since.elapsed();
-                match end {
-                    Ok(()) => return,
-                    Err(error) => shared.failed(nsqd, &"publishing", &error),
-                }
-            }
+            };
+            shared.cannot_publish(nsqd, &error);
             // Nobody is kept waiting for what may take long: what is not confirmed is done locally, and comes again.
-            first = None;
+            if let Some(first) = first.take() {
+                self.kept.keep(&shared, first);
+            }
             let over = sleep(backoff.wait(lived));
             tokio::pin!(over);
             loop {
                 tokio::select! {
                     biased;
                     () = &mut over => break,
-                    () = shared.any_reached.notified() => break,
-                    dropped = self.waiting.recv() => if dropped.is_none() {
-                        return;
+                    // Some subscription was made here, which is a good moment to try again.
+                    _ = reached.changed() => break,
+                    dropped = self.waiting.recv() => match dropped {
+                        Some(dropped) => self.kept.keep(&shared, dropped),
+                        None => return,
                     },
                 }
             }
         }
     }
 
-    /// A connection to the first nsqd where one can be had. Those that are heard of come first, or one that is cut off
-    /// would be waited for each time.
-    async fn open(&self) -> Option<(usize, Link)> {
-        let is_heard = |&it: &usize| self.shared.nsqds[it].subscribed.load(Ordering::Relaxed) > 0;
-        let (heard, others): (Vec<_>, Vec<_>) = (0..self.shared.nsqds.len()).partition(is_heard);
-        for number in heard.into_iter().chain(others) {
-            let nsqd = &self.shared.nsqds[number];
-            match Link::open(&self.shared, nsqd).await {
-                Ok(link) => return Some((number, link)),
-                Err(error) => self.shared.failed(nsqd, &"publishing", &error),
-            }
-        }
-        None
-    }
-
     /// Publishes until the connection is lost, or nothing more will come and all is answered. Answers come in the order
     /// of what they answer.
-    async fn publish(&mut self, link: &mut Link, first: Option<Publish>) -> Result<(), SessionError> {
-        let mut unanswered = VecDeque::<(Owed, Instant)>::new();
+    async fn publish(&mut self, nsqd: &Nsqd, link: &mut Link, first: Option<Publish>) -> Result<(), SessionError> {
+        let mut unanswered = VecDeque::new();
+        let end = self.publish_on(nsqd, link, first, &mut unanswered).await;
+        for (publish, _) in unanswered {
+            self.kept.keep(&self.shared, publish);
+        }
+        end
+    }
+
+    async fn publish_on(
+        &mut self,
+        nsqd: &Nsqd,
+        link: &mut Link,
+        first: Option<Publish>,
+        unanswered: &mut VecDeque<(Publish, Instant)>,
+    ) -> Result<(), SessionError> {
         let mut is_more_to_come = true;
         let mut next = first;
         loop {
             while let Some(frame) = link.frame()? {
-                let Some((owed, _)) = unanswered.pop_front() else {
+                let Some((publish, _)) = unanswered.pop_front() else {
                     return Err(match frame {
                         Frame::Error(data) => SessionError::Answer(Answer::new(data)),
                         Frame::Response(data) => SessionError::Unexpected(Said::new(data)),
@@ -105,26 +166,35 @@ impl Producer {
                     });
                 };
                 match frame {
-                    Frame::Response(wire::OK) => owed.confirm(),
+                    Frame::Response(wire::OK) => {
+                        self.shared.has_published(nsqd);
+                        if let Some(owed) = publish.owed {
+                            owed.confirm();
+                        }
+                    }
                     Frame::Error(data) => {
                         let answer = Answer::new(data);
-                        match answer.is_for_good() {
-                            true => owed.refuse(),
-                            false => owed.send_back(),
+                        match publish.owed {
+                            Some(owed) => owed.refuse(answer.is_for_good()),
+                            None => add(&self.shared.counters.not_kept),
                         }
                         // nsqd closes the connection now, whatever it was.
-                        return Err(SessionError::Answer(answer));
+                        return Err(match answer.is_for_good() {
+                            true => SessionError::Refused(answer),
+                            false => SessionError::Answer(answer),
+                        });
                     }
                     Frame::Response(other) => return Err(SessionError::Unexpected(Said::new(other))),
                     Frame::Message(message) => return Err(SessionError::Unexpected(Said::new(message.body))),
                 }
             }
             while unanswered.len() < MAX_WAITING && link.has_room() {
-                let Some(publish) = next.take().or_else(|| self.waiting.try_recv().ok()) else {
+                let waits = next.take().or_else(|| self.waiting.try_recv().ok());
+                let Some(publish) = waits.or_else(|| self.kept.next()) else {
                     break;
                 };
                 link.outgoing.extend_from_slice(&publish.command);
-                unanswered.push_back((publish.owed, Instant::now() + self.shared.config.timeout));
+                unanswered.push_back((publish, Instant::now() + self.shared.config.timeout));
             }
             if !is_more_to_come && unanswered.is_empty() {
                 return Ok(());

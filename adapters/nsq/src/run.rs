@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::consumer::Consumer;
-use crate::producer::{Producer, Publish};
+use crate::producer::{Kept, Producer, Publish};
 use crate::status::Shared;
 use crate::wire::Topic;
 
@@ -28,7 +28,7 @@ pub(crate) struct Stop(pub(crate) watch::Receiver<Option<Instant>>);
 pub(crate) async fn run(
     shared: Arc<Shared>,
     start: oneshot::Receiver<Start>,
-    waiting: mpsc::Receiver<Publish>,
+    waiting: Vec<mpsc::Receiver<Publish>>,
     stop: Stop,
 ) {
     let Ok(Start { topics, inbox }) = start.await else {
@@ -42,7 +42,7 @@ async fn serve(
     shared: Arc<Shared>,
     mut topics: Vec<String>,
     inbox: PlainInbox,
-    waiting: mpsc::Receiver<Publish>,
+    waiting: Vec<mpsc::Receiver<Publish>>,
     stop: Stop,
 ) {
     let mut seen = HashSet::new();
@@ -69,8 +69,16 @@ async fn serve(
             tasks.spawn(supervise(name, inbox.health(), consumer.run()));
         }
     }
-    let producer = Producer { shared, waiting };
-    tasks.spawn(supervise("NSQ producer", inbox.health(), producer.run()));
+    for (nsqd, waiting) in waiting.into_iter().enumerate() {
+        let name = format!("NSQ producer for {}", shared.nsqds[nsqd].address);
+        let producer = Producer {
+            kept: Kept::new(shared.nsqds.len()),
+            shared: shared.clone(),
+            nsqd,
+            waiting,
+        };
+        tasks.spawn(supervise(name, inbox.health(), producer.run()));
+    }
     tokio::select! {
         () = stop.expired() => {}
         () = finish(&mut tasks) => {}

@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use entity_sync_bus::{LogLimit, PlainInbox, Receipt};
+use entity_sync_bus::{LogLimit, Part, PlainInbox, Severity};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::Config;
 use crate::error::{Answer, SessionError};
+use crate::tag::Seen;
 
 /// What an [`Nsq`](crate::Nsq) does and has done, from any thread and for as long as you like. Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +32,10 @@ pub struct Counts {
     pub dropped: u64,
     /// Messages received and put into the inbox.
     pub received: u64,
+    /// Messages that had come before, from another nsqd or the same one.
+    pub repeated: u64,
+    /// Messages that an nsqd did not get because it was down for too long. Nodes that hear only it miss them.
+    pub not_kept: u64,
     /// Connections that were made anew after one of the same kind was lost.
     pub reconnects: u64,
     /// Connections that could not be had, or were lost.
@@ -56,10 +61,9 @@ pub struct NsqdStatus {
 }
 
 impl Status {
-    /// Whether all topics are heard of, from every nsqd.
+    /// Whether all topics are heard of, from one nsqd at least.
     pub fn is_connected(&self) -> bool {
-        let total = self.0.total.load(Ordering::Relaxed);
-        total != NOT_STARTED && self.0.subscribed.load(Ordering::Relaxed) == total
+        self.0.nsqds.iter().any(|it| self.0.is_heard(it))
     }
 
     /// What goes on with each nsqd, in the order in which they were given.
@@ -86,6 +90,8 @@ impl Status {
             refused: get(&it.refused),
             dropped: get(&it.dropped),
             received: get(&it.received),
+            repeated: get(&it.repeated),
+            not_kept: get(&it.not_kept),
             reconnects: get(&it.reconnects),
             failures: get(&it.failures),
             errors: get(&it.errors),
@@ -101,11 +107,9 @@ pub(crate) struct Shared {
     pub(crate) identity: Vec<u8>,
     pub(crate) nsqds: Vec<Nsqd>,
     pub(crate) counters: Counters,
-    /// Some subscription was made, which is a good moment to try to publish again.
-    pub(crate) any_reached: Notify,
-    /// Topics times nsqds.
-    total: AtomicUsize,
-    subscribed: AtomicUsize,
+    topics: AtomicUsize,
+    /// With several nsqds, what has come from any of them.
+    seen: Option<Mutex<Seen>>,
     unfit: LogLimit,
 }
 
@@ -116,20 +120,34 @@ pub(crate) struct Nsqd {
     /// How many topics it is heard of.
     pub(crate) subscribed: AtomicUsize,
     pub(crate) is_publishing: AtomicBool,
+    /// The next message that it takes ends its trouble.
+    is_refusing: AtomicBool,
     /// How many subscriptions were made here so far: when one was, others that wait should try as well.
     pub(crate) reached: watch::Sender<u64>,
     last_failure: Mutex<Option<String>>,
+    trouble: Mutex<Trouble>,
     failures: LogLimit,
     complaints: LogLimit,
+}
+
+/// What is wrong with an nsqd now.
+#[derive(Default)]
+struct Trouble {
+    /// Where it is reported.
+    part: Option<Part>,
+    hearing: Option<String>,
+    publishing: Option<String>,
 }
 
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) published: AtomicU64,
-    confirmed: AtomicU64,
-    refused: AtomicU64,
-    dropped: AtomicU64,
+    pub(crate) confirmed: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) dropped: AtomicU64,
     pub(crate) received: AtomicU64,
+    pub(crate) repeated: AtomicU64,
+    pub(crate) not_kept: AtomicU64,
     pub(crate) reconnects: AtomicU64,
     failures: AtomicU64,
     errors: AtomicU64,
@@ -142,29 +160,38 @@ impl Shared {
             address: address.clone(),
             subscribed: AtomicUsize::new(0),
             is_publishing: AtomicBool::new(false),
+            is_refusing: AtomicBool::new(false),
             reached: watch::Sender::new(0),
             last_failure: Mutex::default(),
+            trouble: Mutex::default(),
             failures: LogLimit::default(),
             complaints: LogLimit::default(),
         });
         Self {
             nsqds: nsqds.collect(),
+            seen: (config.nsqd.len() > 1).then(Mutex::default),
             config,
             identity,
             counters: Counters::default(),
-            any_reached: Notify::new(),
-            total: AtomicUsize::new(NOT_STARTED),
-            subscribed: AtomicUsize::new(0),
+            topics: AtomicUsize::new(NOT_STARTED),
             unfit: LogLimit::default(),
         }
     }
 
-    /// So many topics are to be heard of, all of them from every nsqd.
+    /// So many topics are to be heard of.
     pub(crate) fn start(&self, topics: usize, inbox: &PlainInbox) {
-        self.total.store(topics * self.nsqds.len(), Ordering::Relaxed);
+        for nsqd in &self.nsqds {
+            nsqd.trouble.lock().part = Some(inbox.health().part(format!("nsqd {}", nsqd.address)));
+        }
+        self.topics.store(topics, Ordering::Relaxed);
         if topics == 0 {
             inbox.connected();
         }
+    }
+
+    /// Whether all topics are heard of at this nsqd.
+    fn is_heard(&self, nsqd: &Nsqd) -> bool {
+        nsqd.subscribed.load(Ordering::Relaxed) == self.topics.load(Ordering::Relaxed)
     }
 
     /// A topic is heard of at an nsqd until this is dropped.
@@ -174,8 +201,11 @@ impl Shared {
         nsqd.subscribed.fetch_add(1, Ordering::Relaxed);
         // Before the inbox is told: what it makes the caller publish again should find the producer trying.
         nsqd.reached.send_modify(|it| *it += 1);
-        self.any_reached.notify_one();
-        if self.subscribed.fetch_add(1, Ordering::Relaxed) + 1 == self.total.load(Ordering::Relaxed) {
+        if self.is_heard(nsqd) {
+            if nsqd.trouble.lock().hearing.take().is_some() {
+                tracing::info!(nsqd = nsqd.address, "all topics are heard of at this nsqd again");
+            }
+            self.report();
             inbox.connected();
         }
         Subscribed {
@@ -185,22 +215,77 @@ impl Shared {
         }
     }
 
-    /// A connection could not be had, or has ended unasked.
-    pub(crate) fn failed(&self, nsqd: &Nsqd, doing: &dyn fmt::Display, error: &SessionError) {
+    /// Whether a message has come from another nsqd before.
+    pub(crate) fn has_seen(&self, body: &[u8]) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.lock().has(body))
+    }
+
+    /// A topic is not heard of: the connection could not be had, or has ended unasked.
+    pub(crate) fn cannot_hear(&self, nsqd: &Nsqd, topic: &str, error: &SessionError) {
+        let what = format!("topic {topic:?}: {error}");
+        self.failed(nsqd, &what, error);
+        nsqd.trouble.lock().hearing = Some(what);
+        self.report();
+    }
+
+    /// Nothing can be published: the connection could not be had, or has ended unasked.
+    pub(crate) fn cannot_publish(&self, nsqd: &Nsqd, error: &SessionError) {
+        let what = format!("publishing: {error}");
+        self.failed(nsqd, &what, error);
+        // One message that it doesn't take is no trouble of the nsqd's.
+        if !matches!(error, SessionError::Refused(_)) {
+            let is_refusing = matches!(error, SessionError::Answer(_));
+            nsqd.is_refusing.store(is_refusing, Ordering::Relaxed);
+            nsqd.trouble.lock().publishing = Some(what);
+            self.report();
+        }
+    }
+
+    /// There is a connection to publish on. An nsqd that has refused messages is to take one before it is well.
+    pub(crate) fn publishes(&self, nsqd: &Nsqd) {
+        if !nsqd.is_refusing.load(Ordering::Relaxed) && nsqd.trouble.lock().publishing.take().is_some() {
+            self.report();
+        }
+    }
+
+    /// nsqd has taken a message.
+    pub(crate) fn has_published(&self, nsqd: &Nsqd) {
+        if nsqd.is_refusing.swap(false, Ordering::Relaxed) {
+            nsqd.trouble.lock().publishing = None;
+            self.report();
+        }
+    }
+
+    /// Tells the node's health of the nsqds that are in trouble. It is no worse than degraded while one of them is heard.
+    fn report(&self) {
+        let severity = match self.nsqds.iter().any(|it| self.is_heard(it)) {
+            true => Severity::Degraded,
+            false => Severity::NotReady,
+        };
+        for nsqd in &self.nsqds {
+            let trouble = nsqd.trouble.lock();
+            let Some(part) = &trouble.part else {
+                continue;
+            };
+            match trouble.hearing.as_ref().or(trouble.publishing.as_ref()) {
+                Some(what) => part.report(severity, what.clone()),
+                None => _ = part.recover(),
+            }
+        }
+    }
+
+    fn failed(&self, nsqd: &Nsqd, what: &str, error: &SessionError) {
         add(&self.counters.failures);
         if error.is_violation() {
             add(&self.counters.violations);
         }
-        if let SessionError::Answer(_) = error {
+        if matches!(error, SessionError::Answer(_) | SessionError::Refused(_)) {
             add(&self.counters.errors);
         }
         if let Some(more) = nsqd.failures.happened() {
-            tracing::warn!(
-                nsqd = nsqd.address,
-                "{doing}: {error}; it is tried again ({more} more like it)"
-            );
+            tracing::warn!(nsqd = nsqd.address, "{what}; connecting again ({more} more like it)");
         }
-        *nsqd.last_failure.lock() = Some(format!("{doing}: {error}"));
+        *nsqd.last_failure.lock() = Some(what.to_owned());
     }
 
     /// nsqd has answered with an error that doesn't end the connection.
@@ -215,7 +300,10 @@ impl Shared {
     /// A message is not sent because nsqd would not take it.
     pub(crate) fn unfit(&self, topic: &str, why: &dyn fmt::Display) {
         if let Some(more) = self.unfit.happened() {
-            tracing::warn!(topic, "a message can't be published: {why} ({more} more like it)");
+            tracing::warn!(
+                topic,
+                "a message can't be published, and is not tried again: {why} ({more} more like it)"
+            );
         }
     }
 }
@@ -228,53 +316,14 @@ pub(crate) struct Subscribed<'a> {
 
 impl Drop for Subscribed<'_> {
     fn drop(&mut self) {
+        let was_heard = self.shared.is_heard(self.nsqd);
         self.nsqd.subscribed.fetch_sub(1, Ordering::Relaxed);
-        if self.shared.subscribed.fetch_sub(1, Ordering::Relaxed) == self.shared.total.load(Ordering::Relaxed) {
-            self.inbox.disconnected();
-        }
-    }
-}
-
-/// A receipt that is counted, whichever way it ends.
-pub(crate) struct Owed {
-    receipt: Option<Receipt>,
-    shared: Arc<Shared>,
-}
-
-impl Owed {
-    pub(crate) fn new(receipt: Receipt, shared: Arc<Shared>) -> Self {
-        add(&shared.counters.published);
-        let receipt = Some(receipt);
-        Self { receipt, shared }
-    }
-
-    /// nsqd has the message.
-    pub(crate) fn confirm(mut self) {
-        if let Some(receipt) = self.receipt.take() {
-            add(&self.shared.counters.confirmed);
-            receipt.confirm();
-        }
-    }
-
-    /// nsqd will never take it.
-    pub(crate) fn refuse(mut self) {
-        if let Some(receipt) = self.receipt.take() {
-            add(&self.shared.counters.refused);
-            receipt.refuse();
-        }
-    }
-
-    /// nsqd doesn't take it now.
-    pub(crate) fn send_back(mut self) {
-        add(&self.shared.counters.refused);
-        self.receipt = None;
-    }
-}
-
-impl Drop for Owed {
-    fn drop(&mut self) {
-        if self.receipt.is_some() {
-            add(&self.shared.counters.dropped);
+        if was_heard {
+            match self.shared.nsqds.iter().any(|it| self.shared.is_heard(it)) {
+                // What waited there for this node is gone.
+                true => self.inbox.missed(),
+                false => self.inbox.disconnected(),
+            }
         }
     }
 }

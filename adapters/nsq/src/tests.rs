@@ -3,11 +3,10 @@
 use super::*;
 
 #[test]
-fn connections_introduce_themselves_as_recorded() {
-    let recorded = r#"{"client_id":"vm","deflate":false,"deflate_level":6,"feature_negotiation":true,"heartbeat_interval":30000,"hostname":"vm","long_id":"vm","msg_timeout":0,"output_buffer_size":16384,"output_buffer_timeout":250,"sample_rate":0,"short_id":"vm","snappy":false,"tls_v1":false,"user_agent":"go-nsq/1.0.7"}"#;
+fn connections_introduce_themselves_as_recorded_but_for_the_output_buffer() {
+    let recorded = r#"{"client_id":"vm","deflate":false,"deflate_level":6,"feature_negotiation":true,"heartbeat_interval":30000,"hostname":"vm","long_id":"vm","msg_timeout":0,"output_buffer_size":-1,"output_buffer_timeout":-1,"sample_rate":0,"short_id":"vm","snappy":false,"tls_v1":false,"user_agent":"go-nsq/1.0.7"}"#;
     let ours = identity("vm", Config::new(["x:1"]).heartbeat, "go-nsq/1.0.7");
     assert_eq!(String::from_utf8(ours).unwrap(), recorded);
-    assert_eq!(recorded.len(), 0x12a);
     let qualified = identity("vm.example.org", Duration::from_secs(1), "x");
     let qualified = String::from_utf8(qualified).unwrap();
     assert!(qualified.contains(r#""client_id":"vm","#) && qualified.contains(r#""hostname":"vm.example.org","#));
@@ -25,6 +24,8 @@ fn a_bad_configuration_is_an_error_that_says_what_is_allowed() {
         "localhost:0",
         "localhost:70000",
         "localhost:nsq",
+        "tcp://",
+        "http://localhost:4150/",
     ] {
         assert!(
             error(Config::new([address])).contains("such as 127.0.0.1:4150"),
@@ -32,6 +33,9 @@ fn a_bad_configuration_is_an_error_that_says_what_is_allowed() {
         );
     }
     assert!(error(Config::new(["a:1", "b:1", "a:1"])).contains("twice"));
+    assert!(error(Config::new(["a:1", "tcp://a:1"])).contains("twice"));
+    let nsq = Nsq::new(Config::new(["tcp://localhost:4150"])).unwrap();
+    assert_eq!(nsq.status().nsqds()[0].address, "localhost:4150");
     let with = |change: fn(&mut Config)| {
         let mut config = Config::new(["localhost:4150"]);
         change(&mut config);

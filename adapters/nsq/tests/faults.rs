@@ -49,7 +49,7 @@ fn a_connection_that_was_made_ends_the_waiting_of_others() {
     });
     config_of_both.nsqd = vec![nsqd.address().to_string()];
     let mut node = Node::start(config_of_both, &["items"]);
-    wait_for("the subscription to be asked for", || nsqd.count(b"RDY 1\n") == 1);
+    wait_for("the subscription to be asked for", || nsqd.count(b"RDY 200\n") == 1);
     node.publish(1, "items", BODY.as_bytes());
     assert_eq!(node.next(), lost(1));
     node.publish(2, "items", BODY.as_bytes());
@@ -211,7 +211,7 @@ fn what_nsqd_refuses_is_not_confirmed() {
         (
             "E_BAD_MESSAGE PUB message too big 29 > 10",
             refused(1),
-            "raise nsqd's --max-msg-size",
+            "raise nsqd's --max-msg-size; this message is not published again",
         ),
         ("E_PUB_FAILED PUB failed disk full", lost(1), "whether its disk is full"),
     ] {

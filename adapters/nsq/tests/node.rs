@@ -12,7 +12,7 @@ pub(crate) const BODY: &str = r#"{"entity":"items","id":"100"}"#;
 pub(crate) struct Node {
     pub(crate) bus: Nsq,
     pub(crate) status: Status,
-    probe: Probe,
+    pub(crate) probe: Probe,
 }
 
 impl Node {

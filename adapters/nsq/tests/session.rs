@@ -1,7 +1,7 @@
 //! What is said when all is well.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use entity_sync_bus::{Outcome, PlainBus, Told};
 use entity_sync_nsq::Config;
@@ -10,7 +10,7 @@ use entity_sync_tests::wait_for;
 
 use crate::node::{BODY, Node, config, confirmed, message};
 
-/// As recorded, but for `user_agent`.
+/// As recorded, but for `user_agent`, the output buffer, and how many messages may be in flight.
 #[test]
 fn byte_for_byte() {
     assert_eq!(FEATURES.len() + 4, 0x134);
@@ -21,13 +21,13 @@ fn byte_for_byte() {
     let host = name.nodename().to_str().unwrap();
     let short = host.split('.').next().unwrap();
     let json = format!(
-        r#"{{"client_id":"{short}","deflate":false,"deflate_level":6,"feature_negotiation":true,"heartbeat_interval":30000,"hostname":"{host}","long_id":"{host}","msg_timeout":0,"output_buffer_size":16384,"output_buffer_timeout":250,"sample_rate":0,"short_id":"{short}","snappy":false,"tls_v1":false,"user_agent":"entity-sync/{}"}}"#,
+        r#"{{"client_id":"{short}","deflate":false,"deflate_level":6,"feature_negotiation":true,"heartbeat_interval":30000,"hostname":"{host}","long_id":"{host}","msg_timeout":0,"output_buffer_size":-1,"output_buffer_timeout":-1,"sample_rate":0,"short_id":"{short}","snappy":false,"tls_v1":false,"user_agent":"entity-sync/{}"}}"#,
         env!("CARGO_PKG_VERSION")
     );
     let length = (json.len() as u32).to_be_bytes();
     let identify = [b"  V2IDENTIFY\n", &length[..], json.as_bytes()].concat();
     let channels = nsqd.channels("items");
-    let subscribe = format!("SUB items {}\nRDY 1\n", channels[0]);
+    let subscribe = format!("SUB items {}\nRDY 200\n", channels[0]);
     let mut consumer = [&identify[..], subscribe.as_bytes()].concat();
     same(&nsqd, 0, &consumer);
     assert_eq!(
@@ -41,7 +41,7 @@ fn byte_for_byte() {
     let publish = [b"PUB items\n\0\0\0\x1d", BODY.as_bytes()].concat();
     let mut producer = [&identify[..], &publish].concat();
     same(&nsqd, 1, &producer);
-    consumer.extend(b"RDY 1\nFIN 18a5dc70ee669001\n");
+    consumer.extend(b"FIN 18a5dc70ee669001\n");
     same(&nsqd, 0, &consumer);
 
     nsqd.inject(&frame(0, b"_heartbeat_"));
@@ -55,7 +55,7 @@ fn byte_for_byte() {
     assert_eq!(node.next_sorted(2), [confirmed(2), message(BODY)]);
     producer.extend(&publish);
     same(&nsqd, 1, &producer);
-    consumer.extend(b"RDY 1\nFIN 18a5dc70ee669002\n");
+    consumer.extend(b"FIN 18a5dc70ee669002\n");
     same(&nsqd, 0, &consumer);
 
     node.bus.stop(Duration::from_secs(10));
@@ -174,6 +174,41 @@ fn no_more_in_flight_than_nsqd_allows() {
     let node = Node::start(config, &["items"]);
     assert_eq!(node.next(), Told::Connected);
     wait_for("RDY", || nsqd.count(b"RDY 5\n") == 1);
+}
+
+/// nsqd holds back messages to a client that takes more, by default for 250 ms.
+#[test]
+fn a_lone_message_is_not_held_back() {
+    let nsqd = Nsqd::start();
+    let node = Node::connected(&nsqd);
+    for _ in 0..3 {
+        let start = Instant::now();
+        nsqd.publish("items", "x");
+        assert_eq!(node.next(), message("x"));
+        assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    }
+}
+
+/// nsqd drops what exceeds a channel's memory, without telling.
+#[test]
+fn with_as_many_in_flight_as_by_default_a_burst_is_taken_as_fast_as_it_comes() {
+    const MESSAGES: u64 = 20_000;
+    let nsqd = Nsqd::start();
+    nsqd.set_mem_queue_size(2_000);
+    let mut node = Node::connected(&nsqd);
+    let (mut sent, mut received, mut confirmed) = (0, 0, 0);
+    while received < MESSAGES {
+        // What has not come back is bounded, as a node bounds it.
+        while sent < MESSAGES && sent - received < 1_000 && sent - confirmed < 1_000 {
+            node.publish(sent, "items", BODY.as_bytes());
+            sent += 1;
+        }
+        match node.next() {
+            Told::Message(_) => received += 1,
+            _ => confirmed += 1,
+        }
+    }
+    assert_eq!(nsqd.dropped(), 0);
 }
 
 /// What is in a message is none of the bus's business.

@@ -2,67 +2,127 @@
 
 use std::time::Duration;
 
-use entity_sync_bus::Told;
+use entity_sync_bus::{Severity, Told};
+use entity_sync_nsq::Config;
 use entity_sync_tests::nsqd::Nsqd;
 use entity_sync_tests::wait_for;
 
 use crate::node::{BODY, Node, at, config, confirmed, message};
 
-#[test]
-fn all_are_heard_of_and_the_first_is_published_to() {
-    let nsqds = [Nsqd::start(), Nsqd::start()];
-    let mut node = Node::start(config(&[&nsqds[0], &nsqds[1]]), &["items", "people"]);
-    assert_eq!(node.next(), Told::Connected);
-    assert_eq!(
-        node.status.nsqds().iter().map(|it| it.subscribed).collect::<Vec<_>>(),
-        [2, 2]
-    );
-    for nsqd in &nsqds {
-        nsqd.publish("people", "x");
-        assert_eq!(node.next(), message("x"));
+impl Node {
+    /// What is wrong, as `nsqd HOST:PORT`, and how much that matters.
+    fn troubles(&self) -> Vec<(String, Severity)> {
+        let inbox = self.probe.plain_inbox();
+        let troubles = inbox.health().troubles().into_iter();
+        troubles.map(|it| (it.part, it.severity)).collect()
     }
-    node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [confirmed(1), message(BODY)]);
-    assert_eq!(nsqds.each_ref().map(|it| it.count(b"PUB items\n")), [1, 0]);
-    assert_eq!(
-        node.status
-            .nsqds()
-            .iter()
-            .map(|it| it.is_publishing)
-            .collect::<Vec<_>>(),
-        [true, false]
-    );
+
+    /// The next message, which is this one with a tag, and which nsqd that is from nobody knows.
+    fn hears(&self, body: &str) {
+        let told = self.next();
+        let Told::Message(message) = &told else {
+            panic!("{told:?} instead of {body}");
+        };
+        let fields = &body.as_bytes()[..body.len() - 1];
+        assert!(message.starts_with(fields), "{message:?} instead of {body}");
+    }
+}
+
+fn part(nsqd: &Nsqd) -> String {
+    format!("nsqd {}", nsqd.address())
+}
+
+fn body(id: usize) -> String {
+    format!(r#"{{"entity":"items","id":"{id}"}}"#)
 }
 
 #[test]
-fn it_is_connected_only_if_all_are() {
+fn each_message_goes_to_all_of_them_and_is_heard_once() {
+    let nsqds = [Nsqd::start(), Nsqd::start()];
+    let nodes_of = [&nsqds[..1], &nsqds[1..]];
+    let [first, second] = nodes_of.map(|it| Node::start(config(&[&it[0]]), &["items"]));
+    let mut both = Node::start(config(&[&nsqds[0], &nsqds[1]]), &["items"]);
+    assert_eq!([first.next(), second.next()], [Told::Connected, Told::Connected]);
+    // Once for each of them.
+    assert_eq!([both.next(), both.next()], [Told::Connected, Told::Connected]);
+    for number in 0..20 {
+        both.publish(number, "items", BODY.as_bytes());
+        first.hears(BODY);
+        second.hears(BODY);
+        let told = [both.next(), both.next()];
+        assert!(told.contains(&confirmed(number)), "{told:?}");
+    }
+    wait_for("the other copies", || both.counts().repeated == 20);
+    assert_eq!((both.counts().received, both.soon()), (20, None));
+    assert_eq!([first.soon(), second.soon()], [None, None]);
+    // What others publish without a tag is heard from wherever it comes.
+    nsqds.iter().for_each(|it| it.publish("items", BODY));
+    both.hears(BODY);
+    both.hears(BODY);
+    assert_eq!(both.troubles(), []);
+}
+
+#[test]
+fn any_of_them_will_do_and_it_is_known_which_is_down() {
+    let mut nsqds = [Nsqd::start(), Nsqd::start()];
+    let mut node = Node::start(config(&[&nsqds[0], &nsqds[1]]), &["items", "people"]);
+    assert_eq!([node.next(), node.next()], [Told::Connected, Told::Connected]);
+    for down in [0, 1, 0] {
+        nsqds[down].kill();
+        assert_eq!(node.next(), Told::Missed);
+        wait_for("the report", || {
+            node.troubles() == [(part(&nsqds[down]), Severity::Degraded)]
+        });
+        assert!(node.status.is_connected());
+        let number = 100 + down as u64;
+        node.publish(number, "items", BODY.as_bytes());
+        let told = [node.next(), node.next()];
+        assert!(told.contains(&confirmed(number)), "{told:?}");
+        nsqds[down].restart();
+        assert_eq!(node.next(), Told::Connected);
+        wait_for("recovery", || node.troubles().is_empty());
+        // What it did not get is caught up, and has been heard.
+        assert_eq!(node.soon(), None);
+        nsqds[down].publish("people", "x");
+        assert_eq!(node.next(), message("x"));
+    }
+    nsqds.iter_mut().for_each(|it| it.kill());
+    assert_eq!([node.next(), node.next()], [Told::Missed, Told::Disconnected]);
+    let all = || {
+        let mut all: Vec<_> = nsqds.iter().map(|it| (part(it), Severity::NotReady)).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    };
+    wait_for("both to be reported", || node.troubles() == all());
+    nsqds[1].restart();
+    assert_eq!(node.next(), Told::Connected);
+    wait_for("the other one to matter less", || {
+        node.troubles() == [(part(&nsqds[0]), Severity::Degraded)]
+    });
+}
+
+#[test]
+fn what_one_did_not_get_while_it_was_down_it_gets_when_it_is_back() {
     let late = Nsqd::free_address();
-    let mut first = Nsqd::start();
+    let first = Nsqd::start();
     let addresses = [first.address(), late].map(|it| it.to_string());
     let mut node = Node::start(at(addresses), &["items"]);
-    wait_for("the first to be heard of", || node.status.nsqds()[0].subscribed == 1);
-    // Messages come already, but some may be missed.
-    first.publish("items", "x");
-    assert_eq!((node.next(), node.soon()), (message("x"), None));
-    let second = Nsqd::start_at(late);
     assert_eq!(node.next(), Told::Connected);
-    node.publish(1, "items", b"to the first");
-    assert_eq!(node.next_sorted(2), [confirmed(1), message("to the first")]);
-
-    first.kill();
-    assert_eq!(node.next(), Told::Disconnected);
-    let mut number = 1;
-    wait_for("the second to be published to", || {
-        number += 1;
-        node.publish(number, "items", b"to the second");
-        let told = node.next();
-        assert_ne!(told, Told::Connected);
-        told == confirmed(number) || node.soon() == Some(confirmed(number))
-    });
-    assert!(second.count(b"PUB items\n") > 0);
-    assert!(!node.status.is_connected());
-    first.restart();
-    wait_for("the first to be heard of again", || node.next() == Told::Connected);
+    for id in 0..100 {
+        // Each twice, which is of no use.
+        node.publish(id as u64, "items", body(id % 50).as_bytes());
+        let told = [node.next(), node.next()];
+        assert!(told.contains(&confirmed(id as u64)), "{told:?}");
+    }
+    let second = Nsqd::start_at(late);
+    // A node that hears only this one.
+    let other = Node::connected(&second);
+    assert_eq!(node.next(), Told::Connected);
+    let mut heard: Vec<_> = (0..50).map(|_| format!("{:?}", other.next())).collect();
+    heard.sort();
+    heard.dedup();
+    assert_eq!((heard.len(), other.soon()), (50, None));
+    assert_eq!(node.soon(), None);
 }
 
 /// One that swallows connections is not waited for, while another is heard of.
@@ -70,12 +130,29 @@ fn it_is_connected_only_if_all_are() {
 fn an_nsqd_that_is_cut_off_does_not_delay_what_the_other_can_take() {
     let nsqds = [Nsqd::start(), Nsqd::start()];
     nsqds[0].misbehave(|it| it.is_stuck = true);
-    let mut config = config(&[&nsqds[0], &nsqds[1]]);
+    let mut config: Config = config(&[&nsqds[0], &nsqds[1]]);
     config.timeout = Duration::from_secs(3_600);
     config.heartbeat = Duration::from_secs(60);
     let mut node = Node::start(config, &["items"]);
-    wait_for("the second to be heard of", || node.status.nsqds()[1].subscribed == 1);
+    assert_eq!(node.next(), Told::Connected);
+    // More than may wait for the one that takes nothing.
+    for number in 0..3_000 {
+        node.publish(number, "items", BODY.as_bytes());
+        let told = [node.next(), node.next()];
+        assert!(told.contains(&confirmed(number)), "{told:?}");
+    }
+    assert_eq!(nsqds[1].count(b"PUB items\n"), 3_000);
+}
+
+#[test]
+fn a_message_that_only_one_refuses_is_taken_by_the_other() {
+    let nsqds = [Nsqd::start(), Nsqd::start()];
+    nsqds[0].misbehave(|it| it.refused = vec![("PUB", "E_BAD_MESSAGE PUB message too big 29 > 10")]);
+    let mut node = Node::start(config(&[&nsqds[0], &nsqds[1]]), &["items"]);
+    assert_eq!([node.next(), node.next()], [Told::Connected, Told::Connected]);
     node.publish(1, "items", BODY.as_bytes());
-    assert_eq!(node.next_sorted(2), [confirmed(1), message(BODY)]);
-    assert_eq!(nsqds[1].count(b"PUB items\n"), 1);
+    let told = [node.next(), node.next()];
+    assert!(told.contains(&confirmed(1)), "{told:?}");
+    node.wait_for_failure("is not published again");
+    assert_eq!(node.counts().refused, 0);
 }
