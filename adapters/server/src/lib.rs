@@ -47,6 +47,7 @@ pub mod store;
 pub mod values;
 
 pub use builder::{BuildError, Builder, Entity, EntitySync};
+pub use entity_sync_bus::Undelivered;
 pub use entity_sync_mio::{
     Audience, AudienceRule, Client, ClientId, Config, Delivery, DrainOptions, EntityKey, Handle, Incident, Incoming,
     InvalidCloseCode, Payload, Pool, PoolConfig, ReadError, Reply, Request, Resolver, RowError, Rows, Selector,

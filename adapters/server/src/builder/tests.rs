@@ -43,7 +43,7 @@ fn errors_say_what_to_do() {
         builder().listen(address),
         &format!("can't listen to {address}: another program does already; stop it or choose another port"),
     );
-    first.shutdown(Duration::ZERO);
+    first.shutdown(Duration::ZERO).expect("there is no bus");
 }
 
 /// Where a process may have no more memory than it has, a thread finds no place for its stack. The limit is for good, so the

@@ -49,6 +49,13 @@ fn a_bus_has_what_it_needs() {
     let options = ok(&["--bus=nsq", "--nsqd=127.0.0.1:4150", "--entity=items,people"]);
     assert_eq!(options.others, None);
     assert_eq!(options.entities.keys().collect::<Vec<_>>(), ["items", "people"]);
+    let nsq = cluster(&[
+        "--bus=nsq",
+        "--nsqd=tcp://a:4150,b:4150",
+        "--entity=items",
+        "--nsqd-max-pending=50",
+    ]);
+    assert!(matches!(nsq.bus, BusOptions::Nsq { nsqd, max_pending: Some(50) } if nsqd.len() == 2));
     assert_eq!(ok(&["--bus=none"]).cluster, None);
 }
 
@@ -93,6 +100,10 @@ fn what_a_bus_lacks_is_said() {
     );
     refused(&["--bus=zmq", "--nats=nats://a"], "--nats is for --bus nats: add that");
     refused(&["--bus=nats", "--nsqd=a:1"], "--nsqd is for --bus nsq: add that");
+    refused(
+        &["--bus=none", "--nsqd-max-pending=5"],
+        "--nsqd-max-pending is for --bus nsq: add that",
+    );
     for (flag, buses, others) in [
         ("--prefix=shop", "zmq or nats", &["none", "nsq"][..]),
         ("--heartbeat-ms=100", "zmq or nats", &["none", "nsq"]),

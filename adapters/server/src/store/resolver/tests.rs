@@ -235,7 +235,7 @@ fn a_store_ends_although_its_server_is_told_of_its_commits() {
     let pushed = Pushed::new(&Location::Memory, || {});
     let queue = pushed.store.queues.hold().first().expect("one");
     let Pushed { store, sync, .. } = pushed;
-    sync.shutdown(Duration::from_secs(1));
+    sync.shutdown(Duration::from_secs(1)).expect("there is no bus");
     drop(store);
     let begun = Instant::now();
     while queue.strong_count() > 0 {
