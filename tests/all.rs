@@ -16,6 +16,8 @@ mod durability;
 mod echo;
 mod embedding;
 mod engine;
+mod flood;
+mod freeze;
 mod milestone;
 mod mio_server;
 mod mock_drivers;

@@ -36,16 +36,11 @@ impl Process {
 
     fn start_from(command: &mut Command, data: &str, flags: &[&str]) -> Self {
         command
-            .args([
-                "--listen",
-                "127.0.0.1:0",
-                "--api",
-                "127.0.0.1:0",
-                "--reactors",
-                "2",
-                "--data",
-                data,
-            ])
+            .args(["--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data", data])
+            .args(match flags.contains(&"--reactors") {
+                true => &[][..],
+                false => &["--reactors", "2"],
+            })
             .args(flags);
         Self::greeted(command)
     }

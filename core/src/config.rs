@@ -49,9 +49,11 @@ pub struct Config {
     /// Length of a key that a client may subscribe to, entity and id together, in bytes. Longer ones are refused and
     /// counted: with `max_subscriptions` it bounds what a connection's subscriptions cost.
     pub max_key_bytes: usize,
-    /// Unsent frames of one connection, in bytes. Beyond it only a mark per key is kept. One larger group may go alone.
+    /// Memory that unsent frames of one connection hold, in bytes: some 300 for each group of rows, and 150 for each message,
+    /// besides what is in them. Beyond it only a mark per key is kept. One larger group may go alone.
     pub max_outbox_bytes: usize,
-    /// Messages of the application that one shard has not taken yet, in bytes. One larger message may go alone.
+    /// Memory that messages of the application hold which one shard has not taken yet, in bytes. One larger message may go
+    /// alone.
     pub max_handover_bytes: usize,
     /// Rows of one read.
     pub max_rows_per_read: usize,
@@ -63,9 +65,11 @@ pub struct Config {
     pub retry_first: Duration,
     /// The longest pause between failed reads.
     pub retry_max: Duration,
-    /// Pings go out at this interval.
+    /// Pings go out at this interval, or twice within `dead_after` if that is more often. Each connection has a phase of its
+    /// own, so that those which came together are not pinged together.
     pub ping_interval: Duration,
-    /// A peer that shows no sign of life for so long is dead.
+    /// A peer that shows no sign of life for so long is dead. As with all times that peers are given, time in which the
+    /// process stood still doesn't count.
     pub dead_after: Duration,
     /// A peer has so long to finish its upgrade request.
     pub upgrade_time_limit: Duration,

@@ -2,13 +2,15 @@
 //!
 //! A turn is a reactor's: take in who came; read from those that have something; do what the shard says.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use entity_sync_core::{Input, Opening, Output};
+use entity_sync_core::{ConnId, Input, Opening, Output, Timestamp};
 use entity_sync_mio::Guest;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -21,6 +23,10 @@ const READS_PER_TURN: usize = 4;
 const NEWCOMERS_PER_TURN: usize = 64;
 /// A turn ends after so many writes, give or take one broadcast's worth: other tasks want to run.
 const WRITES_PER_TURN: usize = 1024;
+/// A turn's reading ends after so long, however much each of those costs who have something to say. The rest comes first in
+/// the next turn.
+const READ_TIME_PER_TURN: Duration = Duration::from_millis(2);
+const ACT_TIME_PER_TURN: Duration = Duration::from_millis(4);
 
 /// A stream whose upgrade was answered.
 pub(crate) struct Newcomer {
@@ -42,6 +48,12 @@ pub(crate) struct Driver {
     /// Nobody can come any more.
     is_closed: bool,
     streams: Streams,
+    /// Those that have called, and when the first `left` of them did at the latest.
+    called: VecDeque<ConnId>,
+    left: usize,
+    left_since: Timestamp,
+    /// All that had come by then was read.
+    read_until: Timestamp,
     buffer: Box<[u8]>,
     /// May go off too early, never too late.
     timer: Option<Pin<Box<Sleep>>>,
@@ -54,6 +66,10 @@ impl Driver {
             newcomers,
             is_closed: false,
             streams: Streams::default(),
+            called: VecDeque::new(),
+            left: 0,
+            left_since: Timestamp::START,
+            read_until: Timestamp::START,
             buffer: vec![0; READ_BUFFER_BYTES].into(),
             timer: None,
         }
@@ -92,54 +108,73 @@ impl Driver {
     }
 
     fn attend(&mut self) {
-        let now = self.guest.now();
-        for conn in self.streams.take_ready() {
-            if self.streams.take_blocked(conn) {
-                self.guest.shard().handle(now, Input::Writable { conn });
-            }
-            if self.streams.resume(conn).is_err() {
-                self.guest.shard().handle(now, Input::Closed { conn });
-                continue;
-            }
-            let mut reads = 0;
-            loop {
-                if self.guest.shard().is_paused(conn) {
-                    break;
-                }
-                if reads == READS_PER_TURN {
-                    // The rest in the next turn, so that one loud client starves nobody.
-                    self.streams.list(conn);
-                    break;
-                }
-                reads += 1;
-                let input = match self.streams.read(conn, &mut self.buffer) {
-                    Ok(None) => break,
-                    Ok(Some(0)) => Input::Eof { conn },
-                    Ok(Some(bytes)) => Input::Received {
-                        conn,
-                        bytes: &mut self.buffer[..bytes],
-                    },
-                    Err(_) => Input::Closed { conn },
-                };
-                let is_over = !matches!(input, Input::Received { .. });
-                self.guest.shard().handle(now, input);
-                if is_over {
-                    break;
-                }
+        let began = self.guest.now();
+        self.called.extend(self.streams.take_ready());
+        if self.left == 0 {
+            (self.left, self.left_since) = (self.called.len(), began);
+        }
+        for _ in 0..self.called.len() {
+            let Some(conn) = self.called.pop_front() else {
+                break;
+            };
+            self.attend_to(conn);
+            self.left = self.left.saturating_sub(1);
+            if self.guest.now().since(began) >= READ_TIME_PER_TURN {
+                break;
             }
         }
+        if self.left == 0 {
+            self.read_until = self.left_since;
+        }
+    }
+
+    fn attend_to(&mut self, conn: ConnId) {
+        let now = self.guest.now();
+        if self.streams.take_blocked(conn) {
+            self.guest.shard().handle(now, Input::Writable { conn });
+        }
+        if self.streams.resume(conn).is_err() {
+            return self.guest.shard().handle(now, Input::Closed { conn });
+        }
+        for _ in 0..READS_PER_TURN {
+            if self.guest.shard().is_paused(conn) {
+                return;
+            }
+            let input = match self.streams.read(conn, &mut self.buffer) {
+                Ok(None) => return,
+                Ok(Some(0)) => Input::Eof { conn },
+                Ok(Some(bytes)) => Input::Received {
+                    conn,
+                    bytes: &mut self.buffer[..bytes],
+                },
+                Err(_) => Input::Closed { conn },
+            };
+            let is_over = !matches!(input, Input::Received { .. });
+            self.guest.shard().handle(now, input);
+            if is_over {
+                return;
+            }
+        }
+        // The rest in the next turn, so that one loud client starves nobody.
+        self.streams.list(conn);
     }
 
     /// Does what the shard says. Says whether that was all.
     fn act(&mut self) -> bool {
-        let now = self.guest.now();
-        let Self { guest, streams, .. } = self;
-        guest.shard().handle_timeout(now);
+        let Self {
+            guest,
+            streams,
+            read_until,
+            ..
+        } = self;
+        guest.shard().handle_timeout(*read_until);
+        let began = guest.now();
+        let mut now = began;
         let mut writes = 0;
         let mut is_done = false;
-        while writes < WRITES_PER_TURN && !is_done {
+        while writes < WRITES_PER_TURN && now.since(began) < ACT_TIME_PER_TURN && !is_done {
             writes += 1;
-            let now = guest.now();
+            now = guest.now();
             match guest.shard().poll_output(now) {
                 None => is_done = true,
                 Some(Output::Broadcast(broadcast)) => broadcast.for_each(|conn, chunk| {

@@ -24,6 +24,7 @@ mod clock;
 mod error;
 mod files;
 mod guest;
+mod heard;
 mod listener;
 mod pool;
 mod reactor;

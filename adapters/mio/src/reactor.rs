@@ -17,6 +17,7 @@ use tracing::Span;
 
 use crate::adopt::{Adopted, Inbox};
 use crate::clock::Clock;
+use crate::heard::Heard;
 use crate::sockets::Sockets;
 use crate::{ReactorCounts, Stop};
 
@@ -28,9 +29,13 @@ const EVENTS: usize = 1024;
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Reads from one socket in one turn.
 const READS_PER_TURN: usize = 4;
+/// A turn's reading ends after so long, however much each of those costs who have something to say: others wait for what
+/// they are to be sent. The rest comes first in the next turn.
+const READ_TIME_PER_TURN: Duration = Duration::from_millis(2);
 const ACCEPTS_PER_TURN: usize = 64;
-/// A turn ends after so many writes, give or take one broadcast's worth: others want to be heard.
-const WRITES_PER_TURN: usize = 4096;
+/// A turn ends after so many writes, give or take one broadcast's worth, or after so long: others want to be heard.
+const WRITES_PER_TURN: usize = 1024;
+const ACT_TIME_PER_TURN: Duration = Duration::from_millis(4);
 /// When the process is out of files, accepting rests for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +51,7 @@ pub(crate) struct Reactor {
     spans: HashMap<ConnId, Span>,
     /// Sockets that may have more to read.
     readable: VecDeque<ConnId>,
+    heard: Heard,
     buffer: Vec<u8>,
     clock: Clock,
     /// Connections that were accepted elsewhere.
@@ -117,6 +123,7 @@ impl Reactor {
             sockets: Sockets::default(),
             spans: HashMap::new(),
             readable: VecDeque::new(),
+            heard: Heard::default(),
             buffer: vec![0; READ_BUFFER_BYTES],
             clock,
             inbox,
@@ -143,7 +150,7 @@ impl Reactor {
             let has_adopted_all = self.adopt();
             self.read();
             let is_over = self.stop.is_requested() && self.has_stopped();
-            self.shard.handle_timeout(self.clock.now());
+            self.shard.handle_timeout(self.heard.until());
             // The last to leave are seen off, too.
             is_done = self.act() && has_adopted_all;
             if is_over {
@@ -168,7 +175,9 @@ impl Reactor {
 
     fn note(&mut self, events: &Events) {
         let now = self.clock.now();
+        let mut count = 0;
         for event in events {
+            count += 1;
             let Token(token) = event.token();
             if token == WAKER.0 {
                 continue;
@@ -185,6 +194,8 @@ impl Reactor {
                 self.readable.push_back(conn);
             }
         }
+        let (sockets, unread) = (self.shard.connections(), self.readable.len());
+        self.heard.told(now, count, EVENTS, sockets, unread);
     }
 
     fn can_accept(&self) -> bool {
@@ -296,15 +307,20 @@ impl Reactor {
     }
 
     fn read(&mut self) {
+        let began = self.clock.now();
         // Those that are put back belong to the next turn.
         for _ in 0..self.readable.len() {
             let Some(conn) = self.readable.pop_front() else {
                 break;
             };
+            self.heard.read_one();
             if self.read_from(conn) {
                 self.readable.push_back(conn);
             } else {
                 self.sockets.unlist(conn);
+            }
+            if self.clock.now().since(began) >= READ_TIME_PER_TURN {
+                break;
             }
         }
     }
@@ -355,9 +371,12 @@ impl Reactor {
             ..
         } = self;
         let mut writes = 0;
-        while writes < WRITES_PER_TURN {
+        let began = clock.now();
+        let mut now = began;
+        while writes < WRITES_PER_TURN && now.since(began) < ACT_TIME_PER_TURN {
             writes += 1;
-            match shard.poll_output(clock.now()) {
+            now = clock.now();
+            match shard.poll_output(now) {
                 None => return true,
                 Some(Output::Broadcast(broadcast)) => broadcast.for_each(|conn, chunk| {
                     writes += 1;

@@ -2,6 +2,7 @@
 
 mod digests;
 mod echoes;
+mod frozen;
 mod interest;
 mod plain;
 mod repairing;

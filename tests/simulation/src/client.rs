@@ -31,6 +31,8 @@ pub(crate) struct Client {
     pub(crate) last_alive: Timestamp,
     /// Pings that it has seen and not answered.
     pub(crate) pings: u32,
+    /// It answers them at once.
+    pub(crate) answers: bool,
     /// What the server knows of it by now.
     pub(crate) standing: Rc<Standing>,
     /// The tick of the last notify of each key since it subscribed: a read that began later is due.
@@ -82,6 +84,7 @@ impl Client {
             taken: None,
             last_alive: now,
             pings: 0,
+            answers: conn.index().is_multiple_of(2),
             standing: Rc::default(),
             due: BTreeMap::new(),
             seen: BTreeMap::new(),
@@ -96,6 +99,12 @@ impl Client {
 
     pub(crate) fn is_subscribed(&self, key: u8) -> bool {
         self.standing.joined.contains_key(&key)
+    }
+
+    /// It takes what it is sent, and answers what it is asked.
+    pub(crate) fn is_well(&self) -> bool {
+        let takes = !self.is_blocked && self.taken.is_none();
+        self.answers && takes && self.stream.has_upgraded && !self.is_ending && !self.is_broken
     }
 
     /// It is not subscribed to this key any more.

@@ -63,7 +63,7 @@ impl<C> Home<C> {
     pub(crate) fn wake_up(&mut self, now: Timestamp) -> Result<(), String> {
         if std::mem::take(&mut self.is_stopped) {
             let missed = now.since(self.world.now());
-            self.world.advance(missed);
+            self.world.freeze(missed);
             self.world.look()?;
         }
         Ok(())

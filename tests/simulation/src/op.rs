@@ -133,6 +133,11 @@ pub enum Op {
         /// How long.
         ms: u16,
     },
+    /// The process stands still (SIGSTOP, a suspended machine). Whatever comes meanwhile is read when it goes on.
+    Freeze {
+        /// How long.
+        seconds: u8,
+    },
     /// Faults stop until nothing happens any more, and everyone must have the last states.
     Settle,
 }
@@ -238,6 +243,9 @@ impl Op {
                 outputs: rng.u8(1..12),
             },
             97 if rng.u8(..3) == 0 => Self::Settle,
+            98 if rng.u8(..3) == 0 => Self::Freeze {
+                seconds: rng.u8(1..200),
+            },
             _ => Self::Advance {
                 ms: match rng.u8(..8) {
                     0 => rng.u16(..30_000),

@@ -25,10 +25,10 @@ use crate::wire;
 const SECRETS: u8 = 3;
 const MAX_CLIENTS: usize = 12;
 const MAX_CONNECTIONS: usize = 11;
-const MAX_OUTBOX_BYTES: usize = 700;
+const MAX_OUTBOX_BYTES: usize = 2_000;
 /// The longest group that [`rows`] makes: three rows.
-const MAX_GROUP_BYTES: usize = 3 * 320;
-const MAX_CONTROL_BYTES: usize = 2048 + 512;
+const MAX_GROUP_BYTES: usize = 3 * 320 + 500;
+const MAX_CONTROL_BYTES: usize = 16 * 1024 + 2_000;
 
 /// A machine, its clients and its application.
 pub struct World {
@@ -52,6 +52,8 @@ pub struct World {
     fallen_behind: u64,
     /// Faults have stopped.
     is_settling: bool,
+    /// The process has stood still at least once.
+    was_frozen: bool,
     failure: Option<String>,
     trace: Option<Trace>,
     stats: Stats,
@@ -166,6 +168,7 @@ impl Simulation for World {
                 self.poll(shard, u32::from(outputs));
             }
             Op::Advance { ms } => self.advance(Duration::from_millis(ms.into())),
+            Op::Freeze { seconds } => self.freeze(Duration::from_secs(seconds.into())),
             Op::Settle => return self.settle(),
         }
         if self.machine.is_core() {
@@ -177,6 +180,7 @@ impl Simulation for World {
             self.poll(0, u32::MAX);
         }
         self.look_at_requests();
+        self.answer_pings();
         self.check()
     }
 
@@ -254,6 +258,7 @@ impl World {
             passed,
             fallen_behind: 0,
             is_settling: false,
+            was_frozen: false,
             failure: None,
             trace: traced.then(Trace::default),
             stats: Stats::default(),
@@ -309,29 +314,60 @@ impl World {
         Ok(is_idle)
     }
 
+    /// Time passes, and drivers come when they are asked to.
     pub(crate) fn advance(&mut self, time: Duration) {
-        self.now = self.now + time;
+        let until = self.now + time;
+        loop {
+            let next = (0..self.machine.shards()).filter_map(|shard| self.machine.poll_timeout(shard));
+            let Some(next) = next.min().filter(|&at| self.now < at && at < until) else {
+                break;
+            };
+            self.pass_until(next);
+            for shard in 0..self.machine.shards() {
+                self.poll(shard, 50);
+            }
+            self.look_at_requests();
+            self.answer_pings();
+        }
+        self.pass_until(until);
+    }
+
+    /// Time passes, and nobody looks.
+    pub(crate) fn freeze(&mut self, time: Duration) {
+        self.was_frozen = true;
+        self.pass_until(self.now + time);
+    }
+
+    fn pass_until(&mut self, now: Timestamp) {
+        self.now = now;
         for shard in 0..self.machine.shards() {
             // The first shard hears of the time whenever it passes: from it, the node knows when a reply is dropped.
             if shard > 0 && self.machine.poll_timeout(shard).is_none_or(|at| at > self.now) {
                 continue;
             }
-            // Before the machine: what it begins anew, it must have given up.
-            let limit = self.config.read_time_limit;
-            let over: Vec<Name> = self
-                .running
-                .iter()
-                .filter(|(_, (_, since))| *since + limit <= self.now)
-                .map(|(name, _)| name.clone())
-                .collect();
-            for name in over {
-                self.running.remove(&name);
-                self.add_cause(name);
-            }
+            let before = self.machine.node().counters().timed_out_reads.get();
             self.machine.handle_timeout(shard, self.now);
+            self.give_up_reads(self.machine.node().counters().timed_out_reads.get() - before);
             if self.machine.poll_timeout(shard).is_some_and(|at| at <= self.now) {
                 self.fail("a time-out is asked for that has been handled".to_owned());
             }
+        }
+    }
+
+    /// The machine has given up so many reads: the oldest, and of those that are over their time limit, all that had it
+    /// while the process ran.
+    fn give_up_reads(&mut self, given_up: u64) {
+        let limit = self.config.read_time_limit;
+        let running = self.running.iter().map(|(name, &(_, since))| (since, name.clone()));
+        let mut over: Vec<_> = running.filter(|(since, _)| *since + limit <= self.now).collect();
+        over.sort_unstable();
+        let is_too_few = (over.len() as u64) < given_up;
+        if is_too_few || (!self.was_frozen && over.len() as u64 > given_up) {
+            self.fail(format!("{given_up} reads are given up, and {} are over", over.len()));
+        }
+        for (_, name) in over.into_iter().take(given_up as usize) {
+            self.running.remove(&name);
+            self.add_cause(name);
         }
     }
 

@@ -35,7 +35,7 @@ pub struct Limits {
     #[arg(long, env = "ENTITY_SYNC_MAX_SUBSCRIPTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     max_subscriptions: Option<usize>,
 
-    /// Bytes that wait for a client which reads too slowly [default: 1048576]
+    /// Memory in bytes for what waits for a client which reads too slowly [default: 1048576]
     ///
     /// Beyond that it is sent newer states instead, or with --delivery every it is disconnected.
     #[arg(long, env = "ENTITY_SYNC_MAX_OUTBOX_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]

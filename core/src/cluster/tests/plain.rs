@@ -440,3 +440,32 @@ fn entities_are_to_have_names() {
     assert!(join().is_ok());
     assert_eq!(join().err(), Some(JoinError::HasBus));
 }
+
+#[test]
+fn receipts_that_wait_to_be_read_after_the_process_stood_still_are_not_missed() {
+    let mut a = Plain::connected();
+    a.client(&[tick(1)]);
+    a.notify(at(100), &tick(1));
+    let said = a.says(at(100));
+    let [(number, _, body)] = &said[..] else {
+        panic!("{said:?}");
+    };
+    // Echo and receipt have come, and are read only after a look at the time.
+    a.cluster.handle_timeout(at(10_000));
+    assert!(a.reads().is_empty());
+    a.hear(at(10_001), body);
+    a.receipt(at(10_002), *number, true);
+    assert_eq!(a.answer(at(10_002)), ["1"]);
+    for ms in 10_003..13_000 {
+        a.cluster.handle_timeout(at(ms));
+    }
+    assert!(a.reads().is_empty(), "once for each notify");
+    assert_eq!((a.counts().confirmed, a.counts().unconfirmed), (1, 0));
+    // What the queue never answers is applied in its time.
+    a.notify(at(13_000), &tick(1));
+    assert_eq!(a.says(at(13_000)).len(), 1);
+    for ms in 13_000..=15_000 {
+        a.cluster.handle_timeout(at(ms));
+    }
+    assert_eq!(a.counts().unconfirmed, 1);
+}

@@ -278,6 +278,11 @@ impl PlainWorld {
         }
         match op {
             Op::Advance { ms } => self.advance(Duration::from_millis(ms.into())),
+            Op::Freeze { seconds } => {
+                self.sites[number].is_stopped = true;
+                self.advance(Duration::from_secs(u64::from(seconds % 8)))?;
+                self.sites[number].wake_up(self.now)
+            }
             Op::Settle => self.settle(),
             Op::Notify { key } => {
                 let key = key % KEYS;

@@ -14,10 +14,14 @@ impl World {
         };
         let client = self.clients.swap_remove(index);
         let is_dead = self.now.since(client.last_alive) >= self.config.dead_after;
+        let fallen_behind = self.machine.counters().fallen_behind;
+        if client.is_well() && is_dead && self.fallen_behind == fallen_behind {
+            return self.fail(format!("G4: {conn:?} answers, and is taken for dead"));
+        }
         if !client.is_ending && !client.is_broken && !is_dead {
             // It may have fallen behind with what can't be skipped, and not have read the close frame.
             self.fallen_behind += 1;
-            if self.fallen_behind > self.machine.counters().fallen_behind {
+            if self.fallen_behind > fallen_behind {
                 self.fail(format!("G4: {conn:?} is thrown out for nothing"));
             }
         }

@@ -136,6 +136,16 @@ impl World {
         }
     }
 
+    /// Those who answer pings do.
+    pub(super) fn answer_pings(&mut self) {
+        for index in 0..self.clients.len() {
+            let client = &mut self.clients[index];
+            if client.is_well() && std::mem::take(&mut client.pings) > 0 {
+                self.say(client_number(index), &mut wire::pong());
+            }
+        }
+    }
+
     pub(super) fn say_text(&mut self, index: usize, text: &str) {
         self.say(index as u8, &mut wire::text(text));
     }

@@ -59,6 +59,7 @@ impl World {
     /// Sees to reads that the cluster has caused.
     pub(crate) fn look(&mut self) -> Result<(), String> {
         self.look_at_requests();
+        self.answer_pings();
         self.check()
     }
 }
