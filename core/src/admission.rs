@@ -198,6 +198,7 @@ mod tests {
         Opening {
             peer: Some(peer.parse().unwrap()),
             is_upgraded: true,
+            wants_snapshots: false,
             secret: None,
         }
     }

@@ -128,6 +128,7 @@ impl Node {
         } else {
             Duration::ZERO
         };
+        let latest = now + self.0.config.read_time_limit;
         // Cleared before the stripes are looked at: a deadline that is set meanwhile stays.
         self.0.deadline.store(NEVER, Ordering::SeqCst);
         let mut starts = Starts::new();
@@ -136,10 +137,10 @@ impl Node {
             let mut guard = self.lock(number);
             let stripe = &mut *guard;
             if !more_time.is_zero() {
-                stripe
-                    .limits
-                    .iter_mut()
-                    .for_each(|(limit, ..)| *limit = *limit + more_time);
+                // Not beyond those that begin now: they stay in order.
+                for (limit, ..) in &mut stripe.limits {
+                    *limit = latest.min(*limit + more_time);
+                }
             }
             while let Some(&(limit, slot, ticket)) = stripe.limits.front() {
                 let running = stripe.flights.get_mut(slot).filter(|it| it.is_running(ticket));
