@@ -197,12 +197,12 @@ impl Cluster {
     /// Time has passed: sends digests, gives up what is missing, begins repairs.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         let heartbeat = self.config.heartbeat;
-        let late = now.since(self.poll_timeout()).saturating_sub(heartbeat / 8);
-        if !late.is_zero() {
+        let late = now.since(self.poll_timeout());
+        if late > heartbeat / 2 {
             // This thread, or the whole process, was held up: what its peers sent meanwhile may be on its way still.
-            self.peers
-                .values_mut()
-                .for_each(|peer| peer.grant(now, late, heartbeat));
+            for peer in self.peers.values_mut() {
+                peer.grant(now, late + heartbeat / 2, heartbeat);
+            }
         }
         let mut lost = 0;
         for (&node, peer) in &mut self.peers {
