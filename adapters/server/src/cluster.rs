@@ -92,7 +92,7 @@ impl fmt::Display for BusOptions {
                 Ok(())
             }
             Self::Nats { servers, .. } => write!(f, "NATS at {}", list(servers)),
-            Self::Nsq { nsqd } => write!(f, "NSQ at {}", list(nsqd)),
+            Self::Nsq { nsqd, .. } => write!(f, "NSQ at {}", list(nsqd)),
         }
     }
 }
