@@ -77,7 +77,7 @@ fn push_beside(connections: usize, message: &[u8]) {
     client.sync();
     let flood = Flood::start((0..connections).map(|_| Client::connect(address)).collect(), message);
     std::thread::sleep(Duration::from_millis(500));
-    let handle = server.handle();
+    let handle = server.handle().clone();
     let began = Instant::now();
     let notifier = std::thread::spawn(move || {
         for number in 1..=PUSHES {
