@@ -87,6 +87,7 @@ fn requests_are_answered_as_by_the_reactors() {
     let rows = [
         (good.clone(), 101, ""),
         (with("GET /ws ", "GET /ws?a=b "), 101, ""),
+        (with("GET /ws ", "GET http://a.example/ws?a=b "), 101, ""),
         (with("X-Name: me", "X-Name: me\r\nOrigin: HTTPS://A.example"), 101, ""),
         (with("X-Name: me", "X-Name: me\r\nOrigin: https://b.example"), 403, "Forbidden\n"),
         (with("X-Name: me", "X-Name: me\r\nOrigin: http://127.0.0.1:8081"), 403, "Forbidden\n"),

@@ -201,9 +201,10 @@ fn connections_accepted_elsewhere_are_served_with_what_was_read_from_them() {
     for is_upgraded in [false, true, false, true] {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let subscribe = br#"{"action":"subscribe","body":{"entity":"items","id":"1"}}"#;
-        let mut all = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        let mut all =
+            b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            .to_vec();
+                .to_vec();
         // The frame comes in the same segment, and so is among what was read.
         all.extend([0x81, 0x80 | subscribe.len() as u8, 0, 0, 0, 0]);
         all.extend(subscribe);
@@ -343,7 +344,9 @@ fn the_application_drops_and_re_reads_by_secret_key_and_client() {
 fn refusals_are_dated() {
     let server = Server::start(config(1), |_: Request, _: Reply| {}).unwrap();
     let mut stream = TcpStream::connect(server.addresses()[0]).unwrap();
-    stream.write_all(b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
     let answer = String::from_utf8(talk(&mut stream, b"404 page not found\n")).unwrap();
     let date = answer.lines().find_map(|line| line.strip_prefix("Date: ")).unwrap();
     // Sun, 06 Nov 1994 08:49:37 GMT

@@ -309,9 +309,9 @@ fn subscriptions_beyond_the_limits_are_refused_and_the_connection_stays() {
 fn a_ping_behind_many_bad_requests_costs_nobody_the_upgrade() {
     let world = World::start(1);
     let mut stream = TcpStream::connect(world.address()).unwrap();
-    let mut all = b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20);
+    let mut all = b"GET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(20);
     all.extend_from_slice(
-        b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
           Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\x89\x80\0\0\0\0",
     );
     stream.write_all(&all).unwrap();

@@ -1,7 +1,8 @@
 //! [`Admission`]: which connections are let in, counted over all shards of a node.
 //!
-//! What passes soon (too many new ones per second, too many that have not upgraded) makes drivers wait before they
-//! accept, and the kernel's queue holds the clients. What may last (too many in total, too many from one address) refuses.
+//! What passes soon (too many new ones per second) makes drivers wait before they accept, and the kernel's queue holds the
+//! clients. What may last (too many in total, too many from one address) refuses. Those that have not upgraded are each
+//! shard's own: see `shard/handshakes`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,13 +16,8 @@ use crate::hash::Seed;
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 use crate::time::Timestamp;
 
-/// How long a driver waits before it asks again, when nobody can say when there will be room.
-const PAUSE: Duration = Duration::from_millis(20);
-
 pub(crate) struct Admission {
     open: AtomicUsize,
-    /// Of those, the ones that have not finished their upgrade.
-    upgrading: AtomicUsize,
     rate: Mutex<Rate>,
     /// Only kept when there is a limit for it.
     by_address: Mutex<HashMap<IpAddr, u32, Seed>>,
@@ -76,7 +72,6 @@ impl Admission {
     pub(crate) fn new(seed: Seed) -> Self {
         Self {
             open: AtomicUsize::new(0),
-            upgrading: AtomicUsize::new(0),
             rate: Mutex::new(Rate {
                 empty_at: Timestamp::START,
             }),
@@ -91,9 +86,6 @@ impl Admission {
 
     /// Whether a driver may accept now; if not, when to ask again.
     pub(crate) fn may_accept(&self, now: Timestamp, config: &Config) -> Result<(), Timestamp> {
-        if self.upgrading.load(Ordering::Relaxed) >= config.max_upgrading {
-            return Err(now + PAUSE);
-        }
         let Some(interval) = interval_of(config.max_accepts_per_second) else {
             return Ok(());
         };
@@ -120,19 +112,11 @@ impl Admission {
             }
             by_address.insert(peer, count + 1);
         }
-        if !opening.is_upgraded {
-            self.upgrading.fetch_add(1, Ordering::Relaxed);
-        }
         if let Some(interval) = interval_of(config.max_accepts_per_second) {
             let mut rate = lock(&self.rate);
             rate.empty_at = rate.empty_at.max(now) + interval;
         }
         Ok(())
-    }
-
-    /// A connection is no longer upgrading, whether it has upgraded or ended.
-    pub(crate) fn upgraded(&self) {
-        self.upgrading.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn leave(&self, config: &Config, peer: Option<IpAddr>) {
@@ -149,19 +133,23 @@ impl Admission {
     }
 }
 
-/// What a peer is counted as: an IPv4 address, or the /64 that an IPv6 client usually has to itself. `None` if there is
-/// no limit.
+/// What a peer is counted as for `max_connections_per_address`. `None` if there is no limit.
 pub(crate) fn counted(config: &Config, peer: Option<IpAddr>) -> Option<IpAddr> {
     if config.max_connections_per_address == usize::MAX {
         return None;
     }
-    Some(match peer?.to_canonical() {
+    peer.map(network_of)
+}
+
+/// An IPv4 address, or the /64 that an IPv6 client usually has to itself.
+pub(crate) fn network_of(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
             IpAddr::from([a, b, c, d, 0, 0, 0, 0])
         }
         v4 => v4,
-    })
+    }
 }
 
 /// The time between two connections at this rate; `None` if there is no limit.
@@ -188,7 +176,6 @@ mod tests {
     fn config() -> Config {
         let mut config = Config::new(Seed(1, 2));
         config.max_connections = 3;
-        config.max_upgrading = 2;
         config.max_accepts_per_second = 0;
         config.max_connections_per_address = 2;
         config
@@ -198,8 +185,7 @@ mod tests {
         Opening {
             peer: Some(peer.parse().unwrap()),
             is_upgraded: true,
-            wants_snapshots: false,
-            secret: None,
+            ..Opening::default()
         }
     }
 
@@ -228,23 +214,9 @@ mod tests {
     }
 
     #[test]
-    fn those_that_have_not_upgraded_hold_up_accepting() {
-        let (config, now) = (config(), Timestamp::START);
-        let it = Admission::new(config.seed);
-        for _ in 0..2 {
-            assert_eq!(it.may_accept(now, &config), Ok(()));
-            assert_eq!(it.enter(now, &config, &Opening::default()), Ok(()));
-        }
-        assert!(it.may_accept(now, &config).is_err_and(|at| at > now));
-        it.upgraded();
-        assert_eq!(it.may_accept(now, &config), Ok(()));
-    }
-
-    #[test]
     fn a_second_may_bring_as_many_as_its_rate_and_a_burst_of_as_many() {
         let mut config = config();
         config.max_connections = 1000;
-        config.max_upgrading = 1000;
         config.max_accepts_per_second = 10;
         let it = Admission::new(config.seed);
         let mut now = Timestamp::START + Duration::from_secs(100);

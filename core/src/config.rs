@@ -7,8 +7,12 @@ use std::time::Duration;
 use crate::client::{OnMessage, PassThrough};
 use crate::entity::Entities;
 use crate::hash::Seed;
-use crate::incident::OnIncident;
+use crate::incident::{OnIncident, OnRefusedUpgrade};
 use crate::ws::UpgradeRules;
+
+/// A header field by which a client asks for the limits that its subscriptions have. Clients of protocol v1 don't send it, and
+/// are answered as ever.
+pub const LIMITS_FIELD: &str = "Entity-Sync-Limits";
 
 /// Gives the present date as HTTP writes it, such as `Sun, 06 Nov 1994 08:49:37 GMT`.
 pub type HttpDate = Arc<dyn Fn() -> String + Send + Sync>;
@@ -31,15 +35,23 @@ pub struct Config {
     pub pass_through: PassThrough,
     /// What is done with clients' misdeeds, besides counting them: written to a log, usually.
     pub on_incident: Option<OnIncident>,
-    /// How many of each kind of those a shard tells in one second.
+    /// What is done with each refused upgrade request, besides counting it: written to a log, usually.
+    pub on_refused_upgrade: Option<OnRefusedUpgrade>,
+    /// How many of each kind of incident a shard tells in one second.
     pub max_incidents_per_second: u32,
     /// Open connections, on all shards together.
     pub max_connections: usize,
     /// Open connections from one IPv4 address or IPv6 /64, on all shards together. `usize::MAX`, the default, is no
     /// limit, since many clients may be behind one proxy.
     pub max_connections_per_address: usize,
-    /// Connections that have not finished their upgrade. While there are so many, no more are accepted.
+    /// Connections that have not finished their upgrade; each shard has an equal part. Beyond it the oldest ends for a newer
+    /// one, once it has had a second, and until then none is accepted.
     pub max_upgrading: usize,
+    /// Of those, the ones from one IPv4 address or IPv6 /64; each shard has an equal part. Beyond it the address's own oldest
+    /// ends.
+    pub max_upgrading_per_address: usize,
+    /// Bytes of unfinished upgrade requests; each shard has an equal part. Beyond it the oldest ends.
+    pub max_upgrade_bytes: usize,
     /// Connections accepted per second, after a burst of as many. 0 is no limit.
     pub max_accepts_per_second: u32,
     /// Length of one message from a client, in bytes.
@@ -94,10 +106,13 @@ impl Config {
             on_message: None,
             pass_through: PassThrough::default(),
             on_incident: None,
+            on_refused_upgrade: None,
             max_incidents_per_second: 10,
             max_connections: 1_000_000,
             max_connections_per_address: usize::MAX,
             max_upgrading: 4_096,
+            max_upgrading_per_address: 1_024,
+            max_upgrade_bytes: 32 * 1024 * 1024,
             max_accepts_per_second: 0,
             max_message_bytes: 64 * 1024,
             max_subscriptions: 1_000,
@@ -116,6 +131,17 @@ impl Config {
             input_budget: 256,
             broadcast_budget: 1_024,
         }
+    }
+}
+
+impl Config {
+    /// What a client is told that asks with the header field [`LIMITS_FIELD`] of its upgrade request, as the value of the same
+    /// field of the response: `subscriptions=1000, key-bytes=1024`.
+    pub fn limits_told(&self) -> String {
+        format!(
+            "subscriptions={}, key-bytes={}",
+            self.max_subscriptions, self.max_key_bytes
+        )
     }
 }
 

@@ -102,6 +102,24 @@ counters! {
         silent_reads,
         /// Of those, the ones that found what had been delivered already.
         silent_unchanged,
+        /// Upgrade requests refused: not good HTTP/1.1, or not a good upgrade.
+        refused_upgrades_bad_request,
+        /// Upgrade requests refused: a web page of another origin.
+        refused_upgrades_origin,
+        /// Upgrade requests refused: the name in Host is not trusted.
+        refused_upgrades_host,
+        /// Upgrade requests refused: nothing is at the path.
+        refused_upgrades_path,
+        /// Upgrade requests refused: another method than GET.
+        refused_upgrades_method,
+        /// Upgrade requests refused: the header block is too long.
+        refused_upgrades_too_long,
+        /// Upgrade requests refused: TLS at a plain port.
+        refused_upgrades_tls,
+        /// Upgrade requests refused: no room for another connection.
+        refused_upgrades_full,
+        /// Upgrade requests refused: the HTTP stack can't give the connection away.
+        refused_upgrades_not_upgradable,
     }
 }
 
@@ -122,6 +140,8 @@ counters! {
         refused_connections,
         /// HTTP requests that were not a good upgrade.
         refused_upgrades,
+        /// Connections closed before their upgrade, since newer ones needed their place.
+        displaced_upgrades,
         /// Client messages taken in, good and bad.
         messages,
         /// Client messages that were rejected: not JSON, wrong types, unknown actions, or nobody to pass them to.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::client::ClientId;
 use crate::wire::WireError;
+use crate::ws::Refusal;
 
 /// Something that a client did wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +38,17 @@ pub enum Misdeed {
     FixedSecret,
     /// It subscribed to too much, to too long a key, or to an entity that is not registered. It isn't told.
     RefusedSubscription,
+    /// It began with TLS, and is closed: TLS ends in front of the server.
+    TlsAtPlainPort,
     /// Its outbox was full of what can't be skipped, and it is closed with code 1013.
     FellBehind,
 }
 
 /// What the application does with incidents. It is called on the thread of the connection, which must not block.
 pub type OnIncident = Arc<dyn Fn(&Incident) + Send + Sync>;
+
+/// What the application does with refused upgrade requests. It is called on the thread of the connection, which must not block.
+pub type OnRefusedUpgrade = Arc<dyn Fn(ClientId, Refusal) + Send + Sync>;
 
 impl Misdeed {
     /// What has its own share of the log.
@@ -53,6 +59,7 @@ impl Misdeed {
             Self::FixedSecret => 2,
             Self::RefusedSubscription => 3,
             Self::FellBehind => 4,
+            Self::TlsAtPlainPort => 5,
         }
     }
 }
@@ -75,6 +82,10 @@ impl fmt::Display for Misdeed {
             Self::Violation { code, reason } => write!(f, "closed with {code}: {reason}"),
             Self::FixedSecret => f.write_str("secret ignored: its own was set when it was accepted"),
             Self::RefusedSubscription => f.write_str("subscription refused: too many, too long, or no known entity"),
+            Self::TlsAtPlainPort => f.write_str(
+                "closed: it began with TLS, which this port does not speak; use ws:// instead of wss://, or let a proxy end TLS in \
+                 front of the server",
+            ),
             Self::FellBehind => f.write_str("closed with 1013: it fell behind"),
         }
     }

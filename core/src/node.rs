@@ -33,6 +33,7 @@ use crate::shard::Shard;
 use crate::subscriptions::TopicId;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
+use crate::ws::Refusal;
 use gate::Gate;
 pub(crate) use interest::Interest;
 pub(crate) use outgoing::{LANES, Lane, Outgoing};
@@ -243,6 +244,28 @@ impl Node {
     /// The limits and policies of this node.
     pub fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// An upgrade request was refused. For drivers whose HTTP stack answers; a shard counts its own.
+    pub fn count_refused_upgrade(&self, reason: Refusal) {
+        let counters = &self.0.counters;
+        let counter = match reason {
+            Refusal::BadRequest => &counters.refused_upgrades_bad_request,
+            Refusal::Forbidden => &counters.refused_upgrades_origin,
+            Refusal::UntrustedHost => &counters.refused_upgrades_host,
+            Refusal::NotFound => &counters.refused_upgrades_path,
+            Refusal::MethodNotAllowed => &counters.refused_upgrades_method,
+            Refusal::HeadersTooLong => &counters.refused_upgrades_too_long,
+            Refusal::Tls => &counters.refused_upgrades_tls,
+            Refusal::Full => &counters.refused_upgrades_full,
+            Refusal::NotUpgradable => &counters.refused_upgrades_not_upgradable,
+        };
+        counter.add(1);
+    }
+
+    /// How many shards share its limits.
+    pub(crate) fn shard_count(&self) -> usize {
+        self.0.ports.len()
     }
 
     /// Whether another connection would not be too many for `max_connections`, as of now.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use entity_sync_mio::{Config, Delivery, Entities, EntityOptions, Origins};
+use entity_sync_mio::{Config, Delivery, Entities, EntityOptions, Hosts, Origins};
 
 /// One example of one row.
 pub(super) struct Case {
@@ -29,6 +29,8 @@ pub(super) enum Setup {
     OriginalLimit,
     /// Only pages of `https://app.example.com` may connect.
     ListedOrigin,
+    /// The server is called `sync.example.com`, besides what its own machine may call it.
+    NamedHost,
     /// A ping each [`QUICK_PING`], and dead after [`QUICK_DEATH`].
     QuickPings,
     /// Messages without an action are passed to the application.
@@ -119,6 +121,7 @@ impl Setup {
                 core.entities = Entities::none().with("items", items).with("every", every);
             }
             Self::OriginalLimit => core.max_message_bytes = 512,
+            Self::NamedHost => core.upgrade.hosts = Hosts::Named(vec!["sync.example.com".to_owned()]),
             Self::ListedOrigin => core.upgrade.origins = Origins::List(vec!["https://app.example.com".to_owned()]),
             Self::QuickPings => {
                 core.ping_interval = QUICK_PING;

@@ -85,6 +85,25 @@ pub(super) fn cases() -> Vec<Case> {
         case("changed: origins can be listed", example, request, answer).on(Setup::ListedOrigin)
     });
     cases.extend(listed);
+    // Changed on purpose: what browsers and proxies send.
+    let own_host = "Host: sync.example.com:443\r\nOrigin: https://sync.example.com";
+    let evil = with([(HOST, "Host: evil.example:8081\r\nOrigin: http://evil.example:8081")]);
+    let target = |target: &str| with([(PATH, target)]);
+    #[rustfmt::skip]
+    let named = [
+        ("the usual port is the same origin", "https", with([(HOST, own_host)]), ACCEPTED.to_owned()),
+        ("the usual port is the same origin", "of another scheme", with([(HOST, own_host), ("https:", "http:")]), FORBIDDEN.to_owned()),
+        ("targets in absolute form", "plain", target("http://127.0.0.1:8081/ws/entity-sync/?a=b"), ACCEPTED.to_owned()),
+        ("targets in absolute form", "another path", target("http://127.0.0.1:8081/ws"), NOT_FOUND.to_owned()),
+        ("targets in absolute form", "another host", target("http://evil.example/ws/entity-sync/"), untrusted()),
+        ("a Host that is not trusted", "of a page", evil, untrusted()),
+        ("a Host that is not trusted", "of a program", with([(HOST, "Host: evil.example")]), untrusted()),
+        ("requests of up to 64 KiB", "", and(&format!("Cookie: {}", "x".repeat(60_000))), ACCEPTED.to_owned()),
+    ];
+    cases.extend(named.map(|(what, example, request, answer)| {
+        let row = "changed: hosts, targets and lengths";
+        case(row, &format!("{what}, {example}"), request, &answer).on(Setup::NamedHost)
+    }));
     cases.push(same_segment());
     cases
 }
@@ -98,6 +117,16 @@ fn case(row: &'static str, example: &str, request: String, answer: &str) -> Case
         steps.push(Step::Receive(ACCEPTED.into()));
     }
     Case::new(1, row, example, steps)
+}
+
+/// A 403 that says what to configure.
+fn untrusted() -> String {
+    let body = entity_sync_mio::Refusal::UntrustedHost.body();
+    assert!(body.contains("--allowed-host"));
+    let length = format!("Content-Length: {}", body.len());
+    FORBIDDEN
+        .replace("Content-Length: 10", &length)
+        .replace("\r\n\r\nForbidden\n", &format!("\r\n\r\n{body}"))
 }
 
 /// Changed on purpose: the original closed.

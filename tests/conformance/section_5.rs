@@ -186,9 +186,10 @@ fn clients_connecting_one_after_another_all_get_all() {
     for door in Door::ALL {
         let world = World::start(door, 10);
         let subscribe = br#"{"action":"subscribe","body":{"entity":"items","id":"100"}}"#;
-        let mut first = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        let mut first =
+            b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            .to_vec();
+                .to_vec();
         first.extend([0x81, 0x80 | subscribe.len() as u8, 0, 0, 0, 0]);
         first.extend(subscribe);
         // Back to back: nobody waits for an answer.

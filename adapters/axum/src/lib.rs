@@ -57,10 +57,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use entity_sync_core::{HeaderFields, Refusal, asks_for_snapshots};
+use entity_sync_core::{HeaderFields, LIMITS_FIELD, Refusal, asks_for_snapshots};
 use entity_sync_mio::{AdoptFailure, Adopted, Handle};
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
@@ -113,8 +113,9 @@ impl fmt::Debug for Secret {
 }
 
 impl Upgrader {
-    /// For the connections of this server. Its [`upgrade.origins`](entity_sync_core::UpgradeRules::origins) hold here too;
-    /// its paths don't, and nor do its limits on accepting.
+    /// For the connections of this server. Its [`upgrade.origins`](entity_sync_core::UpgradeRules::origins) and
+    /// [`upgrade.hosts`](entity_sync_core::UpgradeRules::hosts) hold here too; its paths don't, and nor do its limits on
+    /// accepting. Where you listen to loopback addresses only, set the hosts to `Hosts::Named`: `Hosts::Auto` can't know that.
     pub fn new(handle: &Handle) -> Self {
         Self {
             handle: handle.clone(),
@@ -139,22 +140,14 @@ impl Upgrader {
     /// Outside of a tokio runtime that has I/O and time.
     pub fn upgrade<B, R: From<&'static str>>(&self, request: &mut Request<B>) -> Response<R> {
         if !self.handle.has_room() {
-            let mut response = respond(StatusCode::SERVICE_UNAVAILABLE, "The server is full; try again later\n");
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from_static("5"));
-            return response;
+            return self.refuse(Refusal::Full, request);
         }
         let accepted = match self.judge(request) {
             Ok(accepted) => accepted,
-            Err(refusal) => return refuse(refusal),
+            Err(refusal) => return self.refuse(refusal, request),
         };
         if request.extensions().get::<OnUpgrade>().is_none() {
-            return respond(
-                StatusCode::UPGRADE_REQUIRED,
-                "This connection can't be upgraded: something in front of the route has taken it, or it is not served \
-                 with upgrades\n",
-            );
+            return self.refuse(Refusal::NotUpgradable, request);
         }
         let secret = request.extensions().get::<Secret>().map(|it| it.0.clone());
         let peer = peer_of(request);
@@ -179,6 +172,17 @@ impl Upgrader {
 
     /// The response that says yes.
     fn judge<B, R: From<&'static str>>(&self, request: &Request<B>) -> Result<Response<R>, Refusal> {
+        let mut response = self.accept(request)?;
+        if request.headers().contains_key(LIMITS_FIELD)
+            && let Ok(field) = HeaderName::try_from(LIMITS_FIELD)
+            && let Ok(limits) = HeaderValue::try_from(self.handle.config().limits_told())
+        {
+            response.headers_mut().insert(field, limits);
+        }
+        Ok(response)
+    }
+
+    fn accept<B, R: From<&'static str>>(&self, request: &Request<B>) -> Result<Response<R>, Refusal> {
         let rules = &self.handle.config().upgrade;
         let fields = Fields {
             headers: request.headers(),
@@ -199,6 +203,13 @@ impl Upgrader {
         let proof = HeaderValue::try_from(proof).map_err(|_| Refusal::BadRequest)?;
         headers.insert(SEC_WEBSOCKET_ACCEPT, proof);
         Ok(response)
+    }
+
+    fn refuse<B, R: From<&'static str>>(&self, refusal: Refusal, request: &Request<B>) -> Response<R> {
+        self.handle.count_refused_upgrade(refusal);
+        let (reason, status) = (refusal.name(), refusal.status());
+        tracing::debug!(peer = ?peer_of(request), reason, status, "upgrade refused");
+        refuse(refusal)
     }
 
     async fn serve(&self, upgraded: Upgraded, client: Client) {
@@ -295,6 +306,11 @@ fn peer_of<B>(request: &Request<B>) -> Option<IpAddr> {
 fn refuse<R: From<&'static str>>(refusal: Refusal) -> Response<R> {
     let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
     let mut response = respond(status, refusal.body());
+    if refusal == Refusal::Full {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    }
     if refusal.tells_version() {
         let version = HeaderValue::from_static("13");
         response.headers_mut().insert(SEC_WEBSOCKET_VERSION, version);
@@ -313,16 +329,15 @@ fn respond<R: From<&'static str>>(status: StatusCode, text: &'static str) -> Res
 /// The header of a parsed request.
 struct Fields<'r> {
     headers: &'r HeaderMap,
-    /// What HTTP/2 has in place of `Host`.
+    /// What HTTP/2 and targets in absolute form have in place of `Host`.
     authority: Option<&'r str>,
 }
 
 impl HeaderFields for Fields<'_> {
     fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        let has_host = self.headers.contains_key(HOST);
-        let authority = self.authority.filter(|_| !has_host && HOST == name);
-        let fields = self.headers.get_all(name).into_iter();
-        let fields = fields.map(|it| it.as_bytes().trim_ascii());
+        let authority = self.authority.filter(|_| name.eq_ignore_ascii_case(HOST.as_str()));
+        let fields = authority.is_none().then(|| self.headers.get_all(name).into_iter());
+        let fields = fields.into_iter().flatten().map(|it| it.as_bytes().trim_ascii());
         fields.chain(authority.map(str::as_bytes))
     }
 }

@@ -41,10 +41,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use entity_sync_core::{
-    Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Incident,
-    Incoming, InvalidCloseCode, LATENCY_BOUNDS, LatencyCounts, Misdeed, NodeCounters, NodeCounts, Origins, PassThrough,
-    Payload, ReadError, Request, RowError, Rows, Seed, Selector, SendError, ShardCounts, UnknownEntity,
-    asks_for_snapshots,
+    Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Hosts,
+    Incident, Incoming, InvalidCloseCode, LATENCY_BOUNDS, LatencyCounts, Misdeed, NodeCounters, NodeCounts, Origins,
+    PassThrough, Payload, ReadError, Refusal, Request, RowError, Rows, Seed, Selector, SendError, ShardCounts,
+    UnknownEntity, asks_for_snapshots,
 };
 use entity_sync_core::{Node, Timestamp};
 pub use entity_sync_runtime::{Health, Part, Severity, Trouble};
@@ -96,6 +96,20 @@ impl Config {
             health: Health::default(),
             core,
         }
+    }
+}
+
+/// Settles [`Hosts::Auto`]. What only this machine can reach is only called by names of this machine, unless a proxy is in front
+/// of it, and then pages have origins of their own.
+fn trust_local_names(config: &mut Config) {
+    let is_local = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+    let rules = &mut config.core.upgrade;
+    if rules.hosts == Hosts::Auto
+        && rules.origins == Origins::Same
+        && !config.listen.is_empty()
+        && config.listen.iter().all(is_local)
+    {
+        rules.hosts = Hosts::Named(Vec::new());
     }
 }
 
@@ -167,6 +181,12 @@ impl Server {
     /// [`StartError`]: nothing is left running.
     pub fn start(mut config: Config, resolver: impl Resolver + 'static) -> Result<Self, StartError> {
         let count = config.reactors.get();
+        trust_local_names(&mut config);
+        config.core.on_refused_upgrade.get_or_insert_with(|| {
+            Arc::new(|client, reason| {
+                tracing::debug!(%client, reason = reason.name(), status = reason.status(), "upgrade refused");
+            })
+        });
         let mut addresses = Vec::new();
         let mut listeners: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
         if let Some((address, included)) = overlap(&config.listen) {
@@ -323,6 +343,11 @@ impl Handle {
             return self.notify(key);
         }
         keys.clone().try_for_each(|key| self.notify(key))
+    }
+
+    /// Counts an upgrade request that was refused by an HTTP stack in front of [`adopt`](Self::adopt).
+    pub fn count_refused_upgrade(&self, reason: Refusal) {
+        self.node.count_refused_upgrade(reason);
     }
 
     /// Whether there is an entity of this name.
@@ -489,4 +514,33 @@ fn random_seed() -> Seed {
         })
     };
     Seed(half(), half())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_this_machine_reaches_is_called_by_its_names() {
+        let hosts = |listen: &[&str], change: fn(&mut Config)| {
+            let mut config = Config::new(listen.iter().map(|it| it.parse().expect("an address")));
+            change(&mut config);
+            trust_local_names(&mut config);
+            config.core.upgrade.hosts
+        };
+        let named = Hosts::Named(Vec::new());
+        assert_eq!(hosts(&["127.0.0.1:0", "[::1]:0"], |_| {}), named);
+        assert_eq!(hosts(&["[::ffff:127.0.0.1]:0"], |_| {}), named);
+        for listen in [&["127.0.0.1:0", "0.0.0.0:0"][..], &["192.0.2.1:0"], &[]] {
+            assert_eq!(hosts(listen, |_| {}), Hosts::Auto, "{listen:?}");
+        }
+        assert_eq!(
+            hosts(&["127.0.0.1:0"], |it| it.core.upgrade.origins = Origins::Any),
+            Hosts::Auto
+        );
+        assert_eq!(
+            hosts(&["127.0.0.1:0"], |it| it.core.upgrade.hosts = Hosts::Any),
+            Hosts::Any
+        );
+    }
 }

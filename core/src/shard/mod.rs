@@ -3,6 +3,7 @@
 //! - this file: the interface, and the life of a connection;
 //! - `interface`: the words it is spoken in;
 //! - `conn`: what is kept for a connection;
+//! - `handshakes`: connections that have not finished their upgrade, and which of them gives way;
 //! - `session`: what a client's bytes do;
 //! - `backlog`: how much of a client's input is worked on at once;
 //! - `deliver`: how rows get to the members of a topic;
@@ -16,6 +17,7 @@ mod command;
 mod conn;
 mod deliver;
 mod drain;
+mod handshakes;
 mod interface;
 mod pause;
 mod session;
@@ -48,6 +50,7 @@ use deliver::Walk;
 pub use deliver::{Broadcast, Flush};
 use drain::Drain;
 pub use drain::DrainOptions;
+use handshakes::Handshakes;
 pub use interface::{ConnId, Input, Output, Sent};
 use pause::Pauses;
 use timers::Timers;
@@ -76,6 +79,7 @@ pub struct Shard {
     timers: Timers,
     /// All deadlines of `timers` are in its time.
     patience: Patience,
+    handshakes: Handshakes,
     /// What this shard has still to do for the node.
     inbox: Inbox,
     /// The rows whose receivers are being walked.
@@ -119,6 +123,7 @@ impl Shard {
         let patience = Patience::new(timers.shortest());
         let counters = node.counters_of(index);
         let latency = Latency::new(node.latency_of(index));
+        let handshakes = Handshakes::new(node.config(), node.shard_count());
         Self {
             node,
             index,
@@ -127,6 +132,7 @@ impl Shard {
             subscriptions: Subscriptions::new(seed),
             timers,
             patience,
+            handshakes,
             inbox: Inbox::default(),
             walk: None,
             ready: VecDeque::new(),
@@ -151,6 +157,7 @@ impl Shard {
     /// # Errors
     /// When to ask again.
     pub fn may_accept(&self, now: Timestamp) -> Result<(), Timestamp> {
+        self.handshakes.may_accept(now)?;
         self.node.admission().may_accept(now, self.node.config())
     }
 
@@ -207,6 +214,11 @@ impl Shard {
         let chance = config.seed.hash_of(&(self.index, conn));
         self.timers.opened(now, conn, chance);
         self.look_for_life(now, conn);
+        if phase == Phase::Upgrading
+            && let Some(other) = self.handshakes.begin(self.now, conn, opening.peer)
+        {
+            self.displace(other);
+        }
         Ok(conn)
     }
 
@@ -523,12 +535,11 @@ impl Shard {
     fn end(&mut self, conn: ConnId) {
         self.leave_all(conn);
         if let Some(state) = self.conns.remove(conn.0) {
-            let admission = self.node.admission();
             if state.phase == Phase::Upgrading {
-                admission.upgraded();
+                self.handshakes.end(conn);
             }
             let peer = self.peers.get_mut(conn.index()).and_then(Option::take);
-            admission.leave(self.node.config(), peer);
+            self.node.admission().leave(self.node.config(), peer);
             self.counters.closed.add_alone(1);
             self.count_connections();
             self.endings.push_back(Ending::Close(conn));
@@ -540,9 +551,15 @@ impl Shard {
         if let Some(state) = self.conns.get_mut(conn.0) {
             let before = std::mem::replace(&mut state.phase, phase);
             if before == Phase::Upgrading && phase != Phase::Upgrading {
-                self.node.admission().upgraded();
+                self.handshakes.end(conn);
             }
         }
+    }
+
+    /// Ends a connection that has not upgraded, for newer ones.
+    fn displace(&mut self, conn: ConnId) {
+        self.counters.displaced_upgrades.add_alone(1);
+        self.end(conn);
     }
 
     fn count_connections(&self) {
@@ -585,10 +602,7 @@ impl Drop for Shard {
         for topic in self.subscriptions.topics() {
             self.node.leave(self.now, self.index, topic.flight);
         }
-        for (id, state) in self.conns.iter() {
-            if state.phase == Phase::Upgrading {
-                self.node.admission().upgraded();
-            }
+        for (id, _) in self.conns.iter() {
             let peer = self.peers.get(id.index as usize).copied().flatten();
             self.node.admission().leave(self.node.config(), peer);
         }

@@ -8,12 +8,13 @@ use smallvec::SmallVec;
 use super::pause::Pause;
 use super::{ConnId, Phase, Shard};
 use crate::client::{Incoming, PassThrough, Payload};
+use crate::config::LIMITS_FIELD;
 use crate::incident::Misdeed;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
 use crate::subscriptions::{Standing, TopicId};
 use crate::wire::{self, ClientMessage};
-use crate::ws::{self, Flow, Limits, OpCode, Received, Stop, Upgrade, close_frame, control_frame};
+use crate::ws::{self, Flow, Limits, OpCode, Received, Refusal, Stop, Upgrade, close_frame, control_frame};
 
 /// What a message's bytes cost, beside what it asks for.
 const BYTES_PER_UNIT: usize = 256;
@@ -36,12 +37,15 @@ impl Shard {
             Some(extra) if !extra.held.is_empty() => std::mem::take(&mut extra.held),
             _ => Vec::new(),
         };
-        let mut rest = if earlier.is_empty() {
-            bytes
-        } else {
+        let mut searched = earlier.len();
+        let is_continued = searched > 0;
+        let mut rest = if is_continued {
             earlier.extend_from_slice(bytes);
             &mut earlier[..]
+        } else {
+            bytes
         };
+        let mut all_consumed = 0;
         // A refused request may be followed by a better one on the same connection.
         while !rest.is_empty() {
             let config = self.node.config();
@@ -53,18 +57,30 @@ impl Shard {
                     date.inspect_err(|_| counters.handler_panics.add_alone(1)).ok()
                 }
             });
-            match ws::upgrade(&config.upgrade, date.as_ref().map(|it| it as _), rest) {
+            match ws::upgrade(&config.upgrade, date.as_ref().map(|it| it as _), rest, searched) {
                 Upgrade::Incomplete => {
-                    if let Some(state) = self.conns.get_mut(conn.0) {
-                        state.extra().held = rest.to_vec();
-                    }
-                    return;
+                    let request = if is_continued {
+                        // In place: it may come in very small pieces.
+                        earlier.drain(..all_consumed);
+                        earlier
+                    } else {
+                        rest.to_vec()
+                    };
+                    return self.keep_request(conn, request);
                 }
                 Upgrade::Accept {
                     response,
                     consumed,
                     wants_snapshots,
                 } => {
+                    let asks = rest
+                        .get(..consumed)
+                        .is_some_and(|head| ws::has_field(head, LIMITS_FIELD));
+                    let response = if asks {
+                        ws::with_field(&response, LIMITS_FIELD, &config.limits_told())
+                    } else {
+                        response
+                    };
                     self.set_upgraded(conn, Phase::Open);
                     if let Some(state) = self.conns.get_mut(conn.0) {
                         state.wants_snapshots |= wants_snapshots;
@@ -77,10 +93,13 @@ impl Shard {
                 Upgrade::Refuse {
                     response,
                     consumed,
+                    reason,
                     keep_alive,
-                    ..
                 } => {
-                    self.counters.refused_upgrades.add_alone(1);
+                    self.refuse_upgrade(conn, reason);
+                    if reason == Refusal::Tls {
+                        return self.end(conn);
+                    }
                     let Some(state) = self.conns.get_mut(conn.0) else {
                         return;
                     };
@@ -93,8 +112,34 @@ impl Shard {
                     }
                     self.make_ready(conn);
                     rest = rest.get_mut(consumed..).unwrap_or_default();
+                    (all_consumed, searched) = (all_consumed + consumed, 0);
                 }
             }
+        }
+        self.handshakes.holds(conn, 0);
+    }
+
+    /// Keeps the beginning of a request, if all of them together are not too long.
+    fn keep_request(&mut self, conn: ConnId, request: Vec<u8>) {
+        self.handshakes.holds(conn, request.len());
+        if let Some(state) = self.conns.get_mut(conn.0) {
+            state.extra().held = request;
+        }
+        while let Some(other) = self.handshakes.beyond_bytes(conn) {
+            self.displace(other);
+        }
+    }
+
+    fn refuse_upgrade(&mut self, conn: ConnId, reason: Refusal) {
+        self.counters.refused_upgrades.add_alone(1);
+        self.node.count_refused_upgrade(reason);
+        if reason == Refusal::Tls {
+            self.tell(conn, || Misdeed::TlsAtPlainPort);
+        }
+        if let Some(on_refused) = &self.node.config().on_refused_upgrade
+            && catch_unwind(AssertUnwindSafe(|| on_refused(self.client_id(conn), reason))).is_err()
+        {
+            self.counters.handler_panics.add_alone(1);
         }
     }
 

@@ -6,11 +6,15 @@
 mod close;
 mod decoder;
 mod frame_header;
+mod hosts;
+mod refusal;
 mod upgrade;
 mod violation;
 
 pub(crate) use close::{close_frame, may_be_sent};
 pub(crate) use decoder::{Decoder, Flow, Limits, Received, Stop};
 pub(crate) use frame_header::{OpCode, control_frame, data_frame, encode_header};
-pub use upgrade::{HeaderFields, Origins, Refusal, UpgradeRules, asks_for_snapshots};
-pub(crate) use upgrade::{Upgrade, upgrade};
+pub use hosts::{Hosts, Origins};
+pub use refusal::Refusal;
+pub use upgrade::{HeaderFields, UpgradeRules, asks_for_snapshots};
+pub(crate) use upgrade::{Upgrade, has_field, upgrade, with_field};

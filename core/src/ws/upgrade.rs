@@ -5,6 +5,9 @@ use data_encoding::BASE64;
 use httparse::{Header, Request, Status};
 use sha1::{Digest, Sha1};
 
+use super::hosts::{Hosts, Origins};
+use super::refusal::Refusal;
+
 /// Which requests are upgraded.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -13,7 +16,9 @@ pub struct UpgradeRules {
     pub paths: Vec<String>,
     /// Which web pages may connect.
     pub origins: Origins,
-    /// Length of a request's header block, in bytes. A longer one is answered 431.
+    /// Which names of the server a request may carry.
+    pub hosts: Hosts,
+    /// Length of a request's header block, in bytes. A longer one is answered 431. Browsers send all cookies of a host.
     pub max_request_bytes: usize,
 }
 
@@ -22,23 +27,10 @@ impl Default for UpgradeRules {
         Self {
             paths: vec!["/ws/entity-sync/".to_owned()],
             origins: Origins::Same,
-            max_request_bytes: 8 * 1024,
+            hosts: Hosts::Auto,
+            max_request_bytes: 64 * 1024,
         }
     }
-}
-
-/// Which web pages may connect. Only browsers are held back by it: a request without an `Origin` header is always let
-/// in, and what else sends one can send any.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Origins {
-    /// Pages from the same host and port as the request's `Host`, whatever the scheme.
-    Same,
-    /// All pages.
-    Any,
-    /// Pages from these origins only, written as browsers do: `https://example.com`, and `:port` if it isn't the
-    /// scheme's usual one. ASCII case doesn't matter.
-    List(Vec<String>),
 }
 
 /// The answer to a request.
@@ -61,22 +53,6 @@ pub(crate) enum Upgrade {
     },
 }
 
-/// Why a request was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// Not good HTTP/1.1, or not a good upgrade.
-    BadRequest,
-    /// A web page of this origin may not connect.
-    Forbidden,
-    /// There is nothing at this path.
-    NotFound,
-    /// Only GET is upgraded.
-    MethodNotAllowed,
-    /// The header block is longer than `max_request_bytes`, or has too many fields.
-    HeadersTooLong,
-}
-
 /// The header fields of a request that an HTTP stack has parsed.
 pub trait HeaderFields {
     /// The values of all fields of this name, whatever its ASCII case, without white space around them.
@@ -96,11 +72,23 @@ pub(crate) type Date<'a> = Option<&'a dyn Fn() -> Option<String>>;
 /// Header fields in a request, at most. Browsers send about 20; proxies add a few.
 const MAX_HEADERS: usize = 128;
 
-/// Judges the request at the start of `received`. What follows it is not looked at.
-pub(crate) fn upgrade(rules: &UpgradeRules, date: Date<'_>, received: &[u8]) -> Upgrade {
-    let searched = received.get(..rules.max_request_bytes).unwrap_or(received);
-    // Until the end is there nothing is parsed, so that a request in tiny pieces costs little.
-    let Some(head) = head_of(searched) else {
+/// The first byte of a TLS connection, which is none of HTTP's.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Judges the request at the start of `received`. What follows it is not looked at. The first `searched` bytes are known to be
+/// [`Upgrade::Incomplete`].
+pub(crate) fn upgrade(rules: &UpgradeRules, date: Date<'_>, received: &[u8], searched: usize) -> Upgrade {
+    if received.first() == Some(&TLS_HANDSHAKE) {
+        return Upgrade::Refuse {
+            response: Bytes::new(),
+            consumed: received.len(),
+            reason: Refusal::Tls,
+            keep_alive: false,
+        };
+    }
+    let looked_at = received.get(..rules.max_request_bytes).unwrap_or(received);
+    // Until the end is there nothing is parsed or looked at twice, so that a request in tiny pieces costs little.
+    let Some(head) = head_of(looked_at, searched) else {
         return if received.len() < rules.max_request_bytes {
             Upgrade::Incomplete
         } else {
@@ -141,12 +129,53 @@ pub(crate) fn upgrade(rules: &UpgradeRules, date: Date<'_>, received: &[u8]) -> 
 }
 
 fn judge(rules: &UpgradeRules, request: &Request<'_, '_>) -> Result<String, Refusal> {
-    let path = request.path.and_then(|target| target.split('?').next());
+    let (authority, target) = split_target(request.path.unwrap_or_default());
+    if authority.is_some_and(|it| it.is_empty() || it.contains('@')) {
+        return Err(Refusal::BadRequest);
+    }
+    let path = target.split('?').next();
     if !rules.paths.iter().any(|known| path == Some(known)) {
         return Err(Refusal::NotFound);
     }
-    let method = request.method.unwrap_or_default();
-    rules.judge(request.version == Some(1), method, &*request.headers)
+    let headers = Fields {
+        headers: request.headers,
+        authority,
+    };
+    rules.judge(request.version == Some(1), request.method.unwrap_or_default(), &headers)
+}
+
+/// The authority of a target in absolute form (RFC 9112, section 3.2.2), and its path with the query.
+fn split_target(target: &str) -> (Option<&str>, &str) {
+    let schemes = ["http://", "https://", "ws://", "wss://"];
+    let is_scheme = |it: &&str| target.get(..it.len()).is_some_and(|own| own.eq_ignore_ascii_case(it));
+    let Some(rest) = schemes
+        .iter()
+        .find(|it| is_scheme(it))
+        .and_then(|it| target.get(it.len()..))
+    else {
+        return (None, target);
+    };
+    match rest.split_at_checked(rest.find(['/', '?']).unwrap_or(rest.len())) {
+        Some((authority, target)) if target.starts_with('/') => (Some(authority), target),
+        _ => (Some(rest), "/"),
+    }
+}
+
+/// The header fields of a request, in which the target's authority goes before `Host`.
+struct Fields<'r> {
+    headers: &'r [Header<'r>],
+    authority: Option<&'r str>,
+}
+
+impl HeaderFields for Fields<'_> {
+    fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let authority = self.authority.filter(|_| name.eq_ignore_ascii_case("Host"));
+        let fields = authority.is_none().then(|| self.headers.values(name));
+        authority
+            .map(str::as_bytes)
+            .into_iter()
+            .chain(fields.into_iter().flatten())
+    }
 }
 
 impl UpgradeRules {
@@ -189,65 +218,14 @@ impl UpgradeRules {
         if !has_token(headers, "Sec-WebSocket-Version", "13") {
             return Err(Refusal::BadRequest);
         }
+        if !self.hosts.allow_all(headers) {
+            return Err(Refusal::UntrustedHost);
+        }
         if !self.origins.allow(headers) {
             return Err(Refusal::Forbidden);
         }
         Ok(())
     }
-}
-
-impl Refusal {
-    /// The status of the response.
-    pub fn status(self) -> u16 {
-        match self {
-            Self::BadRequest => 400,
-            Self::Forbidden => 403,
-            Self::NotFound => 404,
-            Self::MethodNotAllowed => 405,
-            Self::HeadersTooLong => 431,
-        }
-    }
-
-    /// The response's body, which is plain text.
-    pub fn body(self) -> &'static str {
-        match self {
-            Self::BadRequest => "Bad Request\n",
-            Self::Forbidden => "Forbidden\n",
-            Self::NotFound => "404 page not found\n",
-            Self::MethodNotAllowed => "Method Not Allowed\n",
-            Self::HeadersTooLong => "Request Header Fields Too Large\n",
-        }
-    }
-
-    /// Whether the response tells the version of WebSocket: it was about an upgrade.
-    pub fn tells_version(self) -> bool {
-        !matches!(self, Self::NotFound | Self::HeadersTooLong)
-    }
-}
-
-impl Origins {
-    fn allow(&self, headers: &(impl HeaderFields + ?Sized)) -> bool {
-        let Some(origin) = headers.values("Origin").next() else {
-            return true;
-        };
-        match self {
-            Self::Any => true,
-            Self::Same => {
-                let host = headers.values("Host").next();
-                host.zip(authority(origin))
-                    .is_some_and(|(host, origin)| origin.eq_ignore_ascii_case(host))
-            }
-            Self::List(known) => known.iter().any(|known| origin.eq_ignore_ascii_case(known.as_bytes())),
-        }
-    }
-}
-
-/// `host:port` of an origin; `None` for `null` and whatever else has no host.
-fn authority(origin: &[u8]) -> Option<&[u8]> {
-    let origin = std::str::from_utf8(origin).ok()?;
-    let (_scheme, rest) = origin.split_once("://")?;
-    let authority = rest.split(['/', '?', '#']).next()?;
-    (!authority.is_empty()).then_some(authority.as_bytes())
 }
 
 /// Whether the query of an upgrade request, which is what follows its `?`, asks for the present state of whatever the client
@@ -274,6 +252,22 @@ fn accept(key: &[u8]) -> String {
     BASE64.encode(&proof)
 }
 
+/// Whether the head of a request has this field.
+pub(crate) fn has_field(head: &[u8], name: &str) -> bool {
+    head.split(|&byte| byte == b'\n').any(|line| {
+        let field = line.split_at_checked(name.len());
+        field.is_some_and(|(own, rest)| own.eq_ignore_ascii_case(name.as_bytes()) && rest.first() == Some(&b':'))
+    })
+}
+
+/// A response without a body, with one more field.
+pub(crate) fn with_field(response: &[u8], name: &str, value: &str) -> Bytes {
+    let fields = response.strip_suffix(b"\r\n").unwrap_or(response);
+    [fields, name.as_bytes(), b": ", value.as_bytes(), b"\r\n\r\n"]
+        .concat()
+        .into()
+}
+
 fn switching_protocols(accept: &str) -> Bytes {
     format!(
         "HTTP/1.1 101 Switching Protocols\r\n\
@@ -297,13 +291,7 @@ fn hang_up(reason: Refusal, date: Date<'_>, consumed: usize) -> Upgrade {
 
 fn refusal(reason: Refusal, date: Date<'_>, keep_alive: bool, is_head: bool) -> Bytes {
     let status = reason.status();
-    let phrase = match reason {
-        Refusal::BadRequest => "Bad Request",
-        Refusal::Forbidden => "Forbidden",
-        Refusal::NotFound => "Not Found",
-        Refusal::MethodNotAllowed => "Method Not Allowed",
-        Refusal::HeadersTooLong => "Request Header Fields Too Large",
-    };
+    let phrase = reason.phrase();
     let version = if reason.tells_version() {
         "Sec-Websocket-Version: 13\r\n"
     } else {
@@ -330,9 +318,11 @@ fn refusal(reason: Refusal, date: Date<'_>, keep_alive: bool, is_head: bool) -> 
 }
 
 /// The header block at the start of `bytes`, with the empty line that ends it. As in the original, a line may end without
-/// a carriage return.
-fn head_of(bytes: &[u8]) -> Option<&[u8]> {
-    let line_ends = bytes.iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
+/// a carriage return. It doesn't end within the first `searched` bytes.
+fn head_of(bytes: &[u8], searched: usize) -> Option<&[u8]> {
+    // The line end before the last may be among them.
+    let from = searched.saturating_sub(2);
+    let line_ends = bytes.iter().enumerate().skip(from).filter(|&(_, &byte)| byte == b'\n');
     let end = line_ends.map(|(at, _)| at + 1).find_map(|at| match bytes.get(at..)? {
         [b'\n', ..] => Some(at + 1),
         [b'\r', b'\n', ..] => Some(at + 2),
@@ -377,7 +367,7 @@ mod tests {
 
     /// The status of the answer, and whether the connection stays.
     fn answer(rules: &UpgradeRules, request: &str) -> (u16, bool) {
-        match upgrade(rules, None, request.as_bytes()) {
+        match upgrade(rules, None, request.as_bytes(), 0) {
             Upgrade::Incomplete => (0, true),
             Upgrade::Accept { response, consumed, .. } => {
                 assert_eq!(response.len(), 129);
@@ -486,13 +476,74 @@ mod tests {
             (with(host, "Host 127.0.0.1:8081"), 400, false),
             ("\r\n\r\n".to_owned(), 400, false),
             ("\n\n".to_owned(), 400, false),
-            ("\x16\x03\x01\n\n".to_owned(), 400, false),
+            // Targets in absolute form, whose authority goes before Host.
+            (with(path, "http://127.0.0.1:8081/ws/entity-sync/?a=b"), 101, true),
+            (with(path, "WS://x/ws/entity-sync/"), 101, true),
+            (with(path, "http://x:80/ws/entity-sync/").replace("User-Agent:", "Origin: http://x\r\nUser-Agent:"), 101, true),
+            (with(path, "http://x/ws/entity-sync/").replace("User-Agent:", "Origin: http://127.0.0.1:8081\r\nUser-Agent:"), 403, true),
+            (with(path, "http://x"), 404, true),
+            (with(path, "http://x?/ws/entity-sync/"), 404, true),
+            (with(path, "http:///ws/entity-sync/"), 400, true),
+            (with(path, "http://me@x/ws/entity-sync/"), 400, true),
+            (with(path, "ftp://x/ws/entity-sync/"), 404, true),
+            // Ports that are left out.
+            (with_header("Origin: https://name").replace(host, "Host: name:443"), 101, true),
+            (with_header("Origin: http://name").replace(host, "Host: name:443"), 403, true),
             (format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "a:b\r\n".repeat(128)), 431, false),
         ];
         for (request, status, keep_alive) in rows {
             let answer = answer(&UpgradeRules::default(), &request);
             assert_eq!(answer, (status, keep_alive), "{request}");
         }
+    }
+
+    #[test]
+    fn tls_is_noticed_by_its_first_byte() {
+        for hello in [&b"\x16"[..], b"\x16\x03\x01\x02\x00\x01", b"\x16\x03\x01\n\n"] {
+            match upgrade(&UpgradeRules::default(), None, hello, 0) {
+                Upgrade::Refuse {
+                    response,
+                    reason,
+                    keep_alive,
+                    ..
+                } => {
+                    assert_eq!((&response[..], reason, keep_alive), (&b""[..], Refusal::Tls, false));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_trusted_is_told_what_to_configure() {
+        let mut rules = UpgradeRules {
+            hosts: Hosts::Named(vec!["sync.example".to_owned()]),
+            ..UpgradeRules::default()
+        };
+        let evil = with(
+            "Host: 127.0.0.1:8081",
+            "Host: evil.example:8081\r\nOrigin: http://evil.example:8081",
+        );
+        assert_eq!(answer(&rules, &evil), (403, true));
+        let own = evil.replace("evil.example", "sync.example");
+        for good in [EXAMPLE, &own] {
+            assert_eq!(answer(&rules, good), (101, true));
+        }
+        // The target goes before the field.
+        let target = with("/ws/entity-sync/", "http://evil.example/ws/entity-sync/");
+        assert_eq!(answer(&rules, &target), (403, true));
+        match upgrade(&rules, None, evil.as_bytes(), 0) {
+            Upgrade::Refuse { response, reason, .. } => {
+                let response = String::from_utf8(response.to_vec()).expect("text");
+                assert_eq!(reason, Refusal::UntrustedHost);
+                for part in ["HTTP/1.1 403 Forbidden\r\n", "--allowed-host NAME", "--origin"] {
+                    assert!(response.contains(part), "{response}");
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+        rules.hosts = Hosts::Auto;
+        assert_eq!(answer(&rules, &evil), (101, true));
     }
 
     #[test]
@@ -506,7 +557,7 @@ mod tests {
             (with("GET", "POST"), NOT_ALLOWED),
             (with("GET", "HEAD"), bare_head),
         ] {
-            match upgrade(&UpgradeRules::default(), None, request.as_bytes()) {
+            match upgrade(&UpgradeRules::default(), None, request.as_bytes(), 0) {
                 Upgrade::Accept { response, consumed, .. } | Upgrade::Refuse { response, consumed, .. } => {
                     assert_eq!(response, expected);
                     assert_eq!(consumed, request.len());
@@ -520,7 +571,7 @@ mod tests {
     fn what_follows_the_request_is_left_alone() {
         for next in ["\u{1}\u{5}", EXAMPLE, "\r\n\r\n"] {
             let received = format!("{EXAMPLE}{next}");
-            let upgrade = upgrade(&UpgradeRules::default(), None, received.as_bytes());
+            let upgrade = upgrade(&UpgradeRules::default(), None, received.as_bytes(), 0);
             let expected = Upgrade::Accept {
                 response: ACCEPTED.into(),
                 consumed: EXAMPLE.len(),
@@ -546,7 +597,7 @@ mod tests {
             ("?x=1;snapshot=1", false),
         ] {
             let request = with("/ws/entity-sync/", &format!("/ws/entity-sync/{query}"));
-            match upgrade(&UpgradeRules::default(), None, request.as_bytes()) {
+            match upgrade(&UpgradeRules::default(), None, request.as_bytes(), 0) {
                 Upgrade::Accept {
                     response,
                     wants_snapshots,
@@ -566,7 +617,15 @@ mod tests {
         let rules = UpgradeRules::default();
         for len in 0..EXAMPLE.len() {
             let received = &EXAMPLE.as_bytes()[..len];
-            assert_eq!(upgrade(&rules, None, received), Upgrade::Incomplete);
+            for searched in 0..=len {
+                assert_eq!(upgrade(&rules, None, received, searched), Upgrade::Incomplete);
+            }
+            // Wherever its last piece begins.
+            let whole = upgrade(&rules, None, EXAMPLE.as_bytes(), len);
+            assert!(
+                matches!(whole, Upgrade::Accept { consumed, .. } if consumed == EXAMPLE.len()),
+                "{len}"
+            );
         }
     }
 
@@ -619,7 +678,7 @@ mod tests {
             if end {
                 bytes.extend(b"\r\n\r\n");
             }
-            let _ = upgrade(&UpgradeRules::default(), None, &bytes);
+            let _ = upgrade(&UpgradeRules::default(), None, &bytes, 0);
         }
 
         #[test]
@@ -631,7 +690,7 @@ mod tests {
                 bytes[at] = byte;
             }
             if let Upgrade::Accept { consumed, .. } | Upgrade::Refuse { consumed, .. } =
-                upgrade(&UpgradeRules::default(), None, &bytes)
+                upgrade(&UpgradeRules::default(), None, &bytes, 0)
             {
                 prop_assert!(consumed <= bytes.len());
             }

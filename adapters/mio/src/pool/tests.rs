@@ -78,9 +78,10 @@ fn live(pool: &Pool) -> usize {
 
 fn upgrade_and_subscribe(id: &str) -> Vec<u8> {
     let text = format!(r#"{{"action":"subscribe","body":{{"entity":"items","id":"{id}"}}}}"#);
-    let mut bytes = b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    let mut bytes =
+        b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        .to_vec();
+            .to_vec();
     // A mask of zeros changes nothing.
     bytes.extend([0x81, 0x80 | text.len() as u8, 0, 0, 0, 0]);
     bytes.extend(text.as_bytes());

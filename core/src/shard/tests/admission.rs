@@ -1,6 +1,9 @@
 //! Who is let in, and how all are sent away.
 
+use std::sync::Mutex;
+
 use super::*;
+use crate::ws::Hosts;
 
 #[test]
 fn draining_ends_connections_at_an_even_pace() {
@@ -235,11 +238,11 @@ fn every_end_gives_back_what_was_admitted() {
             ..Opening::default()
         };
         let id = net.open(0, &opening).unwrap();
-        assert!(net.shards[1].may_accept(net.now).is_err());
+        assert!(net.shards[0].may_accept(net.now).is_err());
         end(&mut net, id);
         assert_eq!(net.peer(id).closed, 1, "{name}");
         assert_eq!(net.node.admission().open(), 0, "{name}");
-        assert_eq!(net.shards[1].may_accept(net.now), Ok(()), "{name}");
+        assert_eq!(net.shards[0].may_accept(net.now), Ok(()), "{name}");
         let counts = net.counts(0);
         assert_eq!((counts.opened, counts.closed, counts.connections), (1, 1, 0), "{name}");
         // The next one finds room, by each of the limits.
@@ -269,7 +272,7 @@ fn a_shard_that_is_gone_gives_back_what_was_admitted() {
     net.subscribe(stays, "items", "1");
     net.open(1, &opening).unwrap();
     assert_eq!(net.node.admission().open(), 4);
-    assert!(net.shards[0].may_accept(net.now).is_err());
+    assert!(net.shards[1].may_accept(net.now).is_err());
     drop(net.shards.pop());
     assert_eq!(net.node.admission().open(), 1);
     assert_eq!(net.shards[0].may_accept(net.now), Ok(()));
@@ -280,4 +283,114 @@ fn a_shard_that_is_gone_gives_back_what_was_admitted() {
     let gone = net.node.shard_counters().nth(1).unwrap();
     assert_eq!((gone.connections.get(), gone.subscriptions.get()), (0, 0));
     assert_eq!((gone.opened.get(), gone.closed.get()), (3, 3));
+}
+
+#[test]
+fn silent_connections_give_way_and_keep_nobody_out() {
+    let mut net = Net::new(1, |config| {
+        config.max_upgrading = 8;
+        config.max_upgrading_per_address = 4;
+    });
+    let from = |last: u8| Opening {
+        peer: Some([192, 0, 2, last].into()),
+        ..Opening::default()
+    };
+    let silent: Vec<_> = (0..100).map(|_| net.open(0, &from(1)).unwrap()).collect();
+    net.run();
+    assert_eq!((net.shards[0].connections(), net.counts(0).displaced_upgrades), (4, 96));
+    assert!(
+        silent.iter().rev().take(4).all(|&id| net.peer(id).closed == 0),
+        "the newest are left"
+    );
+    // Another address is let in, and finishes.
+    assert_eq!(net.shards[0].may_accept(net.now), Ok(()));
+    let other = net.open(0, &from(2)).unwrap();
+    net.receive(other, UPGRADE);
+    // Many addresses fill it, and then the oldest that has had time gives way.
+    for last in 3..=6 {
+        net.open(0, &from(last)).unwrap();
+    }
+    assert!(net.shards[0].may_accept(net.now).is_err());
+    net.wait_until(net.now + Duration::from_secs(1));
+    assert_eq!(net.shards[0].may_accept(net.now), Ok(()));
+    let late = net.open(0, &from(7)).unwrap();
+    net.receive(late, UPGRADE);
+    net.subscribe(late, "items", "1");
+    net.change("items", "1", 1);
+    assert_eq!(net.counts(0).displaced_upgrades, 97);
+    assert_eq!([other, late].map(|id| net.peer(id).closed), [0, 0]);
+}
+
+#[test]
+fn an_upgrade_request_may_be_long_and_come_in_small_pieces() {
+    let mut net = Net::new(1, |config| config.max_upgrade_bytes = 100_000);
+    let cookies = format!("\r\nCookie: {}\r\n\r\n", "x".repeat(60_000));
+    let request = UPGRADE.replace("\r\n\r\n", &cookies);
+    let id = net.open(0, &Opening::default()).unwrap();
+    for piece in request.as_bytes().chunks(100) {
+        net.receive(id, piece);
+    }
+    assert!(net.peer(id).received.starts_with(b"HTTP/1.1 101 "));
+    // Those that are never finished share a limit: the oldest ends.
+    let [a, b, c] = [(); 3].map(|()| net.open(0, &Opening::default()).unwrap());
+    for id in [a, b, c] {
+        net.receive(id, &request[..40_000]);
+    }
+    let ended = [a, b, c].map(|id| net.peer(id).closed);
+    assert_eq!(ended, [1, 0, 0]);
+    net.receive(b, &request[40_000..]);
+    assert!(net.peer(b).received.starts_with(b"HTTP/1.1 101 "));
+}
+
+#[test]
+fn who_asks_is_told_the_limits_of_subscriptions() {
+    let mut net = Net::new(1, |config| config.max_subscriptions = 7);
+    let id = net.open(0, &Opening::default()).unwrap();
+    net.receive(id, UPGRADE.replace("\r\n\r\n", "\r\nentity-sync-limits: ?\r\n\r\n"));
+    let answer = String::from_utf8(net.peer(id).received.clone()).unwrap();
+    let told = "=\r\nEntity-Sync-Limits: subscriptions=7, key-bytes=1024\r\n\r\n";
+    assert!(
+        answer.starts_with("HTTP/1.1 101 ") && answer.ends_with(told),
+        "{answer}"
+    );
+}
+
+#[test]
+fn refused_upgrades_are_counted_and_told_by_reason() {
+    let told = Arc::<Mutex<Vec<String>>>::default();
+    let (refusals, incidents) = (told.clone(), told.clone());
+    let mut net = Net::new(1, move |config| {
+        config.upgrade.hosts = Hosts::Named(Vec::new());
+        config.on_refused_upgrade = Some(Arc::new(move |_, reason| {
+            refusals.lock().unwrap().push(reason.name().to_owned());
+        }));
+        config.on_incident = Some(Arc::new(move |incident| {
+            incidents.lock().unwrap().push(incident.what.to_string());
+        }));
+    });
+    let host = format!(
+        "Host: {}",
+        UPGRADE.split_once("Host: ").unwrap().1.split_once('\r').unwrap().0
+    );
+    for request in [
+        UPGRADE.replace("GET /", "GET /x"),
+        UPGRADE.replace(&host, "Host: evil.example"),
+        UPGRADE.replace("\r\n\r\n", "\r\nOrigin: null\r\n\r\n"),
+        "\u{16}\u{3}\u{1}".to_owned(),
+    ] {
+        let id = net.open(0, &Opening::default()).unwrap();
+        net.receive(id, &request);
+        assert_eq!(net.peer(id).closed, usize::from(request.len() == 3), "{request:?}");
+    }
+    let told = told.lock().unwrap();
+    assert_eq!(told[..3], ["path", "host", "origin"]);
+    assert!(told[3].contains("began with TLS") && told[4] == "tls", "{told:?}");
+    let counts = net.node.counters().snapshot();
+    let by_reason = [
+        counts.refused_upgrades_path,
+        counts.refused_upgrades_host,
+        counts.refused_upgrades_origin,
+        counts.refused_upgrades_tls,
+    ];
+    assert_eq!((by_reason, net.counts(0).refused_upgrades), ([1; 4], 4));
 }
