@@ -318,8 +318,8 @@ fn hostile_bytes_hurt_nobody_else() {
     let requests: [&[u8]; 7] = [
         b"\0\0\0\0\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
-        b"POST /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
-        b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        b"POST /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
           Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n",
         &[b'a'; 20_000],
         &[0x16, 3, 1, 2, 0, 1, 0, 1],

@@ -45,10 +45,10 @@ fn client(process: &Process, token: &str, keys: &[(&str, &str)]) -> Client {
 /// A number of `/metrics`.
 fn metric(process: &Process, name: &str) -> u64 {
     let (_, text) = process.call("GET", "/metrics", "");
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(&format!("entity_sync_{name} ")));
-    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    let mut lines = text.lines();
+    let line = lines.find(|line| line.starts_with(&format!("entity_sync_{name}{{source=")));
+    let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 fn hears(process: &Process) {

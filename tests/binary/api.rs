@@ -152,7 +152,9 @@ fn a_full_api_says_so_to_callers_and_operators() {
     let mut process = Process::start_from(&mut command, ":memory:", &[]);
     let mut holder = TcpStream::connect(process.api).unwrap();
     holder.set_read_timeout(Some(entity_sync_tests::PATIENCE)).unwrap();
-    holder.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    holder
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
     assert!(holder.read(&mut [0; 512]).unwrap() > 0);
     let (status, error) = process.call("PUT", "/entities/items/1", "x");
     assert_eq!(status, 503, "{error}");
@@ -187,7 +189,7 @@ fn clients_leave_files_to_the_api() {
     for mut socket in sockets {
         // Those that found no place were dropped.
         socket.set_read_timeout(Some(entity_sync_tests::PATIENCE)).unwrap();
-        let request = "GET /ws/entity-sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        let request = "GET /ws/entity-sync/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         let upgraded = socket.write_all(request.as_bytes()).is_ok() && socket.read(&mut [0; 129]).is_ok_and(|n| n > 0);
         if upgraded && client.is_none() {

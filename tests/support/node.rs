@@ -148,6 +148,8 @@ impl Node {
         let (_, page) = self.call("GET", "/metrics", "");
         let value = |line: &str| {
             let (of, value) = line.split_once(' ')?;
+            // Some have a label.
+            let of = of.split('{').next()?;
             (of == format!("entity_sync_{name}")).then(|| value.parse().unwrap())
         };
         let value = page.lines().find_map(value);

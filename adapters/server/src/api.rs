@@ -15,9 +15,15 @@
 //! Requests that web pages send are refused (403): it is for programs. Paths are percent-decoded, so an id may hold anything: `a/b` is written `a%2Fb`. Errors are JSON, whatever went wrong:
 //! `{"error":{"code":"not_found","message":"…","hint":"…"}}`.
 //!
-//! Of more than 1,024 connections at once, the next 64 are answered their health checks and everything else with 503, and closed;
+//! Of more than 1,024 connections at once, the one that has had nothing to do for longest is closed. If all of them are busy, the
+//! next 64 are answered their health checks and everything else with 503, and closed;
 //! beyond that, they wait. A body that takes longer than 30 seconds is answered with 408, and
 //! a connection that has sent no whole head for 60 seconds, or read nothing of its answers for 30, is closed ([`Limits`]).
+//! What is answered before its body was read is read away for a while, so that the answer arrives. All connections together
+//! hold a sixteenth of the machine's memory: beyond it, the answer is 503 with `Retry-After`.
+//!
+//! Without a [`Token`], `Host` must be an IP address, `localhost` or one of [`Parts::hosts`] (else 403): a web page may have its
+//! own name lead here.
 //!
 //! It is on hyper without a framework: with six routes there is little to share, and a framework took a quarter of the time
 //! of a request.
@@ -29,23 +35,29 @@ mod extract;
 mod health;
 mod listen;
 mod listener;
+mod memory;
 mod route;
 #[cfg(test)]
 mod tests;
 mod token;
+mod wire;
 
 use std::error::Error;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
 use entity_sync_bus::ClusterView;
-use entity_sync_core::{EntityKey, UnknownEntity};
+use entity_sync_core::{EntityKey, Hosts, UnknownEntity};
 use entity_sync_mio::Health;
 use http_body_util::Full;
 use hyper::body::Body;
-use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+};
+use hyper::http::request;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::task::spawn_blocking;
 
@@ -54,7 +66,9 @@ use crate::store::{Store, StoreError};
 pub use address::Address;
 pub use connections::Connections;
 use error::ApiError;
+use extract::Reading;
 pub use listener::{Listener, UnixSocket};
+use memory::Memory;
 use route::Route;
 pub use token::Token;
 
@@ -66,6 +80,9 @@ pub const MAX_NOTIFY_KEYS: usize = 10_000;
 
 /// The most bytes that the body of one `POST /notify` may have.
 pub const MAX_NOTIFY_BYTES: usize = 4 << 20;
+
+/// The most bytes that the head of a request may have.
+pub const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// What `POST /notify` calls.
 pub type Notify = Arc<dyn Fn(&[EntityKey]) -> Result<(), UnknownEntity> + Send + Sync>;
@@ -93,6 +110,11 @@ pub struct Limits {
     pub head_time_limit: Duration,
     /// How long the body of a request may take. Then it is answered with 408.
     pub body_time_limit: Duration,
+    /// Length of a key, entity and id together, in bytes: what clients may subscribe to.
+    pub max_key_bytes: usize,
+    /// Bytes of requests and answers that are held at the same time, of all connections. Beyond it, requests are answered with
+    /// 503.
+    pub max_bytes: usize,
     /// How long a caller may take none of the bytes that wait for it. Then its connection is closed.
     pub write_time_limit: Duration,
 }
@@ -104,6 +126,8 @@ impl Default for Limits {
             reserved_connections: 64,
             head_time_limit: Duration::from_secs(60),
             body_time_limit: Duration::from_secs(30),
+            max_key_bytes: 1024,
+            max_bytes: memory::default_limit(),
             write_time_limit: Duration::from_secs(30),
         }
     }
@@ -124,6 +148,8 @@ pub struct Parts {
     pub cluster: Option<Arc<ClusterView>>,
     /// What callers must know. Without it, serve the API on a loopback address only.
     pub token: Option<Token>,
+    /// Which names callers may call the server by, if there is no token.
+    pub hosts: Hosts,
     /// How much callers may ask for.
     pub limits: Limits,
     /// How many connections there are, for others to read.
@@ -144,6 +170,7 @@ impl Parts {
             metrics: Arc::new(String::new),
             cluster: None,
             token: None,
+            hosts: Hosts::Named(Vec::new()),
             limits: Limits::default(),
             connections: Arc::default(),
             health: Health::default(),
@@ -163,12 +190,18 @@ impl Parts {
 /// [`Parts::notify`] is called for `POST /notify` only. Changes made here are told to the store's own `on_commit`, once they are
 /// safe. It is called on a thread that serves other requests too, so it must return soon.
 #[derive(Clone)]
-pub struct Api(Arc<Parts>);
+pub struct Api {
+    parts: Arc<Parts>,
+    memory: Arc<Memory>,
+}
 
 impl Api {
     /// The API that these make up.
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+        Self {
+            memory: Memory::new(parts.limits.max_bytes),
+            parts: Arc::new(parts),
+        }
     }
 
     /// Answers one request. It needs a tokio runtime with its timer, for reads that block and bodies that don't come.
@@ -184,10 +217,18 @@ impl Api {
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
     {
         let is_head = request.method() == Method::HEAD;
-        let mut response = match self.serve(place, request).await {
+        let (parts, body) = request.into_parts();
+        let mut body = pin!(body);
+        let mut reading = Reading::new(body.as_mut());
+        let mut response = match self.serve(place, &parts, &mut reading).await {
             Ok(response) => response,
             Err(error) => error.into_response(),
         };
+        if !reading.is_over() {
+            // What comes of it is read away, and nothing after it.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
         if is_head {
             let length = response.body().size_hint().exact().unwrap_or_default();
             response.headers_mut().insert(CONTENT_LENGTH, length.into());
@@ -196,18 +237,23 @@ impl Api {
         response
     }
 
-    async fn serve<B>(&self, place: Place, request: Request<B>) -> Result<Answer, ApiError>
+    async fn serve<B>(
+        &self,
+        place: Place,
+        parts: &request::Parts,
+        body: &mut Reading<'_, B>,
+    ) -> Result<Answer, ApiError>
     where
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
     {
-        refuse_web_pages(request.headers())?;
-        let (parts, body) = request.into_parts();
+        extract::check_length(parts)?;
+        self.ask_for_host(parts)?;
+        refuse_web_pages(&parts.headers)?;
         let path = parts.uri.path();
         let route = Route::of(path);
         if place == Place::Reserve && !route.is_some_and(Route::is_open) {
-            self.0.connections.refuse();
-            extract::discard(&parts.headers, body).await;
-            return Err(ApiError::too_many_connections(self.0.limits.max_connections));
+            self.parts.connections.refuse();
+            return Err(ApiError::too_many_connections(self.parts.limits.max_connections));
         }
         let route = route.ok_or_else(|| ApiError::no_such_path(path))?;
         if !route.is_open() {
@@ -216,14 +262,11 @@ impl Api {
         let method = &parts.method;
         let reads = method == Method::GET || method == Method::HEAD;
         match route {
-            Route::Entity { entity, id } if *method == Method::PUT => {
-                let key = extract::key(entity, id)?;
-                self.put(key, body).await
-            }
-            Route::Entity { entity, id } if reads => self.get(extract::key(entity, id)?).await,
-            Route::Entity { entity, id } if *method == Method::DELETE => self.delete(extract::key(entity, id)?).await,
+            Route::Entity { entity, id } if *method == Method::PUT => self.put(self.key(entity, id)?, body).await,
+            Route::Entity { entity, id } if reads => self.get(self.key(entity, id)?).await,
+            Route::Entity { entity, id } if *method == Method::DELETE => self.delete(self.key(entity, id)?).await,
             Route::Notify if *method == Method::POST => self.notify(body).await,
-            Route::Metrics if reads => Ok(self.metrics()),
+            Route::Metrics if reads => Ok(self.metrics(&parts.headers)),
             Route::Cluster if reads => self.cluster(),
             Route::Health if reads => self.health(&parts.headers).await,
             Route::Ready if reads => self.ready(&parts.headers).await,
@@ -231,12 +274,12 @@ impl Api {
         }
     }
 
-    async fn put<B>(&self, key: EntityKey, body: B) -> Result<Answer, ApiError>
+    async fn put<B>(&self, key: EntityKey, body: &mut Reading<'_, B>) -> Result<Answer, ApiError>
     where
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
     {
-        let store = self.0.store_of(&key)?;
-        let body = extract::text(body, self.0.limits).await?;
+        let store = self.parts.store_of(&key)?;
+        let (body, _held) = extract::text(body, self.parts.limits, self.memory.hold()).await?;
         let written = store.put(key, body).await?;
         Ok(empty(if written.created {
             StatusCode::CREATED
@@ -246,52 +289,74 @@ impl Api {
     }
 
     async fn get(&self, key: EntityKey) -> Result<Answer, ApiError> {
-        let store = self.0.store_of(&key)?.clone();
+        let store = self.parts.store_of(&key)?.clone();
         let read = move || {
             let body = store.get(&key)?;
             Ok(body.map(|body| (content_type(&body), body)))
         };
         let (content_type, body) = blocking(read).await?.ok_or_else(ApiError::not_found)?;
+        let mut held = self.memory.hold();
+        if !held.grow(body.len()) {
+            return Err(ApiError::no_memory());
+        }
         let headers = [
             (CONTENT_TYPE, content_type),
             // A state is true for the moment only.
             (CACHE_CONTROL, "no-store"),
         ];
-        Ok(response(StatusCode::OK, headers, body))
+        Ok(response(StatusCode::OK, headers, held.with(body)))
     }
 
     async fn delete(&self, key: EntityKey) -> Result<Answer, ApiError> {
-        if self.0.store_of(&key)?.delete(key).await? {
+        if self.parts.store_of(&key)?.delete(key).await? {
             Ok(empty(StatusCode::NO_CONTENT))
         } else {
             Err(ApiError::not_found())
         }
     }
 
-    async fn notify<B>(&self, body: B) -> Result<Answer, ApiError>
+    async fn notify<B>(&self, body: &mut Reading<'_, B>) -> Result<Answer, ApiError>
     where
         B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
     {
-        let keys = extract::keys(body, self.0.limits).await?;
+        let (keys, _held) = extract::keys(body, self.parts.limits, self.memory.hold()).await?;
         if !keys.is_empty() {
-            (self.0.notify)(&keys)?;
+            (self.parts.notify)(&keys)?;
         }
         let accepted = format!(r#"{{"accepted":{}}}"#, keys.len());
         Ok(json(StatusCode::ACCEPTED, accepted))
     }
 
-    fn metrics(&self) -> Answer {
-        let headers = [(CONTENT_TYPE, crate::metrics::CONTENT_TYPE)];
-        response(StatusCode::OK, headers, (self.0.metrics)())
+    fn metrics(&self, headers: &HeaderMap) -> Answer {
+        let (content_type, text) = crate::metrics::in_format(headers, (self.parts.metrics)());
+        response(StatusCode::OK, [(CONTENT_TYPE, content_type)], text)
+    }
+
+    fn key(&self, entity: &str, id: &str) -> Result<EntityKey, ApiError> {
+        extract::key(entity, id, self.parts.limits.max_key_bytes)
     }
 
     fn cluster(&self) -> Result<Answer, ApiError> {
-        let cluster = self.0.cluster.as_ref().ok_or_else(ApiError::no_cluster)?;
+        let cluster = self.parts.cluster.as_ref().ok_or_else(ApiError::no_cluster)?;
         Ok(json(StatusCode::OK, cluster::to_json(cluster)))
     }
 
+    /// Whoever has the token is no web page. Without one, the name tells a page that had its own name lead here.
+    fn ask_for_host(&self, request: &request::Parts) -> Result<(), ApiError> {
+        if self.parts.token.is_some() {
+            return Ok(());
+        }
+        let target = request.uri.authority().map(|it| it.as_str().as_bytes());
+        let fields = request.headers.get_all(HOST).into_iter().map(HeaderValue::as_bytes);
+        let given = target.into_iter().chain(fields.filter(|_| target.is_none()));
+        match given.map(<[u8]>::trim_ascii).find(|host| !self.parts.hosts.allow(host)) {
+            Some(host) => Err(ApiError::untrusted_host(&String::from_utf8_lossy(host))),
+            None => Ok(()),
+        }
+    }
+
     fn ask_for_token(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        match &self.0.token {
+        match &self.parts.token {
             Some(token) if !token.is_in(headers) => Err(ApiError::no_token()),
             _ => Ok(()),
         }

@@ -31,7 +31,7 @@ use crate::client::watch::Watch;
 use crate::cluster::ClusterOptions;
 use crate::resolver::Source;
 use crate::store::Location;
-use crate::values::{address, origin, origins, path};
+use crate::values::{address, host, origin, origins, path};
 pub use cluster::BrokerOptions;
 use cluster::ClusterArgs;
 pub use error::ArgsError;
@@ -76,6 +76,8 @@ pub struct Options {
     pub paths: Vec<String>,
     /// From which web pages a browser may connect.
     pub origins: Origins,
+    /// By which names, besides IP addresses and those of this machine, requests may call the server.
+    pub allowed_hosts: Vec<String>,
     /// How entities are read and delivered that are not among those below. `None` if there are no others.
     pub others: Option<EntityRules>,
     /// The same by entity.
@@ -331,6 +333,15 @@ struct Serve {
     #[arg(long, env = "ENTITY_SYNC_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     origin: Vec<String>,
 
+    /// A name by which requests may call the server; may be given several times
+    ///
+    /// Without it, the API without a token, and clients' addresses that are loopback ones while no --origin is given, answer to
+    /// IP addresses and localhost only: a web page may have its own name lead here. A proxy that passes its own name on needs
+    /// it. A dot before it allows all names below it. In the environment, separate several by commas.
+    /// Example: --allowed-host sync.example.com
+    #[arg(long, env = "ENTITY_SYNC_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',', value_parser = host)]
+    allowed_host: Vec<String>,
+
     /// Answer a new subscription with the present state
     ///
     /// Without it, as in the original protocol, a client hears of an entity when it changes next.
@@ -416,6 +427,7 @@ impl Serve {
             reactors,
             paths: self.path,
             origins: origins(self.origin),
+            allowed_hosts: self.allowed_host,
             others,
             entities,
             postgres_channel: self.postgres_channel,

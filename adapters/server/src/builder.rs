@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use entity_sync_bus::{self as bus, ClusterView, Join, Member, Undelivered};
 use entity_sync_mio::{
-    Config, DrainOptions, Entities, EntityKey, Handle, Incident, Incoming, Pool, PoolConfig, Refused, Server,
+    Config, DrainOptions, Entities, EntityKey, Handle, Hosts, Incident, Incoming, Pool, PoolConfig, Refused, Server,
     StartError, UnknownEntity,
 };
 
@@ -53,6 +53,7 @@ pub struct Builder {
     listen: Vec<String>,
     paths: Vec<String>,
     origins: Vec<String>,
+    hosts: Vec<String>,
     entities: BTreeMap<String, Entity>,
     others: Option<Entity>,
     pool: PoolConfig,
@@ -89,6 +90,7 @@ impl EntitySync {
             listen: Vec::new(),
             paths: Vec::new(),
             origins: Vec::new(),
+            hosts: Vec::new(),
             entities: BTreeMap::new(),
             others: None,
             pool: PoolConfig::default(),
@@ -192,6 +194,14 @@ impl Builder {
         self
     }
 
+    /// A name by which requests may call the server, such as `sync.example.com`, or `.example.com` for all names below it.
+    /// Several are possible; IP addresses and `localhost` are allowed besides. With none, as
+    /// [`Hosts::Auto`](entity_sync_mio::Hosts::Auto) says.
+    pub fn allowed_host(mut self, name: impl Into<String>) -> Self {
+        self.hosts.push(name.into());
+        self
+    }
+
     /// How the entity of this name is read. A second one of the same name takes the first one's place.
     pub fn entity(mut self, name: impl Into<String>, entity: Entity) -> Self {
         self.entities.insert(name.into(), entity);
@@ -252,6 +262,7 @@ impl Builder {
             listen,
             paths,
             origins,
+            hosts,
             entities,
             others,
             pool,
@@ -267,6 +278,9 @@ impl Builder {
         }
         if !origins.is_empty() {
             config.core.upgrade.origins = values::origins(check(origins, values::origin)?);
+        }
+        if !hosts.is_empty() {
+            config.core.upgrade.hosts = Hosts::Named(check(hosts, values::host)?);
         }
         let threads = pool.threads;
         let pool = PoolConfig {

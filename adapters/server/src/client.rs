@@ -43,6 +43,27 @@ pub enum ClientError {
         /// Why.
         reason: String,
     },
+    /// The connection was lost before there was an answer.
+    Lost {
+        /// Where.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// More keys than the server allows one connection to subscribe to.
+    TooManyKeys {
+        /// How many there are.
+        keys: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// A key that is longer than the server allows clients to subscribe to.
+    KeyTooLong {
+        /// Which.
+        key: EntityKey,
+        /// How long it may be, in bytes.
+        limit: usize,
+    },
     /// A file is to hold certificates, and doesn't.
     BadCa {
         /// Its name.
@@ -150,6 +171,23 @@ impl fmt::Display for ClientError {
             Self::NoServer { url, reason } => write!(
                 f,
                 "no server answers at {url} ({reason}); start one with: entity-sync, or name another with --api"
+            ),
+            Self::Lost { url, reason } => write!(
+                f,
+                "the connection to {url} was lost before there was an answer ({reason}); whether the request was carried out is \
+                 not known: look, and send it again"
+            ),
+            Self::TooManyKeys { keys, limit } => write!(
+                f,
+                "{keys} keys are more than the server allows one connection to subscribe to, which is {limit}; watch fewer at \
+                 once, or start the server with a higher --max-subscriptions"
+            ),
+            Self::KeyTooLong { key, limit } => write!(
+                f,
+                "the key {}/{} is longer than the server allows, which is {limit} bytes; start the server with a higher \
+                 --max-key-bytes",
+                key.entity(),
+                key.id()
             ),
             Self::Refused { message, hint } if hint.is_empty() => f.write_str(message),
             Self::Refused { message, hint } => write!(f, "{message}: {hint}"),

@@ -1,10 +1,13 @@
 //! What is counted, as Prometheus reads it.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use entity_sync_mio::{Handle, Health, LATENCY_BOUNDS, Pool, Severity};
+use hyper::HeaderMap;
+use hyper::header::ACCEPT;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -16,11 +19,61 @@ use prometheus_client::registry::{Registry, Unit};
 /// The media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// The media type of the older format, which Prometheus has had from its beginning.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// `text`, which is in OpenMetrics' format, in the format that a request prefers, and its media type.
+pub(crate) fn in_format(headers: &HeaderMap, text: String) -> (&'static str, String) {
+    let (mut open, mut plain) = (0.0, 0.0);
+    let accepted = headers.get_all(ACCEPT).into_iter().filter_map(|it| it.to_str().ok());
+    for range in accepted.flat_map(|it| it.split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let weight = parts.find_map(|it| it.strip_prefix("q=").or_else(|| it.strip_prefix("Q=")));
+        let weight: f32 = weight.map_or(1.0, |it| it.trim().parse().unwrap_or(0.0));
+        match &*media_type {
+            "application/openmetrics-text" => open = weight,
+            "text/plain" | "text/*" => plain = weight,
+            _ => {}
+        }
+    }
+    if plain > open {
+        (PROMETHEUS, to_prometheus(&text))
+    } else {
+        (CONTENT_TYPE, text)
+    }
+}
+
+/// In OpenMetrics a counter's family has the name without `_total`; in the older format its name is that of its samples. Units
+/// and the end are told in the newer one only.
+fn to_prometheus(text: &str) -> String {
+    let type_of = |line: &str| {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        (kind == "counter").then(|| name.to_owned())
+    };
+    let counters: HashSet<String> = text.lines().filter_map(type_of).collect();
+    let mut older = String::with_capacity(text.len() + 8 * counters.len());
+    for line in text.lines() {
+        if line.starts_with("# UNIT ") || line == "# EOF" {
+            continue;
+        }
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what @ ("HELP" | "TYPE")), Some(name), Some(rest)) if counters.contains(name) => {
+                older.extend(["# ", what, " ", name, "_total ", rest, "\n"]);
+            }
+            _ => older.extend([line, "\n"]),
+        }
+    }
+    older
+}
+
 /// The numbers of one server.
 pub struct Metrics {
     handle: Handle,
     pool: Pool,
     more: More,
+    by_source: BySource,
 }
 
 /// A name, what it says, and how many there are.
@@ -28,6 +81,9 @@ pub type Number = (Cow<'static, str>, &'static str, u64);
 
 /// Numbers from elsewhere.
 type More = Arc<dyn Fn() -> Vec<Number> + Send + Sync>;
+
+/// Numbers of several sources, with what each is called.
+type BySource = Arc<dyn Fn() -> Vec<(String, Vec<Number>)> + Send + Sync>;
 
 /// How the counters of core are named here, where that differs. The others have their own names.
 const NAMES: &[(&str, &str)] = &[("deliveries", "pushes"), ("delivered_bytes", "pushed_bytes")];
@@ -56,6 +112,9 @@ const DROPPED: &[(&str, &str)] = &[
     ("silent_unchanged", "unchanged"),
 ];
 
+/// What the names of counters of refused upgrade requests begin with; the reason follows.
+const REFUSED_UPGRADES: &str = "refused_upgrades_";
+
 /// Numbers that fall, too.
 const GAUGES: &[&str] = &[
     "connections",
@@ -73,8 +132,18 @@ const GAUGES: &[&str] = &[
 impl Metrics {
     /// The numbers of the server behind `handle`, and of the threads that read for it.
     pub fn new(handle: Handle, pool: Pool) -> Self {
-        let more = Arc::new(Vec::new);
-        Self { handle, pool, more }
+        Self {
+            handle,
+            pool,
+            more: Arc::new(Vec::new),
+            by_source: Arc::new(Vec::new),
+        }
+    }
+
+    /// And these, which are the same for each source: its name is a label.
+    pub fn by_source(self, sources: impl Fn() -> Vec<(String, Vec<Number>)> + Send + Sync + 'static) -> Self {
+        let by_source = Arc::new(sources);
+        Self { by_source, ..self }
     }
 
     /// And these.
@@ -90,6 +159,7 @@ impl Metrics {
             handle: self.handle.clone(),
             pool: self.pool.clone(),
             more: self.more.clone(),
+            by_source: self.by_source.clone(),
         }));
         let mut text = String::new();
         // A string takes all that is written to it.
@@ -102,6 +172,7 @@ struct Numbers {
     handle: Handle,
     pool: Pool,
     more: More,
+    by_source: BySource,
 }
 
 impl std::fmt::Debug for Numbers {
@@ -158,7 +229,7 @@ impl Collector for Numbers {
         for (name, help, value) in &all {
             let name = &**name;
             let is_of = |kinds: &[(&str, &str)]| kinds.iter().any(|(counter, _)| *counter == name);
-            if is_of(ERRORS) || is_of(DROPPED) {
+            if is_of(ERRORS) || is_of(DROPPED) || name.starts_with(REFUSED_UPGRADES) {
                 continue;
             }
             let renamed = NAMES.iter().find(|(counter, _)| *counter == name);
@@ -187,6 +258,14 @@ impl Collector for Numbers {
             }
         }
         encode_troubles(self.handle.health(), &mut encoder)?;
+        let help = "Upgrade requests refused, by reason";
+        let mut family = encoder.encode_descriptor("refused_upgrades", help, None, MetricType::Counter)?;
+        for (name, _, value) in &all {
+            if let Some(reason) = name.strip_prefix(REFUSED_UPGRADES) {
+                ConstCounter::new(*value).encode(family.encode_family(&[("reason", reason)])?)?;
+            }
+        }
+        encode_sources(&mut encoder, (self.by_source)())?;
         let latency = self.handle.latency();
         let bounds = LATENCY_BOUNDS.iter().map(Duration::as_secs_f64).chain([f64::MAX]);
         let buckets: Vec<_> = bounds.zip(latency.buckets).collect();
@@ -210,11 +289,137 @@ fn encode_troubles(health: &Health, encoder: &mut DescriptorEncoder<'_>) -> Resu
     Ok(())
 }
 
+/// Each family once, with a sample for each source.
+fn encode_sources(encoder: &mut DescriptorEncoder<'_>, sources: Vec<(String, Vec<Number>)>) -> std::fmt::Result {
+    let mut names: Vec<String> = Vec::new();
+    let mut families: BTreeMap<Cow<'static, str>, (&'static str, Vec<(String, u64)>)> = BTreeMap::new();
+    for (source, numbers) in sources {
+        // The encoder writes labels as they are.
+        let source = source.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let same = |name: &String| *name == source || name.strip_prefix(&source).is_some_and(|it| it.starts_with(" #"));
+        let source = match names.iter().filter(|name| same(name)).count() {
+            0 => source,
+            others => format!("{source} #{}", others + 1),
+        };
+        names.push(source.clone());
+        for (name, help, value) in numbers {
+            let (_, samples) = families.entry(name).or_insert_with(|| (help, Vec::new()));
+            samples.push((source.clone(), value));
+        }
+    }
+    for (name, (help, samples)) in &families {
+        let is_gauge = GAUGES.contains(&&**name);
+        let kind = if is_gauge {
+            MetricType::Gauge
+        } else {
+            MetricType::Counter
+        };
+        let mut family = encoder.encode_descriptor(name, help.trim_end_matches('.'), None, kind)?;
+        for (source, value) in samples {
+            let labels = [("source", source.as_str())];
+            let sample = family.encode_family(&labels)?;
+            if is_gauge {
+                ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX)).encode(sample)?;
+            } else {
+                ConstCounter::new(*value).encode(sample)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use entity_sync_mio::{Config, EntityKey, PoolConfig, Reply, Request, Server};
 
     use super::*;
+
+    fn page() -> String {
+        let server = Server::start(Config::new([]), |_: Request, _: Reply| {}).expect("starts");
+        let pool = Pool::new(PoolConfig::default()).expect("starts");
+        let numbers = |value| {
+            vec![
+                ("postgres_reads".into(), "Reads.", value),
+                ("postgres_listening".into(), "Ears.", value),
+            ]
+        };
+        let sources = move || {
+            ["a@h/x", "b\"@h/x", "a@h/x"]
+                .map(|it| (it.to_owned(), numbers(it.len() as u64)))
+                .into()
+        };
+        Metrics::new(server.handle().clone(), pool).by_source(sources).text()
+    }
+
+    #[test]
+    fn each_family_is_told_once_whatever_the_sources() {
+        let text = page();
+        for line in [
+            "entity_sync_postgres_reads_total{source=\"a@h/x\"} 5",
+            "entity_sync_postgres_reads_total{source=\"b\\\"@h/x\"} 6",
+            "entity_sync_postgres_reads_total{source=\"a@h/x #2\"} 5",
+            "entity_sync_postgres_listening{source=\"a@h/x\"} 5",
+            "entity_sync_refused_upgrades_total{reason=\"host\"} 0",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line:?} is not in {text}");
+        }
+        for text in [&text, &to_prometheus(&text)] {
+            let mut families: Vec<_> = text.lines().filter(|it| it.starts_with("# TYPE ")).collect();
+            let all = families.len();
+            families.sort_unstable();
+            families.dedup();
+            assert_eq!(families.len(), all);
+        }
+    }
+
+    #[test]
+    fn a_scraper_gets_the_format_that_it_asks_for() {
+        let text = page();
+        let in_format = |accept: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in accept {
+                headers.append(ACCEPT, value.parse().expect("a value"));
+            }
+            super::in_format(&headers, text.clone())
+        };
+        for accept in [
+            &["text/plain"][..],
+            &["text/plain;version=0.0.4;q=0.5", "*/*;q=0.1"],
+            &["application/openmetrics-text; q=0.2, text/plain; q=0.3"],
+            &["application/openmetrics-text;q=0, text/plain"],
+        ] {
+            let (kind, older) = in_format(accept);
+            assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8", "{accept:?}");
+            for line in [
+                "# TYPE entity_sync_notifies_total counter",
+                "# HELP entity_sync_pushed_bytes_total Bytes of the groups given to connections",
+                "entity_sync_notifies_total 0",
+                "# TYPE entity_sync_connections gauge",
+                "# TYPE entity_sync_push_latency_seconds histogram",
+                "# TYPE entity_sync_errors_total counter",
+            ] {
+                assert!(older.lines().any(|it| it == line), "{line:?} is not in {older}");
+            }
+            assert!(!older.contains("# EOF") && !older.contains("# UNIT"), "{older}");
+            // Each sample has a family of its name, or of a histogram's.
+            for sample in older.lines().filter(|it| !it.starts_with('#')) {
+                let name = sample.split(['{', ' ']).next().expect("a name");
+                let family = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|end| name.strip_suffix(end));
+                let family = family.filter(|it| it.ends_with("_seconds")).unwrap_or(name);
+                let line = format!("# TYPE {family} ");
+                assert!(older.lines().any(|it| it.starts_with(&line)), "{sample}");
+            }
+        }
+        for accept in [
+            &[][..],
+            &["*/*"],
+            &["application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"],
+        ] {
+            assert_eq!(in_format(accept), (CONTENT_TYPE, text.clone()), "{accept:?}");
+        }
+    }
 
     #[test]
     fn every_number_is_shown_once_under_a_good_name() {

@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use entity_sync_mio::{Config, EntityKey, Handle, Health, Pool, Refused, Server, Severity, StartError, Trouble};
+use entity_sync_mio::{
+    Config, EntityKey, Handle, Health, Hosts, Origins, Pool, Refused, Server, Severity, StartError, Trouble,
+};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -96,8 +99,6 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let connections = Arc::<api::Connections>::default();
     let to_api = connections.clone();
     let metrics = Metrics::new(server_handle.clone(), pool.clone()).with(move || {
-        let of_databases = counted.iter().flat_map(Postgres::counts);
-        let of_databases = of_databases.map(|(name, help, value)| (name.into(), help, value));
         let of_cluster = of_cluster.iter().flat_map(|view| cluster::numbers(view));
         let of_api = to_api.numbers().map(|(name, help, value)| (name.into(), help, value));
         let of_log = (
@@ -105,13 +106,26 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
             "Lines of the log that nobody will read.",
             log::dropped_lines(),
         );
-        of_databases.chain(of_cluster).chain(of_api).chain([of_log]).collect()
+        of_cluster.chain(of_api).chain([of_log]).collect()
+    });
+    let metrics = metrics.by_source(move || {
+        let counts = |it: &Postgres| {
+            it.counts()
+                .into_iter()
+                .map(|(name, help, value)| (name.into(), help, value))
+        };
+        counted.iter().map(|it| (it.source(), counts(it).collect())).collect()
     });
     let notify: api::Notify = Arc::new(move |keys| server_handle.notify_many(keys));
     let mut parts = api::Parts::new(store.clone(), notify);
     parts.limits = limits;
     parts.connections = connections;
     parts.token = options.api_token.clone();
+    parts.hosts = match options.api {
+        api::Address::Tcp(_) => Hosts::Named(options.allowed_hosts.clone()),
+        // No web page reaches a file.
+        api::Address::Unix(_) => Hosts::Any,
+    };
     parts.metrics = Arc::new(move || metrics.text());
     let of_api = options.clone();
     parts.is_stored = Arc::new(move |entity| readers::is_stored(&of_api, entity));
@@ -215,6 +229,10 @@ fn config(options: &Options) -> Config {
     config.reactors = options.reactors;
     config.core.upgrade.paths.clone_from(&options.paths);
     config.core.upgrade.origins = options.origins.clone();
+    let is_local = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+    if options.origins == Origins::Same && options.listen.iter().all(is_local) {
+        config.core.upgrade.hosts = Hosts::Named(options.allowed_hosts.clone());
+    }
     // Told at a limited rate.
     config.core.on_incident = Some(Arc::new(
         |incident| tracing::warn!(client = %incident.client, "{incident}"),

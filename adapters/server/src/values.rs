@@ -20,6 +20,8 @@ pub enum ValueError {
     BadPath,
     /// Not what a browser sends as its origin.
     BadOrigin,
+    /// Not the name of a host.
+    BadHost,
 }
 
 impl fmt::Display for ValueError {
@@ -41,6 +43,10 @@ impl fmt::Display for ValueError {
             Self::BadOrigin => {
                 "write a scheme and a host without a path, such as https://example.com or \
                  http://localhost:3000, or * for any origin"
+            }
+            Self::BadHost => {
+                "write the name of a host without a scheme, a port or a path, such as sync.example.com, or .example.com for \
+                 all names below it"
             }
         })
     }
@@ -100,6 +106,17 @@ pub(crate) fn origin(given: &str) -> Result<String, ValueError> {
         _ => "",
     };
     Ok(origin.strip_suffix(own_port).unwrap_or(&origin).to_owned())
+}
+
+/// A host's name as requests carry it, perhaps with a dot before it.
+pub(crate) fn host(given: &str) -> Result<String, ValueError> {
+    let name = given.strip_prefix('.').unwrap_or(given);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.bytes().all(allowed) && !name.split('.').any(str::is_empty) {
+        Ok(given.to_ascii_lowercase())
+    } else {
+        Err(ValueError::BadHost)
+    }
 }
 
 /// The rule that a list of checked origins makes.

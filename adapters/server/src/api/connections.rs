@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Connections {
     open: AtomicU64,
     refused: AtomicU64,
+    gave_way: AtomicU64,
 }
 
 /// One that is open until this is dropped.
@@ -25,8 +26,13 @@ impl Connections {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Both by name, with what they say.
-    pub(crate) fn numbers(&self) -> [(&'static str, &'static str, u64); 2] {
+    /// How many were closed for others, as they had nothing to do.
+    pub fn closed_for_others(&self) -> u64 {
+        self.gave_way.load(Ordering::Relaxed)
+    }
+
+    /// All by name, with what they say.
+    pub(crate) fn numbers(&self) -> [(&'static str, &'static str, u64); 3] {
         [
             ("api_connections", "Connections to the API.", self.open()),
             (
@@ -34,12 +40,21 @@ impl Connections {
                 "Connections to the API that were answered that there are too many.",
                 self.refused(),
             ),
+            (
+                "api_idle_connections_closed",
+                "Connections to the API that had nothing to do and were closed for others.",
+                self.closed_for_others(),
+            ),
         ]
     }
 
     pub(super) fn opened(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Ordering::Relaxed);
         Open(self.clone())
+    }
+
+    pub(super) fn gave_way(&self) {
+        self.gave_way.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn refuse(&self) {

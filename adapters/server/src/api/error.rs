@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use entity_sync_core::{KeyTooLong, UnknownEntity};
-use hyper::header::{ALLOW, CONNECTION, HeaderValue, WWW_AUTHENTICATE};
-use hyper::{Method, StatusCode};
+use entity_sync_core::UnknownEntity;
+use hyper::header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
 use super::Answer;
@@ -24,6 +24,10 @@ pub(super) struct ApiError {
     hint: Cow<'static, str>,
     /// The methods that there are, if it was none of them.
     allow: Option<&'static str>,
+    /// Nothing can follow on the connection.
+    closes: bool,
+    /// It says when to send the request again.
+    retries: bool,
 }
 
 const PATHS: &str = "there are PUT, GET and DELETE /entities/{entity}/{id}, POST /notify, and GET /cluster, /metrics, /healthz and /readyz";
@@ -47,6 +51,8 @@ impl ApiError {
             message: message.into(),
             hint: hint.into(),
             allow: None,
+            closes: false,
+            retries: false,
         }
     }
 
@@ -86,14 +92,80 @@ impl ApiError {
         )
     }
 
-    pub(super) fn too_many_connections(limit: usize) -> Self {
+    /// What hyper can't read, and answers with this status by itself.
+    pub(super) fn unreadable(status: u16) -> Self {
+        let error = match status {
+            414 => Self::new(
+                StatusCode::URI_TOO_LONG,
+                "url_too_long",
+                "the path is too long",
+                "an entity and an id have 1024 bytes at most, unless --max-key-bytes says otherwise",
+            ),
+            431 => Self::head_too_large(),
+            _ => Self::new(
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                "the request is not good HTTP/1.1",
+                "send a line such as GET /healthz HTTP/1.1 and headers, each of them a name, a colon and a value, with no \
+                 spaces before the colon; HTTP/2 is not spoken here",
+            ),
+        };
+        Self { closes: true, ..error }
+    }
+
+    pub(super) fn head_too_large() -> Self {
+        let most = super::MAX_HEAD_BYTES;
+        let error = Self::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "head_too_large",
+            format!("the head of the request has more than {most} bytes or 100 headers"),
+            "send fewer or shorter headers; cookies are of no use here",
+        );
+        Self { closes: true, ..error }
+    }
+
+    pub(super) fn no_memory() -> Self {
+        let error = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no_memory",
+            "the requests that are being answered take all memory that they may have together",
+            "send the request again later, and fewer at once, or raise --max-api-bytes",
+        );
+        Self {
+            closes: true,
+            retries: true,
+            ..error
+        }
+    }
+
+    pub(super) fn untrusted_host(host: &str) -> Self {
         Self::new(
+            StatusCode::FORBIDDEN,
+            "untrusted_host",
+            format!("the server does not trust the name in Host, {host:?}: web pages could have it lead here"),
+            "call the server localhost or by its IP address, or allow the name with --allowed-host; callers with a token \
+             (--api-token-file) may use any name",
+        )
+    }
+
+    pub(super) fn key_too_long(length: usize, limit: usize) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "key_too_long",
+            format!("entity and id together are {length} bytes; clients can subscribe to {limit} at most"),
+            "use a shorter id, or raise --max-key-bytes",
+        )
+    }
+
+    pub(super) fn too_many_connections(limit: usize) -> Self {
+        let error = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "too_many_connections",
             format!("all {limit} connections that this server allows to its API are in use"),
             "send the request again later; keep a pool of connections in your application and use them again, or raise \
              --api-connections",
-        )
+        );
+        Self { retries: true, ..error }
     }
 
     pub(super) fn web_page() -> Self {
@@ -197,12 +269,14 @@ impl ApiError {
     }
 
     pub(super) fn slow_body(limit: Duration) -> Self {
-        Self::new(
+        let error = Self::new(
             StatusCode::REQUEST_TIMEOUT,
             "slow_body",
             format!("the body did not arrive within {limit:?}"),
             "send the request again, with all of its body at once",
-        )
+        );
+        // The rest of the request is not waited for.
+        Self { closes: true, ..error }
     }
 
     /// Whatever keeps the store from answering, the server is of no use to its callers now.
@@ -243,31 +317,32 @@ impl From<UnknownEntity> for ApiError {
     }
 }
 
-impl From<KeyTooLong> for ApiError {
-    fn from(error: KeyTooLong) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "key_too_long",
-            error.to_string(),
-            "use a shorter id",
-        )
-    }
-}
-
 impl ApiError {
+    /// The body, and the answer without it.
+    pub(super) fn into_parts(self) -> (String, Response<()>) {
+        let body = self.body();
+        (body, self.into_response().map(drop))
+    }
+
+    fn body(&self) -> String {
+        let error = json!({ "code": self.code, "message": self.message, "hint": self.hint });
+        json!({ "error": error }).to_string()
+    }
+
     pub(super) fn into_response(self) -> Answer {
-        let error = json!({
-            "error": { "code": self.code, "message": self.message, "hint": self.hint }
-        });
-        let mut response = super::json(self.status, error.to_string());
+        let mut response = super::json(self.status, self.body());
+        if self.closes {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        if self.retries {
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
-        }
-        if self.status == StatusCode::REQUEST_TIMEOUT {
-            // The rest of the request is not waited for.
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
         }
         if let Some(allow) = self.allow {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));

@@ -20,10 +20,10 @@ impl Api {
     }
 
     pub(super) async fn ready(&self, headers: &HeaderMap) -> Result<Answer, ApiError> {
-        if self.0.is_stopping.load(Ordering::Relaxed) {
+        if self.parts.is_stopping.load(Ordering::Relaxed) {
             return Err(ApiError::unhealthy(StoreError::Closed));
         }
-        if self.0.cluster.as_ref().is_some_and(|it| !it.has_been_connected()) {
+        if self.parts.cluster.as_ref().is_some_and(|it| !it.has_been_connected()) {
             return Err(ApiError::not_connected());
         }
         self.check(headers, Severity::NotReady).await
@@ -31,7 +31,7 @@ impl Api {
 
     /// 503 if a part is in a trouble that matters this much, or more.
     async fn check(&self, headers: &HeaderMap, limit: Severity) -> Result<Answer, ApiError> {
-        let troubles = self.0.health.troubles();
+        let troubles = self.parts.health.troubles();
         let Some(worst) = troubles.first() else {
             self.ask_store().await?;
             return Ok(super::json(StatusCode::OK, r#"{"status":"ok"}"#));
@@ -49,7 +49,7 @@ impl Api {
     }
 
     async fn ask_store(&self) -> Result<(), ApiError> {
-        match self.0.store.clone() {
+        match self.parts.store.clone() {
             Some(store) => blocking(move || store.ping()).await.map_err(ApiError::unhealthy),
             None => Ok(()),
         }

@@ -328,8 +328,13 @@ async fn notify_has_limits() {
     answer.fails(400, "too_many_keys", message, "send at most 10000 at once");
     let long = format!(r#"{{"entity":"items","id":"{}"}}"#, "x".repeat(1 << 16));
     let answer = server.notify(long).await;
-    let message = "entity and id together are 65541 bytes; the limit is 65536";
-    answer.fails(400, "key_too_long", message, "use a shorter id");
+    let message = "entity and id together are 65541 bytes; clients can subscribe to 1024 at most";
+    answer.fails(
+        400,
+        "key_too_long",
+        message,
+        "use a shorter id, or raise --max-key-bytes",
+    );
     let answer = server.notify(" ".repeat(MAX_NOTIFY_BYTES + 1)).await;
     let message = "the body is larger than 4194304 bytes";
     answer.fails(413, "too_large", message, "send less at once");
@@ -394,6 +399,64 @@ async fn web_pages_are_refused() {
         assert_eq!(response.status().as_u16(), status, "{header}: {value}");
     }
     assert_eq!(server.notified.lock().len(), 2);
+}
+
+#[tokio::test]
+async fn names_that_a_web_page_may_have_lead_here_are_refused() {
+    let mut server = Server::new();
+    let ask = async |api: &Api, uri: &str, host: Option<&str>| {
+        let mut request = Request::builder().uri(uri);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        let request = request.body(Full::<Bytes>::default()).expect("a request");
+        let (parts, body) = api.answer(request).await.into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        (parts.status.as_u16(), String::from_utf8(body.into()).expect("text"))
+    };
+    for (uri, host, status) in [
+        ("/healthz", None, 200),
+        ("/healthz", Some("127.0.0.1:8081"), 200),
+        ("/healthz", Some("localhost:8081"), 200),
+        ("/healthz", Some("[::1]:8081"), 200),
+        ("/healthz", Some("evil.example:8081"), 403),
+        ("/metrics", Some("evil.example:8081"), 403),
+        ("/entities/items/1", Some("evil.example:8081"), 403),
+        ("http://evil.example/healthz", Some("localhost"), 403),
+        ("http://localhost/healthz", Some("evil.example"), 200),
+    ] {
+        let (got, body) = ask(&server.api, uri, host).await;
+        assert_eq!(got, status, "{uri} at {host:?}: {body}");
+        assert_eq!(body.contains("--allowed-host"), status == 403, "{body}");
+    }
+    let notify: Notify = Arc::new(|_| Ok(()));
+    let mut parts = Parts::new(Some(Arc::clone(&server.store)), notify.clone());
+    parts.hosts = Hosts::Named(vec!["api.example".to_owned()]);
+    server.api = Api::new(parts);
+    assert_eq!(ask(&server.api, "/healthz", Some("API.example")).await.0, 200);
+    assert_eq!(ask(&server.api, "/healthz", Some("evil.example")).await.0, 403);
+    // Who has the token is no web page.
+    let mut parts = Parts::new(Some(Arc::clone(&server.store)), notify);
+    parts.token = Token::new("0123456789abcdef");
+    server.api = Api::new(parts);
+    assert_eq!(ask(&server.api, "/healthz", Some("api.example")).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_key_that_nobody_can_subscribe_to_is_refused() {
+    let server = Server::new();
+    let path = |bytes: usize| format!("/entities/items/{}", "x".repeat(bytes));
+    server.put(&path(1019), "1").await.is(201, "");
+    for method in ["PUT", "GET", "DELETE"] {
+        let answer = server.send(method, &path(1020), "1").await;
+        let message = "entity and id together are 1025 bytes; clients can subscribe to 1024 at most";
+        answer.fails(
+            400,
+            "key_too_long",
+            message,
+            "use a shorter id, or raise --max-key-bytes",
+        );
+    }
 }
 
 #[tokio::test]

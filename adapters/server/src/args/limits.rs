@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::Args;
-use entity_sync_core::Config;
+use entity_sync_core::{Config, MAX_KEY_BYTES};
 
 use crate::api;
 
@@ -27,13 +27,28 @@ pub struct Limits {
 
     /// Connections to the API at the same time [default: 1024]
     ///
-    /// Beyond, requests are answered with 503, but for health checks. With few open files (ulimit -n) there may be fewer.
+    /// Beyond, the one that has had nothing to do for longest is closed. If all are busy, requests are answered with 503, but
+    /// for health checks. With few open files (ulimit -n) there may be fewer.
     #[arg(long, env = "ENTITY_SYNC_API_CONNECTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     api_connections: Option<usize>,
 
     /// Subscriptions of one connection [default: 1000]
     #[arg(long, env = "ENTITY_SYNC_MAX_SUBSCRIPTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     max_subscriptions: Option<usize>,
+
+    /// Bytes of a key, entity and id together: of what clients may subscribe to and of what the API takes [default: 1024]
+    #[arg(long, env = "ENTITY_SYNC_MAX_KEY_BYTES", value_name = "N", value_parser = key_bytes, help_heading = "Limits")]
+    max_key_bytes: Option<usize>,
+
+    /// Bytes of a client's upgrade request, cookies included [default: 65536]
+    #[arg(long, env = "ENTITY_SYNC_MAX_UPGRADE_REQUEST_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_upgrade_request_bytes: Option<usize>,
+
+    /// Bytes of requests to the API and its answers that are held at the same time [default: a sixteenth of the memory]
+    ///
+    /// Beyond, requests are answered with 503 and Retry-After.
+    #[arg(long, env = "ENTITY_SYNC_MAX_API_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_api_bytes: Option<usize>,
 
     /// Memory in bytes for what waits for a client which reads too slowly [default: 1048576]
     ///
@@ -61,6 +76,12 @@ impl Limits {
         if let Some(given) = self.api_connections {
             limits.max_connections = given;
         }
+        if let Some(given) = self.max_key_bytes {
+            limits.max_key_bytes = given;
+        }
+        if let Some(given) = self.max_api_bytes {
+            limits.max_bytes = given;
+        }
         limits
     }
 
@@ -81,6 +102,8 @@ impl Limits {
             .map(|it| u32::try_from(it).unwrap_or(u32::MAX));
         set(&mut config.max_accepts_per_second, accepts);
         set(&mut config.max_subscriptions, self.max_subscriptions);
+        set(&mut config.max_key_bytes, self.max_key_bytes);
+        set(&mut config.upgrade.max_request_bytes, self.max_upgrade_request_bytes);
         set(&mut config.max_outbox_bytes, self.max_outbox_bytes);
         set(&mut config.read_time_limit, self.read_time_limit);
         set(&mut config.ping_interval, self.ping_interval);
@@ -101,6 +124,11 @@ fn at_least_one(given: &str) -> Result<usize, &'static str> {
         .ok()
         .filter(|&it| it > 0)
         .ok_or("write a whole number of at least 1")
+}
+
+fn key_bytes(given: &str) -> Result<usize, String> {
+    let bytes = given.parse().ok().filter(|it| (1..=MAX_KEY_BYTES).contains(it));
+    bytes.ok_or_else(|| format!("write a whole number from 1 to {MAX_KEY_BYTES}"))
 }
 
 fn seconds(given: &str) -> Result<Duration, &'static str> {

@@ -37,6 +37,7 @@ fn the_defaults() {
         reactors: thread::available_parallelism().expect("CPUs"),
         paths: vec!["/ws/entity-sync/".to_owned()],
         origins: Origins::Same,
+        allowed_hosts: Vec::new(),
         others: Some(EntityRules {
             source: Source::Store,
             is_public: true,
@@ -508,11 +509,11 @@ fn sources_say_what_can_be_written() {
         ),
         (
             "http=http://{entity}/{id}",
-            "there is something else in braces than {entity} and {id}, or in the host",
+            "there is something else in braces than {entity}, {id} and {+id}, or in the host",
         ),
         (
             "http=http://a/{key}/{id}",
-            "there is something else in braces than {entity} and {id}, or in the host",
+            "there is something else in braces than {entity}, {id} and {+id}, or in the host",
         ),
         ("http=http://a b/{id}", "it is no URL"),
         (

@@ -190,6 +190,7 @@ impl Api {
             // The path is too long for a socket.
             ErrorKind::InvalidInput => self.bad(),
             ErrorKind::PermissionDenied => ClientError::NotAllowed { url: self.url() },
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => self.lost(error.to_string()),
             _ => self.no_server(error.to_string()),
         })
     }
@@ -226,6 +227,12 @@ impl Api {
                 let (url, reason) = (self.url(), error.to_string());
                 return ClientError::Untrusted { url, reason };
             }
+            let is_lost = |kind| matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset);
+            if let ureq::Error::Io(source) = &error
+                && is_lost(source.kind())
+            {
+                return self.lost(error.to_string());
+            }
             self.no_server(error.to_string())
         })?;
         let text = response.body_mut().read_to_string();
@@ -256,6 +263,13 @@ impl Api {
     fn bad(&self) -> ClientError {
         ClientError::BadApi {
             given: self.api.clone(),
+        }
+    }
+
+    fn lost(&self, reason: String) -> ClientError {
+        ClientError::Lost {
+            url: self.url(),
+            reason,
         }
     }
 

@@ -280,6 +280,34 @@ fn watch_prints_rows_and_comes_back() {
 }
 
 #[test]
+fn watch_says_what_the_server_would_not_push() {
+    let server = server("127.0.0.1:0");
+    let url = format!("ws://{}/ws/entity-sync/", server.addresses()[0]);
+    let keys: Vec<_> = (0..1001).map(|it| format!("items/{it}")).collect();
+    let args: Vec<&str> = [&*url].into_iter().chain(keys.iter().map(|it| &**it)).collect();
+    let said = watching(&args).2.join().expect("no panic");
+    let told = "1001 keys are more than the server allows one connection to subscribe to, which is 1000; watch fewer at once, or \
+                start the server with a higher --max-subscriptions";
+    assert_eq!(said, Err(told.to_owned()));
+    let long = format!("items/{}", "x".repeat(1020));
+    let said = watching(&[&url, &long]).2.join().expect("no panic");
+    assert!(said.is_err_and(|it| it.ends_with("which is 1024 bytes; start the server with a higher --max-key-bytes")));
+}
+
+#[test]
+fn refusals_of_large_bodies_are_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("api");
+    for api in [&serve(None), &serve_at(Some(&path), None)] {
+        for bytes in [(1 << 20) + 1, 2 << 20, 20 << 20] {
+            let said = say(&["put", "items/1", "--api", api], &vec![b'x'; bytes]);
+            let told = "the body is larger than 1048576 bytes: send less at once";
+            assert_eq!(said, Err(told.to_owned()), "{bytes} bytes to {api}");
+        }
+    }
+}
+
+#[test]
 fn what_keeps_watch_from_connecting_is_said() {
     let server = server("127.0.0.1:0");
     let end = |url: &str| watching(&[url, "items/100"]).2.join().expect("no panic");

@@ -1,5 +1,6 @@
 //! `watch`: prints what is pushed, and connects again when the connection is lost.
 
+use std::collections::HashSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -12,12 +13,15 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::json;
 use tungstenite::client::IntoClientRequest;
-use tungstenite::http::Uri;
 use tungstenite::http::header::RETRY_AFTER;
+use tungstenite::http::{HeaderName, HeaderValue, Response, Uri};
 use tungstenite::{Bytes, Message, WebSocket};
 
 use super::trust::{Trust, is_distrust};
 use super::{ClientError, key, line_of};
+
+/// By which the server is asked for its limits, and says them.
+const LIMITS: HeaderName = HeaderName::from_static("entity-sync-limits");
 
 /// A server that says nothing for so long is asked whether it is there.
 const QUIET: Duration = Duration::from_secs(30);
@@ -120,7 +124,10 @@ fn connection(
         Err(end) => return end,
     };
     let request = match uri.clone().into_client_request() {
-        Ok(request) => request,
+        Ok(mut request) => {
+            request.headers_mut().insert(LIMITS, HeaderValue::from_static("?"));
+            request
+        }
         Err(_) => {
             return End::Failed(ClientError::BadUrl {
                 given: watch.url.clone(),
@@ -128,7 +135,10 @@ fn connection(
         }
     };
     let mut socket = match tungstenite::client(request, stream) {
-        Ok((socket, _)) => socket,
+        Ok((socket, response)) => match check_limits(watch, &response) {
+            Ok(()) => socket,
+            Err(error) => return End::Failed(error),
+        },
         Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(response))) => {
             let status = response.status().as_u16();
             // What is wrong with the server may pass, and so may being too slow, too early or too often. What is wrong with
@@ -156,6 +166,42 @@ fn connection(
         .collect();
     tell(status, &format!("watching {} on {}", keys.join(" "), watch.url));
     rows(&mut socket, out)
+}
+
+/// Protocol v1 ignores a subscription in silence that is beyond its limits. Servers before this one say nothing of them.
+fn check_limits<B>(watch: &Watch, response: &Response<B>) -> Result<(), ClientError> {
+    let told = response
+        .headers()
+        .get(LIMITS)
+        .and_then(|it| it.to_str().ok())
+        .unwrap_or_default();
+    let limit = |name: &str| -> Option<usize> {
+        let limits = told.split(',').filter_map(|it| it.trim().split_once('='));
+        limits
+            .into_iter()
+            .find_map(|(of, limit)| (of == name).then(|| limit.parse().ok())?)
+    };
+    let keys: HashSet<_> = watch.keys.iter().collect();
+    if let Some(limit) = limit("subscriptions").filter(|&limit| keys.len() > limit) {
+        return Err(ClientError::TooManyKeys {
+            keys: keys.len(),
+            limit,
+        });
+    }
+    let Some(limit) = limit("key-bytes") else {
+        return Ok(());
+    };
+    match watch
+        .keys
+        .iter()
+        .find(|key| key.entity().len() + key.id().len() > limit)
+    {
+        Some(key) => Err(ClientError::KeyTooLong {
+            key: key.clone(),
+            limit,
+        }),
+        None => Ok(()),
+    }
 }
 
 fn open(watch: &Watch, uri: &Uri, tls: Option<&Arc<ClientConfig>>) -> Result<Box<dyn Stream>, End> {

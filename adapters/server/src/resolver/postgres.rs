@@ -33,7 +33,7 @@ use entity_sync_mio::{Health, Refused, Reply, Request, Resolver};
 use entity_sync_runtime::restart;
 use tokio::sync::oneshot;
 use tokio_postgres::Config;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 
 use super::{Complaints, SourceError};
 use batch::Queue;
@@ -166,6 +166,23 @@ impl Postgres {
     pub fn resolver(&self, query: usize) -> impl Resolver + use<> {
         let shared = self.shared.clone();
         move |request: Request, reply: Reply| shared.queue.push(query, request, reply)
+    }
+
+    /// Where it is, for people and metrics: the user, the hosts and the database, without a password.
+    pub fn source(&self) -> String {
+        let config = &self.shared.plan.dsn.0;
+        let hosts = config.get_hosts().iter().map(|host| match host {
+            Host::Tcp(host) => host.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        });
+        let ports = config.get_ports().iter().map(u16::to_string);
+        let hosts: Vec<_> = hosts.collect();
+        let ports: Vec<_> = ports.collect();
+        let (user, name) = (
+            config.get_user().unwrap_or_default(),
+            config.get_dbname().unwrap_or_default(),
+        );
+        format!("{user}@{}:{}/{name}", hosts.join(","), ports.join(","))
     }
 
     /// What was counted: name, help and number.
