@@ -2,6 +2,8 @@
 //! nodes are killed, stopped and cut off from each other at random. Again and again that is over, and then not one client
 //! may be stale.
 //!
+//! Before that, each of some faults of a single node is tried once: `drills`.
+//!
 //! Clients come back when their node is gone, as real ones do, and the nodes send snapshots. So a client is *stale* unless,
 //! of each of its keys, the last row that it got on its present connection is the one in the store. A client that is not
 //! connected, or was told nothing of a key, is stale.
@@ -10,6 +12,7 @@
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
 mod cluster;
+mod drills;
 mod faults;
 
 use std::process::ExitCode;
@@ -59,6 +62,10 @@ struct Args {
     /// moments of the nodes
     #[arg(long)]
     seed: Option<u64>,
+
+    /// Be the server in which the thread of this name dies, for a drill
+    #[arg(long, hide = true)]
+    victim: Option<String>,
 }
 
 /// Threads that change rows.
@@ -72,7 +79,11 @@ const REPAIR_RATE: u32 = 10_000;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match run(&args) {
+    let is_good = match &args.victim {
+        Some(victim) => drills::serve_with_a_victim(victim),
+        None => drills::run() & run(&args),
+    };
+    match is_good {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }

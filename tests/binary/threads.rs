@@ -1,54 +1,16 @@
 //! A thread that dies ends the process, which says so.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::SeqCst;
-
 use entity_sync::args::Task;
 use entity_sync::serve::serve;
 use entity_sync_tests::PATIENCE;
 use entity_sync_tests::program::own_address;
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
+use entity_sync_tests::sabotage::sabotage;
 
 use super::*;
 
-/// Panics on a thread of this name when that logs something: the only code of ours that a reactor or a bus runs without a net.
-struct Saboteur {
-    victim: String,
-    is_done: AtomicBool,
-}
-
-impl Saboteur {
-    fn strike(&self) {
-        let is_there = std::thread::current().name() == Some(&self.victim);
-        assert!(!is_there || self.is_done.swap(true, SeqCst), "sabotage");
-    }
-}
-
-impl Subscriber for Saboteur {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        self.strike();
-        Id::from_u64(1)
-    }
-
-    fn event(&self, _: &Event<'_>) {
-        self.strike();
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
 /// The other process: the server, with a saboteur in it.
 fn serve_with_a_saboteur(victim: String) -> ! {
-    let is_done = AtomicBool::new(false);
-    tracing::subscriber::set_global_default(Saboteur { victim, is_done }).unwrap();
+    sabotage(victim);
     let flags = std::env::var("FLAGS").unwrap();
     let Ok((Task::Serve(options), _)) = Task::parse(["entity-sync"].into_iter().chain(flags.split(' '))) else {
         panic!("{flags}")

@@ -10,6 +10,7 @@ pub mod nsqd;
 pub mod postgres;
 pub mod program;
 pub mod proxy;
+pub mod sabotage;
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};

@@ -120,6 +120,9 @@ impl EntitySync {
     }
 
     /// The way to it from other threads: rereads, disconnects, counters, connections accepted elsewhere. Cheap to clone.
+    ///
+    /// Its [`health`](Handle::health) is for your health check. When a thread has died that can't be started again, it is not
+    /// alive any more: end the process in [`Health::when_dead`](crate::Health::when_dead), as the binary does.
     pub fn handle(&self) -> &Handle {
         self.server.handle()
     }
