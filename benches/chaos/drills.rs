@@ -204,7 +204,7 @@ pub(crate) fn serve_with_a_victim(victim: &str) -> bool {
     sabotage(victim);
     let flags = "entity-sync --listen 127.0.0.1:0 --api 127.0.0.1:0 --reactors 2 --data :memory:";
     match Task::parse(flags.split(' ')) {
-        Ok(Task::Serve(options)) => serve(&options).is_ok(),
+        Ok((Task::Serve(options), _)) => serve(&options).is_ok(),
         _ => false,
     }
 }
