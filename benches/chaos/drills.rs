@@ -241,5 +241,5 @@ fn panicking_rule() {
         (2 * CLIENTS as u64, CLIENTS as u64)
     );
     assert!(sync.handle().health().is_alive());
-    sync.shutdown(Duration::from_secs(1));
+    sync.shutdown(Duration::from_secs(1)).unwrap();
 }
