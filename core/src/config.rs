@@ -56,6 +56,11 @@ pub struct Config {
     pub max_accepts_per_second: u32,
     /// Length of one message from a client, in bytes.
     pub max_message_bytes: usize,
+    /// How often a client may change its secret in each `secret_window`. Beyond it, the client isn't read from until some
+    /// of its changes are that long ago, since each moves all its subscriptions. 0 is no limit.
+    pub max_secret_changes: u32,
+    /// See `max_secret_changes`.
+    pub secret_window: Duration,
     /// Subscriptions of one connection. Further ones are refused and counted.
     pub max_subscriptions: usize,
     /// Length of a key that a client may subscribe to, entity and id together, in bytes. Longer ones are refused and
@@ -88,8 +93,9 @@ pub struct Config {
     /// A peer has so long to take the rest and close its side after a close frame.
     pub close_time_limit: Duration,
     /// The most work that one connection may cause at once by what it sends, in units of about a short message. What it
-    /// sends beyond waits for its next turn, and it isn't read from until then, so that it holds up nobody else.
-    pub input_budget: usize,
+    /// sends beyond waits for its next turn, and it isn't read from until then, so that it holds up nobody else. What the
+    /// application wants done with many connections is done in such portions, too.
+    pub work_budget: usize,
     /// The most members that one [`Broadcast`](crate::Broadcast) visits, so that a large audience doesn't hold up a
     /// driver's turn.
     pub broadcast_budget: usize,
@@ -115,6 +121,8 @@ impl Config {
             max_upgrade_bytes: 32 * 1024 * 1024,
             max_accepts_per_second: 0,
             max_message_bytes: 64 * 1024,
+            max_secret_changes: 10,
+            secret_window: Duration::from_secs(10),
             max_subscriptions: 1_000,
             max_key_bytes: 1_024,
             max_outbox_bytes: 1024 * 1024,
@@ -128,7 +136,7 @@ impl Config {
             dead_after: Duration::from_secs(60),
             upgrade_time_limit: Duration::from_secs(10),
             close_time_limit: Duration::from_secs(5),
-            input_budget: 256,
+            work_budget: 256,
             broadcast_budget: 1_024,
         }
     }

@@ -162,6 +162,8 @@ counters! {
         /// Inputs for connections that no longer exist, as when a taken write ends after its connection, and ends of
         /// writes that were not taken.
         stale_inputs,
+        /// Secrets put in force in place of others. One that another follows at once is skipped.
+        secret_changes,
         /// Times that reading from a connection was stopped for a while, as it sent more than its share.
         read_pauses,
         /// Groups given to connections, whether written at once or queued.

@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 
 use crate::entity::{EntityIndex, EntityOptions};
 use crate::frame::Group;
+use crate::hash::NameHash;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
 use crate::slots::SlotId;
@@ -55,6 +56,7 @@ pub(crate) struct Flight {
     pub(crate) key: EntityKey,
     pub(crate) audience: Audience,
     pub(crate) entity: EntityIndex,
+    pub(crate) hash: NameHash,
     /// A read that only looks whether something has changed is owed.
     owed_silently: bool,
     running_silently: bool,
@@ -173,6 +175,7 @@ impl Flight {
     pub(crate) fn new(
         key: EntityKey,
         audience: Audience,
+        hash: NameHash,
         entity: EntityIndex,
         options: &EntityOptions,
         looks: bool,
@@ -181,6 +184,7 @@ impl Flight {
             key,
             audience,
             entity,
+            hash,
             owed_silently: false,
             running_silently: false,
             running_for_all: None,

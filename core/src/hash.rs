@@ -6,6 +6,9 @@ use std::hash::{BuildHasher, Hash};
 use siphasher::sip::SipHasher13;
 use siphasher::sip128;
 
+use crate::key::EntityKey;
+use crate::resolve::Audience;
+
 /// The process's secret seed for hashing and jitter. Draw it at random when the process starts, so that a client can't
 /// choose keys that collide.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,6 +23,38 @@ impl Seed {
     /// 128 keyed bits of `bytes`, for telling contents apart: nobody can choose two that collide.
     pub(crate) fn fingerprint(self, bytes: &[u8]) -> u128 {
         sip128::SipHasher13::new_with_keys(self.0, self.1).hash(bytes).as_u128()
+    }
+}
+
+/// Keyed hashes of a key, and of the pair that it makes with an audience. Both halves of a topic keep them, since keys and
+/// secrets may be long and a client makes its topics change often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NameHash {
+    pub(crate) key: u64,
+    pub(crate) name: u64,
+}
+
+impl NameHash {
+    #[cfg(test)]
+    pub(crate) fn of(seed: Seed, key: &EntityKey, audience: &Audience) -> Self {
+        Self::new(seed, seed.hash_of(key), seed.hash_of_audience(audience))
+    }
+
+    pub(crate) fn new(seed: Seed, key_hash: u64, audience_hash: u64) -> Self {
+        Self {
+            key: key_hash,
+            name: seed.hash_of(&(key_hash, audience_hash)),
+        }
+    }
+}
+
+impl Seed {
+    /// That of a secret is that of its text.
+    pub(crate) fn hash_of_audience(self, audience: &Audience) -> u64 {
+        match audience {
+            Audience::Secret(secret) => self.hash_of(&**secret),
+            other => self.hash_of(other),
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::counters::{NodeCounters, ShardCounters};
 use crate::entity::Delivery::Every;
 use crate::entity::{EntityOptions, Registry};
 use crate::flights::{Delivery, Flight, FlightId, Ticket};
-use crate::hash::Seed;
+use crate::hash::{NameHash, Seed};
 use crate::key::EntityKey;
 use crate::latency::{Histogram, LatencyCounts};
 use crate::resolve::{Audience, ReadId, Request, Resolve};
@@ -324,7 +324,14 @@ impl Node {
 
     /// A shard's first subscription of a topic. A notify that looked the key up before this is answered to others; one
     /// that looks it up later finds this shard.
-    pub(crate) fn join(&self, shard: u32, topic: TopicId, key: &EntityKey, audience: &Audience) -> FlightId {
+    pub(crate) fn join(
+        &self,
+        shard: u32,
+        topic: TopicId,
+        key: &EntityKey,
+        audience: &Audience,
+        hash: NameHash,
+    ) -> FlightId {
         let Some(entity) = self.0.entities.find(key.entity()) else {
             return FlightId::NOWHERE;
         };
@@ -332,12 +339,12 @@ impl Node {
         let mut id = FlightId::NOWHERE;
         {
             let (number, mut stripe) = self.stripe_of(key);
-            let index = stripe.find_or_insert(self.seed(), key, audience, || {
+            let index = stripe.find_or_insert(hash, key, audience, || {
                 let options = self.0.entities.options(entity);
                 let outgoing = self.outgoing();
                 is_new_interest = outgoing.is_some_and(|it| it.has_flight(key));
                 let looks = self.looks(options);
-                Flight::new(key.clone(), audience.clone(), entity, options, looks)
+                Flight::new(key.clone(), audience.clone(), hash, entity, options, looks)
             });
             if let Some((slot, flight)) = stripe.flights.at_mut(index) {
                 flight.join(shard, topic);
@@ -348,6 +355,12 @@ impl Node {
             outgoing.wake();
         }
         id
+    }
+
+    #[cfg(test)]
+    fn join_unhashed(&self, shard: u32, topic: TopicId, key: &EntityKey, audience: &Audience) -> FlightId {
+        let hash = NameHash::of(self.seed(), key, audience);
+        self.join(shard, topic, key, audience, hash)
     }
 
     /// A shard's last subscription of a topic is gone.
@@ -375,13 +388,11 @@ impl Node {
         self.change(now, flight, |it| it.take(shard)).flatten()
     }
 
-    /// Moves what waits for a shard into its empty inbox. Says whether there was anything; as long as there was, the
+    /// Moves what waits for a shard into its inbox, in which only commands may be left. Says whether there was anything; as long as there was, the
     /// shard is not woken for more, and must ask again.
     pub(crate) fn take_inbox(&self, now: Timestamp, shard: u32, inbox: &mut Inbox) -> bool {
-        if let Some(port) = self.0.ports.get(shard as usize) {
-            port.take(inbox);
-        }
-        let any = !inbox.is_empty();
+        let port = self.0.ports.get(shard as usize);
+        let any = port.is_some_and(|it| it.take(inbox));
         // Those that waited too long have been given up. The others begin on a fresh stack.
         let starts = inbox.starts.drain(..).filter_map(|mut start| {
             start.read.depth = 0;

@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::flights::{FlightId, Ticket};
-use crate::hash::Seed;
+use crate::hash::NameHash;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
 use crate::slots::{SlotId, Slots};
@@ -22,6 +22,7 @@ pub(crate) struct Topic {
     pub(crate) audience: Audience,
     /// Its other half in the node.
     pub(crate) flight: FlightId,
+    pub(crate) hash: NameHash,
     members: Vec<Member>,
 }
 
@@ -89,7 +90,6 @@ pub(crate) struct Subscriptions {
     topics: Slots<Topic>,
     /// Topics by (key, audience): indices into `topics`.
     names: HashTable<u32>,
-    seed: Seed,
     /// By connection index.
     lists: Vec<List>,
     walk: Option<Walk>,
@@ -119,11 +119,10 @@ impl Subscriptions {
     #[cfg(test)]
     pub(crate) const MEMBER_BYTES: usize = size_of::<Member>();
 
-    pub(crate) fn new(seed: Seed) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             topics: Slots::new(),
             names: HashTable::new(),
-            seed,
             lists: Vec::new(),
             walk: None,
             count: 0,
@@ -135,11 +134,10 @@ impl Subscriptions {
         self.count
     }
 
-    pub(crate) fn find(&self, key: &EntityKey, audience: &Audience) -> Option<TopicId> {
-        let index = *self.names.find(self.name_hash(key, audience), |&index| {
-            self.topics
-                .at(index)
-                .is_some_and(|(_, topic)| topic.key == *key && topic.audience == *audience)
+    pub(crate) fn find(&self, key: &EntityKey, audience: &Audience, hash: NameHash) -> Option<TopicId> {
+        let index = *self.names.find(hash.name, |&index| {
+            let topic = self.topics.at(index).map(|(_, topic)| topic);
+            topic.is_some_and(|it| it.hash == hash && it.key == *key && it.audience == *audience)
         })?;
         self.topics.at(index).map(|(id, _)| TopicId(id))
     }
@@ -157,26 +155,23 @@ impl Subscriptions {
         &mut self,
         key: EntityKey,
         audience: Audience,
+        hash: NameHash,
         flight: impl FnOnce(TopicId, &EntityKey, &Audience) -> FlightId,
     ) -> TopicId {
-        debug_assert!(self.find(&key, &audience).is_none());
-        let hash = self.name_hash(&key, &audience);
+        debug_assert!(self.find(&key, &audience, hash).is_none());
         let id = self.topics.insert(Topic {
             key,
             audience,
             flight: FlightId::NOWHERE,
+            hash,
             members: Vec::new(),
         });
-        let Self {
-            topics, names, seed, ..
-        } = self;
+        let Self { topics, names, .. } = self;
         if let Some(topic) = topics.get_mut(id) {
             topic.flight = flight(TopicId(id), &topic.key, &topic.audience);
         }
-        names.insert_unique(hash, id.index, |&index| {
-            topics
-                .at(index)
-                .map_or(0, |(_, topic)| seed.hash_of(&(&topic.key, &topic.audience)))
+        names.insert_unique(hash.name, id.index, |&index| {
+            topics.at(index).map_or(0, |(_, topic)| topic.hash.name)
         });
         TopicId(id)
     }
@@ -185,8 +180,8 @@ impl Subscriptions {
     pub(crate) fn remove_topic(&mut self, id: TopicId) -> Option<Topic> {
         let topic = self.topics.get(id.0)?;
         debug_assert!(topic.members.is_empty());
-        let hash = self.name_hash(&topic.key, &topic.audience);
-        if let Ok(entry) = self.names.find_entry(hash, |&index| index == id.0.index) {
+        let hash = topic.hash;
+        if let Ok(entry) = self.names.find_entry(hash.name, |&index| index == id.0.index) {
             entry.remove();
         }
         self.topics.remove(id.0)
@@ -210,12 +205,6 @@ impl Subscriptions {
     /// Any one member of a topic.
     pub(crate) fn any_member(&self, topic: TopicId) -> Option<u32> {
         self.topics.get(topic.0)?.members.last().map(|member| member.conn)
-    }
-
-    /// The members of a topic.
-    pub(crate) fn members(&self, topic: TopicId) -> impl Iterator<Item = u32> {
-        let members = self.topics.get(topic.0).map(|topic| &topic.members);
-        members.into_iter().flatten().map(|member| member.conn)
     }
 
     pub(crate) fn member_count(&self, topic: TopicId) -> usize {
@@ -328,7 +317,7 @@ impl Subscriptions {
         let mut links = 0;
         for (id, topic) in self.topics.iter() {
             assert!(!topic.members.is_empty(), "an empty topic remains");
-            assert_eq!(self.find(&topic.key, &topic.audience), Some(TopicId(id)));
+            assert_eq!(self.find(&topic.key, &topic.audience, topic.hash), Some(TopicId(id)));
             for (position, member) in topic.members.iter().enumerate() {
                 let entry = self.lists[member.conn as usize][member.back as usize];
                 assert_eq!((entry.topic, entry.position), (id.index, position as u32));
@@ -338,10 +327,6 @@ impl Subscriptions {
         assert_eq!(links, self.count);
         assert_eq!(links, self.lists.iter().map(SmallVec::len).sum::<usize>());
         assert_eq!(self.names.len(), self.topics.len());
-    }
-
-    fn name_hash(&self, key: &EntityKey, audience: &Audience) -> u64 {
-        self.seed.hash_of(&(key, audience))
     }
 
     /// Where a topic stands in a connection's list: searched for in the shorter of the two lists.

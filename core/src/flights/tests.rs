@@ -150,6 +150,7 @@ impl Story {
             flight: Flight::new(
                 key,
                 Audience::Public,
+                crate::hash::NameHash { key: 0, name: 0 },
                 EntityIndex::default(),
                 &options,
                 options.settle.is_some(),

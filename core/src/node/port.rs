@@ -124,30 +124,39 @@ impl Port {
         !self.pending.swap(true, Ordering::SeqCst)
     }
 
-    /// Moves everything into an empty inbox. As long as this gives anything, the shard is not woken for more.
+    /// Moves everything into an inbox without marks. Commands stay for as long as there are others left in it, so that
+    /// those count against the limit. As long as this gives anything, the shard is not woken for more.
     ///
     /// The flag is cleared only after the inbox was seen empty, and that is looked at once more afterwards: a producer
     /// pushes first and swaps the flag then, so either this second look sees what it pushed, or it sees the flag cleared
     /// and wakes.
-    pub(crate) fn take(&self, into: &mut Inbox) {
-        if !self.move_all(into) {
-            self.pending.swap(false, Ordering::SeqCst);
-            self.move_all(into);
+    pub(crate) fn take(&self, into: &mut Inbox) -> bool {
+        if self.move_all(into) {
+            return true;
         }
+        self.pending.swap(false, Ordering::SeqCst);
+        self.move_all(into)
     }
 
     /// Says whether there was anything.
     fn move_all(&self, into: &mut Inbox) -> bool {
-        debug_assert!(into.is_empty());
+        debug_assert!(into.marks.is_empty() && into.starts.is_empty());
         let mut inbox = lock(&self.inbox);
         // The tables change places, so that neither side has to allocate again.
-        std::mem::swap(&mut *inbox, into);
-        inbox.message_bytes = 0;
-        self.has_orders.store(false, Ordering::Relaxed);
-        !into.is_empty()
+        std::mem::swap(&mut inbox.marks, &mut into.marks);
+        std::mem::swap(&mut inbox.starts, &mut into.starts);
+        let mut any = !into.marks.is_empty() || !into.starts.is_empty();
+        if into.commands.is_empty() {
+            std::mem::swap(&mut inbox.commands, &mut into.commands);
+            inbox.message_bytes = 0;
+            self.has_orders.store(false, Ordering::Relaxed);
+            any |= !into.commands.is_empty();
+        }
+        any
     }
 }
 
+#[cfg(loom)]
 impl Inbox {
     pub(crate) fn is_empty(&self) -> bool {
         self.marks.is_empty() && self.commands.is_empty() && self.starts.is_empty()

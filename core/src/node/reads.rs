@@ -289,7 +289,7 @@ impl Node {
     }
 
     pub(super) fn remove_if_over(&self, stripe: &mut Stripe, slot: SlotId) {
-        let Some(flight) = stripe.remove_if_over(self.seed(), slot) else {
+        let Some(flight) = stripe.remove_if_over(slot) else {
             return;
         };
         if let Some(turn) = flight.turn() {

@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::flights::{Flight, Ticket};
-use crate::hash::Seed;
+use crate::hash::NameHash;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
 use crate::slots::{SlotId, Slots};
@@ -37,6 +37,7 @@ pub(super) enum Alarm {
 /// The flights of one key.
 pub(super) struct Audiences {
     pub(super) key: EntityKey,
+    pub(super) hash: u64,
     pub(super) flights: SmallVec<[u32; 2]>,
 }
 
@@ -53,7 +54,7 @@ impl Stripe {
 
     pub(super) fn find_or_insert(
         &mut self,
-        seed: Seed,
+        hash: NameHash,
         key: &EntityKey,
         audience: &Audience,
         new: impl FnOnce() -> Flight,
@@ -64,25 +65,22 @@ impl Stripe {
             by_key,
             ..
         } = self;
-        let name_hash = seed.hash_of(&(key, audience));
-        let found = by_name.find(name_hash, |&index| {
-            flights
-                .at(index)
-                .is_some_and(|(_, it)| it.key == *key && it.audience == *audience)
+        let found = by_name.find(hash.name, |&index| {
+            let flight = flights.at(index).map(|(_, it)| it);
+            flight.is_some_and(|it| it.hash == hash && it.key == *key && it.audience == *audience)
         });
         if let Some(&index) = found {
             return index;
         }
         let slot = flights.insert(new());
-        by_name.insert_unique(name_hash, slot.index, |&index| {
-            flights
-                .at(index)
-                .map_or(0, |(_, it)| seed.hash_of(&(&it.key, &it.audience)))
+        by_name.insert_unique(hash.name, slot.index, |&index| {
+            flights.at(index).map_or(0, |(_, it)| it.hash.name)
         });
         by_key
-            .entry(seed.hash_of(key), |it| it.key == *key, |it| seed.hash_of(&it.key))
+            .entry(hash.key, |it| it.key == *key, |it| it.hash)
             .or_insert_with(|| Audiences {
                 key: key.clone(),
+                hash: hash.key,
                 flights: SmallVec::new(),
             })
             .get_mut()
@@ -101,17 +99,15 @@ impl Stripe {
         }
     }
 
-    pub(super) fn remove_if_over(&mut self, seed: Seed, slot: SlotId) -> Option<Flight> {
+    pub(super) fn remove_if_over(&mut self, slot: SlotId) -> Option<Flight> {
         if !self.flights.get(slot).is_some_and(Flight::is_over) {
             return None;
         }
         let flight = self.flights.remove(slot)?;
-        let name_hash = seed.hash_of(&(&flight.key, &flight.audience));
-        if let Ok(entry) = self.by_name.find_entry(name_hash, |&index| index == slot.index) {
+        if let Ok(entry) = self.by_name.find_entry(flight.hash.name, |&index| index == slot.index) {
             entry.remove();
         }
-        let key_hash = seed.hash_of(&flight.key);
-        if let Ok(mut entry) = self.by_key.find_entry(key_hash, |it| it.key == flight.key) {
+        if let Ok(mut entry) = self.by_key.find_entry(flight.hash.key, |it| it.key == flight.key) {
             entry.get_mut().flights.retain(|&mut index| index != slot.index);
             if entry.get().flights.is_empty() {
                 entry.remove();

@@ -91,7 +91,7 @@ impl Setup {
     }
 
     fn join(&self, shard: u32, id: &str, audience: &Audience) -> FlightId {
-        self.node.join(shard, topic(shard), &key(id), audience)
+        self.node.join_unhashed(shard, topic(shard), &key(id), audience)
     }
 
     fn join_all(&self, ids: &[&str]) {
@@ -367,7 +367,7 @@ fn a_shard_is_woken_before_the_application_is_asked_for_more() {
     let looks = Arc::new(Looks::default());
     let waker = Waker::from(looks.woken.clone());
     let (node, _) = Node::new(Config::new(Seed(1, 2)), looks.clone(), vec![waker]);
-    node.join(0, topic(0), &key("1"), &Audience::Public);
+    node.join_unhashed(0, topic(0), &key("1"), &Audience::Public);
     node.notify(at(0), &key("1")).unwrap();
     let before = looks.woken.get();
     node.take_inbox(at(0), 0, &mut Inbox::default());
@@ -436,7 +436,7 @@ fn a_resolver_that_panics_has_failed() {
     let (node, _shards) = Node::new(gated(1), resolver.clone(), vec![waker]);
     for id in 0..FLIGHTS {
         let key = key(&id.to_string());
-        node.join(0, topic(0), &key, &Audience::Public);
+        node.join_unhashed(0, topic(0), &key, &Audience::Public);
         node.notify(at(0), &key).unwrap();
     }
     assert_eq!((resolver.queue.len(), counts(&node)), (1, (1, FLIGHTS as usize - 1)));
@@ -523,7 +523,7 @@ fn any_number_of_answers_at_once_need_little_stack() {
     let (node, _shards) = Node::new(gated(1), resolver.clone(), vec![waker]);
     for id in 0..FLIGHTS {
         let key = key(&id.to_string());
-        node.join(0, topic(0), &key, &Audience::Public);
+        node.join_unhashed(0, topic(0), &key, &Audience::Public);
         node.notify(at(0), &key).unwrap();
     }
     assert_eq!(counts(&node), (1, FLIGHTS - 1));
@@ -561,7 +561,7 @@ fn a_notify_of_an_unknown_entity_is_an_error() {
     let unknown = EntityKey::new("item", "1").unwrap();
     assert_eq!(it.join(0, "1", &Audience::Public).stripe, key("1").bucket(STRIPES));
     assert_eq!(
-        it.node.join(0, topic(0), &unknown, &Audience::Public),
+        it.node.join_unhashed(0, topic(0), &unknown, &Audience::Public),
         FlightId::NOWHERE
     );
     let error = it.node.notify(at(0), &unknown).unwrap_err();

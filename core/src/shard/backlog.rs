@@ -17,7 +17,7 @@ impl Shard {
     /// Frames have come in: acts on them, as far as the budget goes.
     pub(super) fn received_frames(&mut self, conn: ConnId, bytes: &mut [u8]) {
         let mut rest = bytes;
-        if !self.is_paused(conn) {
+        if !self.is_paused(conn) && !self.has_orders() {
             let taken = self.act_on_frames(conn, rest);
             rest = rest.get_mut(taken..).unwrap_or_default();
         }

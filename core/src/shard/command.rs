@@ -1,4 +1,9 @@
 //! What the application wants done on this shard: messages, ends, subscriptions that end, reads that are repeated.
+//!
+//! An order may concern all connections, so it is carried out a part at a time; other outputs go out in between. What
+//! clients say meanwhile waits (`backlog`), as an order means them as they are before that.
+
+use std::collections::BTreeMap;
 
 use super::{ConnId, Phase, Shard};
 use crate::client::{Command, Whose};
@@ -6,55 +11,127 @@ use crate::flights::Ticket;
 use crate::outbox::Pushed;
 use crate::subscriptions::{Standing, TopicId};
 
+/// An order that is being carried out.
+pub(super) struct Task {
+    what: What,
+    whose: Rest,
+}
+
+enum What {
+    Close(bytes::Bytes),
+    Unsubscribe,
+    /// The reads are asked for when all members are noted, as a read may be answered at once, and all members of a topic
+    /// are to share it: one that is new enough for the latest of them.
+    Reread(Ticket, BTreeMap<TopicId, Ticket>),
+}
+
+/// Those whom an order concerns and who have still their turn.
+enum Rest {
+    Conn(Option<ConnId>),
+    /// The walk of [`Secrets`](super::secrets::Secrets).
+    Secret,
+    /// Members leave the topic at their turn.
+    Topic(TopicId),
+}
+
+impl Task {
+    /// It is still to ask for a read of this topic.
+    pub(super) fn will_want(&self, topic: TopicId) -> bool {
+        matches!(&self.what, What::Reread(_, topics) if topics.contains_key(&topic))
+    }
+}
+
 impl Shard {
-    pub(super) fn obey(&mut self, command: Command) {
-        match command {
-            Command::Send { conn, frame } => self.send(conn, frame),
-            Command::Close { whose, frame } => {
-                for conn in self.conns_of(&whose) {
-                    self.close_orderly(conn, frame.clone());
-                }
+    /// Whether the application wants something done first, before clients are listened to.
+    pub(super) fn has_orders(&self) -> bool {
+        self.has_begun_orders() || self.node.has_orders(self.index)
+    }
+
+    /// As far as this shard has taken them.
+    pub(super) fn has_begun_orders(&self) -> bool {
+        self.task.is_some() || !self.inbox.commands.is_empty()
+    }
+
+    /// Does what the application wants, as much as may be done at once.
+    pub(super) fn obey(&mut self) {
+        self.work_left = self.node.config().work_budget.max(1);
+        while self.work_left > 0 {
+            self.spend(1);
+            if let Some(task) = self.task.take() {
+                self.task = self.go_on(task);
+                continue;
             }
-            Command::Unsubscribe(Whose::Topic(topic)) => {
-                while let Some(conn) = self
-                    .subscriptions
-                    .any_member(topic)
-                    .and_then(|index| self.conn_at(index))
-                {
+            let (what, whose) = match self.inbox.commands.pop_front() {
+                None => return,
+                Some(Command::Send { conn, frame }) => {
+                    self.send(conn, frame);
+                    continue;
+                }
+                Some(Command::Close { whose, frame }) => (What::Close(frame), whose),
+                Some(Command::Unsubscribe(whose)) => (What::Unsubscribe, whose),
+                Some(Command::Reread(whose, ticket)) => (What::Reread(ticket, BTreeMap::new()), whose),
+            };
+            let whose = match whose {
+                Whose::Conn(conn) => Rest::Conn(Some(conn)),
+                Whose::Topic(topic) => Rest::Topic(topic),
+                Whose::Secret(secret) => {
+                    self.secrets.start_walk(&secret);
+                    Rest::Secret
+                }
+            };
+            self.task = Some(Task { what, whose });
+        }
+    }
+
+    /// Does the next part of an order, for one connection. Gives back what is left of it.
+    fn go_on(&mut self, mut task: Task) -> Option<Task> {
+        let Task { what, whose } = &mut task;
+        let conn = match whose {
+            Rest::Conn(conn) => conn.take(),
+            Rest::Secret => self.secrets.walk_next().and_then(|index| self.conn_at(index)),
+            Rest::Topic(topic) => self
+                .subscriptions
+                .any_member(*topic)
+                .and_then(|index| self.conn_at(index)),
+        };
+        let Some(conn) = conn else {
+            // Only these have anything left to do.
+            let What::Reread(_, topics) = what else {
+                return None;
+            };
+            let (topic, joined) = topics.pop_first()?;
+            if let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight) {
+                self.spend(2);
+                self.node.want(self.now, self.index, flight, joined);
+            }
+            return Some(task);
+        };
+        match (what, &whose) {
+            (What::Close(frame), _) => {
+                let frame = frame.clone();
+                self.spend(self.topic_count(conn));
+                self.close_orderly(conn, frame);
+            }
+            (What::Unsubscribe, Rest::Topic(topic)) => self.leave(conn, *topic),
+            (What::Unsubscribe, _) => {
+                for topic in self.topics_of(conn) {
+                    self.spend(1);
                     self.leave(conn, topic);
                 }
             }
-            Command::Unsubscribe(whose) => {
-                for conn in self.conns_of(&whose) {
-                    for topic in self.topics_of(conn) {
-                        self.leave(conn, topic);
-                    }
-                }
-            }
-            Command::Reread(whose, ticket) => {
-                let mut topics = Vec::new();
-                for conn in self.conns_of(&whose) {
-                    for topic in self.topics_of(conn) {
-                        topics.extend(self.note_reread(conn, topic, ticket).map(|joined| (topic, joined)));
-                    }
-                }
-                // Only now, as a read may be answered at once, and all members of a topic are to share it: one that is
-                // new enough for the latest of them.
-                topics.sort_unstable();
-                topics.dedup_by(|later, earlier| {
-                    let is_same = later.0 == earlier.0;
-                    if is_same {
-                        earlier.1 = later.1;
-                    }
-                    is_same
-                });
-                for (topic, joined) in topics {
-                    if let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight) {
-                        self.node.want(self.now, self.index, flight, joined);
+            // By key, all are owed a read, which is no order.
+            (What::Reread(..), Rest::Topic(_)) => return None,
+            (What::Reread(ticket, topics), _) => {
+                for topic in self.topics_of(conn) {
+                    self.spend(1);
+                    if let Some(joined) = self.note_reread(conn, topic, *ticket) {
+                        let latest = topics.entry(topic).or_insert(joined);
+                        *latest = joined.max(*latest);
                     }
                 }
             }
         }
+        Some(task)
     }
 
     fn send(&mut self, conn: ConnId, frame: bytes::Bytes) {
@@ -88,27 +165,15 @@ impl Shard {
         self.note_wanting(conn, topic).map(Standing::joined)
     }
 
-    fn conns_of(&self, whose: &Whose) -> Vec<ConnId> {
-        match whose {
-            Whose::Conn(conn) => vec![*conn],
-            Whose::Secret(secret) => {
-                let has_it = |it: &str| it == &**secret;
-                let conns = self.conns.iter();
-                let conns = conns.filter(|(_, state)| has_it(state.secret.as_deref().unwrap_or_default()));
-                conns.map(|(id, _)| ConnId(id)).collect()
-            }
-            Whose::Topic(topic) => {
-                let members = self.subscriptions.members(*topic);
-                members.filter_map(|index| self.conn_at(index)).collect()
-            }
-        }
-    }
-
     fn topics_of(&self, conn: ConnId) -> Vec<TopicId> {
         if self.conns.get(conn.0).is_none() {
             return Vec::new();
         }
         self.subscriptions.topics_of(conn.0.index).collect()
+    }
+
+    fn topic_count(&self, conn: ConnId) -> usize {
+        self.subscriptions.count_of(conn.0.index)
     }
 
     fn conn_at(&self, index: u32) -> Option<ConnId> {

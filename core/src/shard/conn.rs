@@ -1,7 +1,6 @@
 //! [`Conn`]: what a shard keeps for every connection, and [`Extra`], what few of them need.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::pause::Pauses;
 use crate::outbox::Outbox;
@@ -13,12 +12,13 @@ use crate::ws::Decoder;
 pub(super) struct Conn {
     /// What few connections need at any one time.
     pub(super) extra: Option<Box<Extra>>,
-    pub(super) secret: Option<Arc<str>>,
     /// It was set when the connection was opened, and the client has no say in it.
     pub(super) is_secret_fixed: bool,
     /// Each of its subscriptions is answered with the present state, whatever its entity says.
     pub(super) wants_snapshots: bool,
     pub(super) last_alive: Timestamp,
+    /// When its changes of the secret will count no more.
+    pub(super) secrets_until: Timestamp,
     pub(super) phase: Phase,
     /// The socket is full: wait for [`Input::Writable`].
     pub(super) blocked: bool,

@@ -80,10 +80,17 @@ impl Shard {
 
     /// Ends those whose time has come.
     pub(super) fn drain_on(&mut self) {
-        while let Some(drain) = &mut self.drain
-            && drain.poll().is_some_and(|at| at <= self.now)
-            && let Some(conn) = drain.rest.pop()
-        {
+        // The rest at the next call, for which it is time already.
+        for _ in 0..self.node.config().work_budget.max(1) {
+            let Some(drain) = &mut self.drain else {
+                return;
+            };
+            if drain.poll().is_none_or(|at| at > self.now) {
+                return;
+            }
+            let Some(conn) = drain.rest.pop() else {
+                return;
+            };
             let DrainOptions { code, retry_within, .. } = drain.options;
             let within_ms = u64::try_from(retry_within.as_millis()).unwrap_or(u64::MAX);
             let chance = self.node.config().seed.hash_of(&(self.index, conn));

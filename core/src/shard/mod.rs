@@ -10,6 +10,7 @@
 //! - `command`: what the application wants done;
 //! - `drain`: how all connections are ended without all of them coming back at once;
 //! - `pause`: why a client isn't read from for a while;
+//! - `secrets`: who has which secret;
 //! - `timers`: what happens when nothing happens.
 
 mod backlog;
@@ -20,6 +21,7 @@ mod drain;
 mod handshakes;
 mod interface;
 mod pause;
+mod secrets;
 mod session;
 mod timers;
 
@@ -42,9 +44,10 @@ use crate::log_quota::LogQuota;
 use crate::node::{Inbox, Node};
 use crate::patience::Patience;
 use crate::slots::Slots;
-use crate::subscriptions::{Left, Standing, Subscriptions};
+use crate::subscriptions::{Left, Standing, Subscriptions, TopicId};
 use crate::time::Timestamp;
 
+use command::Task;
 use conn::{Conn, Phase};
 use deliver::Walk;
 pub use deliver::{Broadcast, Flush};
@@ -53,6 +56,7 @@ pub use drain::DrainOptions;
 use handshakes::Handshakes;
 pub use interface::{ConnId, Input, Output, Sent};
 use pause::Pauses;
+use secrets::Secrets;
 use timers::Timers;
 
 /// One reactor's share of a node: a state machine that is fed [`Input`]s and asked for [`Output`]s.
@@ -76,12 +80,15 @@ pub struct Shard {
     now: Timestamp,
     conns: Slots<Conn>,
     subscriptions: Subscriptions,
+    secrets: Secrets,
     timers: Timers,
     /// All deadlines of `timers` are in its time.
     patience: Patience,
     handshakes: Handshakes,
     /// What this shard has still to do for the node.
     inbox: Inbox,
+    /// The order of the application's that is being carried out.
+    task: Option<Task>,
     /// The rows whose receivers are being walked.
     walk: Option<Walk>,
     /// Connections that have something to send and may send it.
@@ -129,11 +136,13 @@ impl Shard {
             index,
             now: Timestamp::START,
             conns: Slots::new(),
-            subscriptions: Subscriptions::new(seed),
+            subscriptions: Subscriptions::new(),
+            secrets: Secrets::new(seed),
             timers,
             patience,
             handshakes,
             inbox: Inbox::default(),
+            task: None,
             walk: None,
             ready: VecDeque::new(),
             urgent: VecDeque::new(),
@@ -192,16 +201,18 @@ impl Shard {
         };
         let conn = ConnId(self.conns.insert(Conn {
             extra: None,
-            secret: opening.secret.clone().filter(|it| !it.is_empty()),
             is_secret_fixed: opening.secret.is_some(),
             wants_snapshots: opening.wants_snapshots,
             last_alive: self.patient_now(),
+            secrets_until: Timestamp::START,
             phase,
             blocked: false,
             listed: false,
             is_urgent: false,
             pauses: Pauses::default(),
         }));
+        self.secrets
+            .set(conn.0.index, opening.secret.as_deref().unwrap_or_default());
         if let Some(peer) = counted(config, opening.peer) {
             if self.peers.len() <= conn.index() {
                 self.peers.resize(conn.index() + 1, None);
@@ -264,8 +275,12 @@ impl Shard {
     pub fn poll_output(&mut self, now: Timestamp) -> Option<Output<'_>> {
         self.advance(now);
         // One turn for each output: neither waits for all of the other.
-        self.work_on_backlog();
+        let (mut may_obey, mut may_work) = (true, true);
         loop {
+            if may_work && !self.has_orders() {
+                may_work = false;
+                self.work_on_backlog();
+            }
             match self.endings.pop_front() {
                 Some(Ending::Shutdown(conn)) => return Some(Output::Shutdown(conn)),
                 Some(Ending::Close(conn)) => return Some(Output::Close(conn)),
@@ -284,9 +299,10 @@ impl Shard {
                 self.urgent_first = URGENT_BETWEEN;
                 return Some(Output::Broadcast(Broadcast::new(self)));
             }
-            if let Some(command) = self.inbox.commands.pop_front() {
+            if may_obey && self.has_begun_orders() {
                 self.urgent_first = URGENT_BETWEEN;
-                self.obey(command);
+                self.obey();
+                may_obey = self.work_left > 0;
                 continue;
             }
             if let Some(flight) = self.inbox.marks.pop_front() {
@@ -307,27 +323,12 @@ impl Shard {
         }
     }
 
-    /// Does what the application has asked for so far, as it means clients as they are before what they say next.
-    fn obey_for_messages(&mut self) {
-        if self.inbox.commands.is_empty() && !self.node.has_orders(self.index) {
-            return;
-        }
-        let mut waiting = Inbox::default();
-        // Once: what comes later may well be meant for how things are then.
-        self.node.take_inbox(self.now, self.index, &mut waiting);
-        self.inbox.commands.append(&mut waiting.commands);
-        self.inbox.marks.append(&mut waiting.marks);
-        while let Some(command) = self.inbox.commands.pop_front() {
-            self.obey(command);
-        }
-    }
-
     /// When to call [`handle_timeout`](Self::handle_timeout). Ask after `poll_output` gave `None`, each time.
     ///
     /// It is a time that has passed while there is work left that was put off for the sake of others: sleep not at all, feed
     /// what has happened and go on.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        if self.has_backlog() {
+        if self.has_backlog() || self.has_begun_orders() {
             return Some(self.now);
         }
         let reads = self.keeps_time().then(|| self.node.poll_timeout()).flatten();
@@ -395,12 +396,16 @@ impl Shard {
     #[doc(hidden)]
     pub fn assert_consistent(&self) {
         self.subscriptions.assert_consistent();
+        self.secrets.assert_consistent(self.conns.len());
         for (id, state) in self.conns.iter() {
             let conn = ConnId(id);
             let (mut wanted, mut dirty) = (0, Vec::new());
             for topic in self.subscriptions.topics_of(id.index) {
                 let standing = self.subscriptions.standing(id.index, topic);
-                wanted += u32::from(standing.is_some_and(Standing::wants));
+                if standing.is_some_and(Standing::wants) {
+                    wanted += 1;
+                    assert!(self.is_awaited(topic), "{conn:?} waits for a read that nobody owes");
+                }
                 dirty.extend(standing.filter(|it| it.is_dirty()).map(|_| topic));
             }
             assert_eq!(self.ready.contains(&conn), state.listed);
@@ -417,6 +422,14 @@ impl Shard {
             assert!(dirty.is_empty() || wanted > 0 || !extra.outbox.is_empty());
             extra.outbox.assert_consistent();
         }
+    }
+
+    /// Rows of this topic are being read, are owed, or have not reached all its members yet.
+    fn is_awaited(&self, topic: TopicId) -> bool {
+        let flight = self.subscriptions.topic(topic).map(|it| it.flight);
+        self.subscriptions.walked_topic() == Some(topic)
+            || flight.is_some_and(|it| self.node.is_busy(self.index, it))
+            || self.task.as_ref().is_some_and(|it| it.will_want(topic))
     }
 
     fn advance(&mut self, now: Timestamp) {
@@ -535,6 +548,7 @@ impl Shard {
     fn end(&mut self, conn: ConnId) {
         self.leave_all(conn);
         if let Some(state) = self.conns.remove(conn.0) {
+            self.secrets.remove(conn.0.index);
             if state.phase == Phase::Upgrading {
                 self.handshakes.end(conn);
             }

@@ -9,6 +9,8 @@ use super::{ConnId, Shard};
 pub(super) enum Pause {
     /// It has sent more than one turn's work; the rest is held and worked on in later turns.
     Backlog = 1,
+    /// It has changed its secret more often than `max_secret_changes` in `secret_window`.
+    SecretRate = 2,
 }
 
 /// The reasons for which a connection is not read from: a bit for each.
@@ -34,7 +36,7 @@ impl Pauses {
 
     /// Signs of life may lie unread through no fault of the client's.
     pub(super) fn hides_life(self) -> bool {
-        self.has(Pause::Backlog)
+        self.has(Pause::Backlog) || self.has(Pause::SecretRate)
     }
 
     fn set(&mut self, why: Pause) {

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::pause::Pause;
+use super::timers::secret_interval;
 use super::{ConnId, Phase, Shard};
 use crate::client::{Incoming, PassThrough, Payload};
 use crate::config::LIMITS_FIELD;
+use crate::hash::NameHash;
 use crate::incident::Misdeed;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
@@ -159,7 +161,7 @@ impl Shard {
         let limits = Limits {
             max_message_bytes: config.max_message_bytes,
         };
-        self.work_left = config.input_budget;
+        self.work_left = config.work_budget.max(1);
         let mut secret = None;
         let taken = decoder.receive(bytes, &limits, &mut |received| self.act_on(conn, received, &mut secret));
         self.put_in_force(conn, &mut secret);
@@ -195,11 +197,6 @@ impl Shard {
 
     /// `secret` is what the client has sent and what is not in force yet.
     fn act_on(&mut self, conn: ConnId, received: Received<'_>, secret: &mut Option<String>) -> Flow {
-        // The application may have ended it, and then nothing that it says counts, whatever else lies in the same bytes.
-        self.obey_for_messages();
-        if !self.is_open(conn) {
-            return Flow::Break(Stop::End);
-        }
         match received {
             Received::Text(text) => self.act_on_message(conn, Payload::Text(text), secret),
             Received::Binary(bytes) => self.act_on_message(conn, Payload::Binary(bytes), secret),
@@ -216,7 +213,8 @@ impl Shard {
         self.spend(1);
         match self.conns.get(conn.0) {
             Some(state) if state.phase == Phase::Open => {
-                if self.work_left == 0 || state.pauses.besides(Pause::Backlog) {
+                // The application may have ended it, and then nothing that it says counts, whatever else lies in these bytes.
+                if self.work_left == 0 || state.pauses.besides(Pause::Backlog) || self.has_orders() {
                     return Flow::Break(Stop::Pause);
                 }
                 Flow::Continue(())
@@ -264,14 +262,14 @@ impl Shard {
 
     /// Gives a message to the application.
     fn pass(&self, conn: ConnId, payload: Payload<'_>) {
-        let (Some(on_message), Some(state)) = (&self.node.config().on_message, self.conns.get(conn.0)) else {
+        let Some(on_message) = &self.node.config().on_message else {
             self.counters.rejected_messages.add_alone(1);
             return;
         };
         let incoming = Incoming {
             node: &self.node,
             id: self.client_id(conn),
-            secret: state.secret.as_deref().unwrap_or_default(),
+            secret: self.secret_of(conn),
             payload,
         };
         self.counters.passed_messages.add_alone(1);
@@ -295,7 +293,10 @@ impl Shard {
             self.counters.handler_panics.add_alone(1);
             return self.refuse_subscription(conn);
         };
-        if let Some(topic) = self.subscriptions.find(&key, &audience)
+        let hash = self.name_hash(conn, self.node.config().seed.hash_of(&key), &audience);
+        let found = self.subscriptions.find(&key, &audience, hash);
+        self.spend(1);
+        if let Some(topic) = found
             && self.subscriptions.is_member(conn.0.index, topic)
         {
             return;
@@ -304,7 +305,7 @@ impl Shard {
         if self.subscriptions.count_of(conn.0.index) >= config.max_subscriptions || key.len() > config.max_key_bytes {
             return self.refuse_subscription(conn);
         }
-        let topic = self.find_or_join_topic(key, audience);
+        let topic = found.unwrap_or_else(|| self.join_topic(key, audience, hash));
         let standing = Standing::since(self.node.current_ticket());
         self.subscriptions.join(conn.0.index, topic, standing);
         self.weigh(topic);
@@ -331,7 +332,8 @@ impl Shard {
             }
             return;
         };
-        let Some(topic) = self.subscriptions.find(key, &audience) else {
+        let hash = self.name_hash(conn, self.node.config().seed.hash_of(key), &audience);
+        let Some(topic) = self.subscriptions.find(key, &audience, hash) else {
             return;
         };
         self.leave(conn, topic);
@@ -353,30 +355,32 @@ impl Shard {
     }
 
     /// Moves the connection's subscriptions to the audiences of its new secret. What was queued under the old one is
-    /// dropped, and what that loses is read again (G6).
+    /// dropped, and what that loses is read again (G6). All at once, or rows of the old one could follow those of the new.
     fn change_secret(&mut self, conn: ConnId, secret: &str) {
-        if self
-            .conns
-            .get(conn.0)
-            .is_none_or(|it| it.secret.as_deref().unwrap_or_default() == secret)
-        {
+        if &**self.secret_of(conn) == secret {
             return;
         }
-        let Some(state) = self.conns.get_mut(conn.0).filter(|it| it.phase == Phase::Open) else {
+        let patient_now = self.patient_now();
+        let Some(state) = self.conns.get_mut(conn.0) else {
             return;
         };
-        let secret: Arc<str> = if secret.is_empty() {
-            self.no_secret.clone()
-        } else {
-            secret.into()
-        };
-        state.secret = (!secret.is_empty()).then(|| secret.clone());
+        let config = self.node.config();
+        if let Some(interval) = secret_interval(config) {
+            state.secrets_until = state.secrets_until.max(self.now) + interval;
+            if state.secrets_until.since(self.now) > config.secret_window {
+                self.timers.secret_rate(patient_now, conn);
+                self.pause(conn, Pause::SecretRate);
+            }
+        }
+        self.counters.secret_changes.add_alone(1);
+        self.secrets.set(conn.0.index, secret);
+        let secret = self.secret_of(conn).clone();
         let topics: SmallVec<[TopicId; 8]> = self.subscriptions.topics_of(conn.0.index).collect();
         for old in topics {
             let Some(topic) = self.subscriptions.topic(old) else {
                 continue;
             };
-            let (key, old_flight) = (topic.key.clone(), topic.flight);
+            let (key, key_hash) = (topic.key.clone(), topic.hash.key);
             let Some(options) = self.node.options_of(&key) else {
                 continue;
             };
@@ -394,10 +398,12 @@ impl Shard {
             self.spend(2 + key.len() / BYTES_PER_UNIT);
             // In this order, since other threads notify meanwhile. A notify after the ticket is drawn leads to a read of
             // the new topic that this connection receives; one before it shows in the old topic.
-            let new = self.find_or_join_topic(key, audience);
+            let hash = self.name_hash(conn, key_hash, &audience);
+            let found = self.subscriptions.find(&key, &audience, hash);
+            let new = found.unwrap_or_else(|| self.join_topic(key, audience, hash));
             let standing = Standing::since(self.node.current_ticket());
-            let on_its_way =
-                self.node.is_busy(self.index, old_flight) || self.subscriptions.walked_topic() == Some(old);
+            // Which it is too if this connection alone wants it.
+            let on_its_way = self.is_awaited(old);
             let lost_rows = self.revoke(conn, old);
             let Some(left) = self.subscriptions.leave(conn.0.index, old) else {
                 continue;
@@ -405,7 +411,7 @@ impl Shard {
             self.has_left(conn, left);
             self.subscriptions.join(conn.0.index, new, standing);
             self.weigh(new);
-            if on_its_way || lost_rows || left.standing.wants() || left.standing.is_dirty() {
+            if on_its_way || lost_rows || left.standing.is_dirty() {
                 self.want(conn, new);
             }
         }
@@ -417,9 +423,20 @@ impl Shard {
         extra.is_some_and(|extra| extra.outbox.revoke(topic))
     }
 
-    fn secret_of(&self, conn: ConnId) -> &Arc<str> {
-        let secret = self.conns.get(conn.0).and_then(|it| it.secret.as_ref());
-        secret.unwrap_or(&self.no_secret)
+    pub(super) fn secret_of(&self, conn: ConnId) -> &Arc<str> {
+        self.secrets
+            .of(conn.0.index)
+            .map_or(&self.no_secret, |(secret, _)| secret)
+    }
+
+    /// Hashes neither the key nor, where that is the audience, the connection's own secret anew: both may be long.
+    fn name_hash(&self, conn: ConnId, key_hash: u64, audience: &Audience) -> NameHash {
+        let seed = self.node.config().seed;
+        let audience_hash = match (audience, self.secrets.of(conn.0.index)) {
+            (Audience::Secret(secret), Some((own, hash))) if Arc::ptr_eq(secret, own) => hash,
+            _ => seed.hash_of_audience(audience),
+        };
+        NameHash::new(seed, key_hash, audience_hash)
     }
 
     /// Tells the node whenever a large topic has doubled or halved.
@@ -434,13 +451,11 @@ impl Shard {
         }
     }
 
-    fn find_or_join_topic(&mut self, key: EntityKey, audience: Audience) -> TopicId {
-        if let Some(topic) = self.subscriptions.find(&key, &audience) {
-            return topic;
-        }
+    fn join_topic(&mut self, key: EntityKey, audience: Audience, hash: NameHash) -> TopicId {
         let (node, shard) = (&self.node, self.index);
-        self.subscriptions.insert_topic(key, audience, |topic, key, audience| {
-            node.join(shard, topic, key, audience)
-        })
+        self.subscriptions
+            .insert_topic(key, audience, hash, |topic, key, audience| {
+                node.join(shard, topic, key, audience, hash)
+            })
     }
 }

@@ -26,8 +26,9 @@ use crate::sync::{Mutex, lock};
 
 #[test]
 fn a_connection_is_as_small_as_the_architecture_page_says() {
-    assert_eq!(size_of::<Conn>(), 40);
-    assert_eq!(Slots::<Conn>::SLOT_BYTES, 48);
+    assert_eq!(size_of::<Conn>(), 32);
+    assert_eq!(Slots::<Conn>::SLOT_BYTES, 40);
+    assert_eq!(Secrets::BYTES_PER_CONNECTION, 12);
     assert_eq!(size_of::<Extra>(), 240);
     assert_eq!(size_of::<(Timestamp, ConnId)>(), 16, "an entry of a timer queue");
     assert_eq!(Subscriptions::LIST_BYTES, 24);
@@ -214,7 +215,7 @@ impl Net {
                         Output::Close(conn) => peer(peers, name(conn)).closed += 1,
                     }
                 }
-                rests += usize::from(outputs == 0 && !shard.has_backlog());
+                rests += usize::from(outputs == 0 && !shard.has_backlog() && !shard.has_orders());
                 shard.assert_consistent();
             }
         }
@@ -292,8 +293,11 @@ fn peer(peers: &mut BTreeMap<ClientId, Peer>, id: ClientId) -> &mut Peer {
 /// A masked frame.
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
-    assert!(payload.len() < 126);
-    let mut frame = vec![0x80 | opcode, 0x80 | payload.len() as u8];
+    let len = payload.len() as u16;
+    let mut frame = match len {
+        0..126 => vec![0x80 | opcode, 0x80 | len as u8],
+        _ => [&[0x80 | opcode, 0x80 | 126][..], &len.to_be_bytes()].concat(),
+    };
     frame.extend(MASK);
     frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(a, b)| a ^ b));
     frame

@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
+use super::pause::Pause;
 use super::{ConnId, Phase, Shard};
 use crate::config::Config;
 use crate::time::Timestamp;
@@ -28,6 +29,8 @@ pub(super) struct Timers {
     pings: Queue,
     /// First pings. Each connection has a phase of its own, however many came at once.
     first_pings: BinaryHeap<Reverse<(Timestamp, ConnId)>>,
+    /// Connections that changed their secret too often.
+    secret_rates: Queue,
     /// Peers that may be dead before their next ping.
     silent: BinaryHeap<Reverse<(Timestamp, ConnId)>>,
     /// The shortest time that a peer is given for anything.
@@ -50,6 +53,7 @@ impl Timers {
             asked: Queue::new(PATIENCE),
             pings: Queue::new(ping_interval),
             first_pings: BinaryHeap::new(),
+            secret_rates: Queue::new(secret_interval(config).unwrap_or_default()),
             silent: BinaryHeap::new(),
             shortest: to_answer.min(config.upgrade_time_limit).min(config.close_time_limit),
         }
@@ -76,8 +80,18 @@ impl Timers {
         self.asked.push(now, conn);
     }
 
+    pub(super) fn secret_rate(&mut self, now: Timestamp, conn: ConnId) {
+        self.secret_rates.push(now, conn);
+    }
+
     pub(super) fn poll(&self) -> Option<Timestamp> {
-        let queues = [&self.upgrades, &self.pings, &self.closes, &self.asked];
+        let queues = [
+            &self.upgrades,
+            &self.pings,
+            &self.closes,
+            &self.asked,
+            &self.secret_rates,
+        ];
         let heaps = [&self.silent, &self.first_pings];
         let fronts = queues.into_iter().filter_map(Queue::front);
         fronts.chain(heaps.into_iter().filter_map(first_of)).min()
@@ -98,6 +112,11 @@ impl Timers {
 
 fn first_of(heap: &BinaryHeap<Reverse<(Timestamp, ConnId)>>) -> Option<Timestamp> {
     heap.peek().map(|&Reverse((at, _))| at)
+}
+
+/// How long one change of the secret counts; `None` if there is no limit on them.
+pub(super) fn secret_interval(config: &Config) -> Option<Duration> {
+    config.secret_window.checked_div(config.max_secret_changes)
 }
 
 impl Queue {
@@ -134,6 +153,9 @@ impl Shard {
         }
         while let Some(conn) = self.timers.asked.pop(now) {
             self.stop_waiting(conn);
+        }
+        while let Some(conn) = self.timers.secret_rates.pop(now) {
+            self.resume(conn, Pause::SecretRate);
         }
         while first_of(&self.timers.silent).is_some_and(|at| at <= now)
             && let Some(Reverse((_, conn))) = self.timers.silent.pop()

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::hash::Seed;
 
 const TOPICS: usize = 6;
 const CONNS: u32 = 8;
@@ -79,7 +80,7 @@ struct WalkOracle {
 impl Pair {
     fn new() -> Self {
         Self {
-            real: Subscriptions::new(Seed(1, 2)),
+            real: Subscriptions::new(),
             topics: BTreeMap::new(),
             removed: Vec::new(),
             walk: None,
@@ -148,11 +149,16 @@ impl Pair {
         if !self.topics.contains_key(&name) {
             let (key, audience) = name_of(name);
             let real = &mut self.real;
-            let id = real.insert_topic(key.clone(), audience.clone(), |id, its_key, its_audience| {
-                assert_eq!((its_key, its_audience), (&key, &audience));
-                assert!(!self.removed.contains(&id), "an id is given twice");
-                flight_of(name)
-            });
+            let id = real.insert_topic(
+                key.clone(),
+                audience.clone(),
+                NameHash::of(Seed(1, 2), &key, &audience),
+                |id, its_key, its_audience| {
+                    assert_eq!((its_key, its_audience), (&key, &audience));
+                    assert!(!self.removed.contains(&id), "an id is given twice");
+                    flight_of(name)
+                },
+            );
             self.topics.insert(name, (id, BTreeMap::new()));
         }
         let (id, members) = self.topics.get_mut(&name).unwrap();
@@ -225,7 +231,9 @@ impl Pair {
         let mut by_conn: BTreeMap<u32, BTreeSet<SlotId>> = BTreeMap::new();
         for name in 0..TOPICS {
             let (key, audience) = name_of(name);
-            let found = self.real.find(&key, &audience);
+            let found = self
+                .real
+                .find(&key, &audience, NameHash::of(Seed(1, 2), &key, &audience));
             assert_eq!(found, self.topics.get(&name).map(|(id, _)| *id));
             let Some((id, members)) = self.topics.get(&name) else {
                 continue;

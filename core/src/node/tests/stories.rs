@@ -46,7 +46,7 @@ impl Story {
         match op {
             Op::Join(shard, name) => {
                 let (key, audience) = name_of(name);
-                let join = || (node.join(shard, topic(shard), &key, &audience), None);
+                let join = || (node.join_unhashed(shard, topic(shard), &key, &audience), None);
                 self.joined.entry((shard, name)).or_insert_with(join);
             }
             Op::Leave(shard, name) => {

@@ -44,7 +44,7 @@ fn a_slow_entity_does_not_hold_up_another() {
     assert_eq!(slow.len(), 2);
     for id in FIVE {
         let other = EntityKey::new("others", id).unwrap();
-        it.node.join(1, topic(1), &other, &Audience::Public);
+        it.node.join_unhashed(1, topic(1), &other, &Audience::Public);
         it.node.notify(at(0), &other).unwrap();
         assert_eq!(it.answer_all(), [id]);
     }

@@ -28,7 +28,7 @@ fn more_than_a_turns_work_waits_and_the_client_is_not_read_from() {
     let mut heard = Arc::default();
     let mut net = Net::new(1, |config| {
         heard = listen(config);
-        config.input_budget = 10;
+        config.work_budget = 10;
     });
     let (loud, other) = (net.connect(0), net.connect(0));
     net.subscribe(other, "items", "1");
@@ -81,7 +81,7 @@ fn those_with_a_backlog_take_turns() {
     let mut heard = Arc::default();
     let mut net = Net::new(1, |config| {
         heard = listen(config);
-        config.input_budget = 5;
+        config.work_budget = 5;
     });
     let (a, b) = (net.connect(0), net.connect(0));
     net.secret(a, "a");
@@ -97,7 +97,7 @@ fn those_with_a_backlog_take_turns() {
 
 #[test]
 fn a_driver_that_does_not_stop_reading_costs_no_memory_without_end() {
-    let mut net = Net::new(1, |config| config.input_budget = 1);
+    let mut net = Net::new(1, |config| config.work_budget = 1);
     let id = net.connect(0);
     let conn = id.conn;
     let portion = numbers(0..6000);
@@ -217,7 +217,7 @@ fn input_that_waits_is_dropped_at_the_end() {
     let mut heard = Arc::default();
     let mut net = Net::new(1, |config| {
         heard = listen(config);
-        config.input_budget = 3;
+        config.work_budget = 3;
     });
     let id = net.connect(0);
     let conn = id.conn;
@@ -229,4 +229,213 @@ fn input_that_waits_is_dropped_at_the_end() {
     assert_eq!(net.frames(id), ["close 4000"]);
     assert!(!net.shards[0].is_paused(conn));
     assert_eq!(net.peer(id).resumed, 1, "its end is to be read");
+}
+
+fn secret(secret: &str) -> Vec<u8> {
+    text(&format!(r#"{{"action":"secret","body":"{secret}"}}"#))
+}
+
+#[test]
+fn a_secret_is_skipped_only_if_another_follows_before_anything_that_needs_it() {
+    let mut heard = Arc::default();
+    let mut net = Net::new(1, |config| {
+        heard = listen(config);
+        config.entities = snapshots();
+    });
+    let id = net.connect(0);
+    let said = [
+        secret("a"),
+        secret("b"),
+        text("{\"n\":1}"),
+        secret("c"),
+        text("not JSON"),
+        frame(9, b""),
+        secret("d"),
+        text(SUBSCRIBE),
+        secret("e"),
+        secret("f"),
+    ];
+    net.receive(id, said.concat());
+    assert_eq!(*lock(&heard), ["b{\"n\":1}"]);
+    // It is subscribed under `d`, and moved to `f` before anything of `d` goes out.
+    assert_eq!(net.frames(id), ["pong ", "items/9 of f v0"]);
+    assert_eq!(net.counts(0).secret_changes, 3, "b, d and f");
+    net.say(id, "{\"n\":2}");
+    assert_eq!(lock(&heard)[1], "f{\"n\":2}");
+}
+
+fn snapshots() -> Entities {
+    let mut options = EntityOptions::default();
+    options.snapshot = true;
+    Entities::any(options)
+}
+
+#[test]
+fn who_changes_its_secret_too_often_is_not_read_from_for_a_while() {
+    let mut heard = Arc::default();
+    let mut net = Net::new(1, |config| {
+        heard = listen(config);
+        config.max_secret_changes = 3;
+        config.secret_window = Duration::from_secs(6);
+        config.dead_after = Duration::from_secs(5);
+        config.ping_interval = Duration::from_secs(2);
+    });
+    let (id, other) = (net.connect(0), net.connect(0));
+    for n in 0..3 {
+        net.secret(id, &format!("s{n}"));
+        assert!(!net.shards[0].is_paused(id.conn));
+    }
+    // Saying the same again changes nothing.
+    net.secret(id, "s2");
+    assert!(!net.shards[0].is_paused(id.conn));
+    let said: Vec<u8> = (3..6)
+        .flat_map(|n| [secret(&format!("s{n}")), text("{}")].concat())
+        .collect();
+    net.receive(id, said);
+    assert_eq!(*lock(&heard), ["s3{}"], "one too many, and then no more");
+    assert!(net.shards[0].is_paused(id.conn));
+    let mut waited = Vec::new();
+    while net.shards[0].is_paused(id.conn) {
+        net.receive(other, frame(10, b""));
+        let at = net.shards[0].poll_timeout().unwrap();
+        let before = lock(&heard).len();
+        net.wait_until(at);
+        if lock(&heard).len() > before {
+            waited.push(at.since(Timestamp::START));
+        }
+        assert!(
+            net.now < Timestamp::START + Duration::from_secs(60),
+            "it is read from again"
+        );
+    }
+    // One share of the window after the other, and it was not taken for dead.
+    assert_eq!(*lock(&heard), ["s3{}", "s4{}", "s5{}"]);
+    assert_eq!(waited, [2, 4].map(Duration::from_secs));
+    assert_eq!(net.counts(0).dead_peers, 0);
+    net.wait_until(net.now + Duration::from_secs(60));
+    assert_eq!(net.counts(0).dead_peers, 2, "silence counts again");
+}
+
+/// What the issue saw: 268 KiB of secrets by a client with 999 long keys held another's push up for 20 s.
+#[test]
+fn thousands_of_secrets_at_once_cost_a_few_changes_and_others_go_on() {
+    let mut net = Net::new(1, |_| {});
+    let (loud, other) = (net.connect(0), net.connect(0));
+    net.subscribe(other, "items", "1");
+    for n in 0..999 {
+        net.subscribe(loud, "items", &format!("{n:01024}")[5..]);
+    }
+    assert_eq!(net.shards[0].subscriptions(), 1000);
+    let said: Vec<u8> = (0..7_400).flat_map(|n| secret(&format!("{n}"))).collect();
+    let mut chunks = said.chunks(64 * 1024);
+    let bytes = &mut chunks.next().unwrap().to_vec()[..];
+    net.shards[0].handle(net.now, Input::Received { conn: loud.conn, bytes });
+    assert_eq!(
+        net.counts(0).secret_changes,
+        1,
+        "a change for a turn's worth of messages"
+    );
+    assert!(net.shards[0].is_paused(loud.conn));
+    net.change("items", "1", 1);
+    assert_eq!(net.frames(other), ["items/1 v1"]);
+    let mut handed = 1;
+    for second in 0..40 {
+        while !net.shards[0].is_paused(loud.conn)
+            && let Some(chunk) = chunks.next()
+        {
+            handed += 1;
+            net.receive(loud, chunk);
+        }
+        net.wait_until(Timestamp::START + Duration::from_secs(second));
+        net.receive(other, frame(10, b""));
+    }
+    assert_eq!((handed, chunks.next()), (5, None));
+    let changes = net.counts(0).secret_changes;
+    assert!((10..=50).contains(&changes), "{changes} changes");
+    assert_eq!(&**net.shards[0].secret_of(loud.conn), "7399");
+}
+
+#[test]
+fn an_order_that_concerns_many_is_carried_out_in_parts() {
+    let mut heard = Arc::default();
+    let mut net = Net::new(1, |config| {
+        heard = listen(config);
+        config.work_budget = 5;
+    });
+    let ids: Vec<_> = (0..20).map(|_| net.connect(0)).collect();
+    for &id in &ids {
+        net.secret(id, "s");
+        net.subscribe(id, "items", "1");
+    }
+    let reads = net.node.counters().reads.get();
+    net.node.reread(net.now, &Selector::Secret("s".into()));
+    let conn = ids[0].conn;
+    let now = net.now;
+    let shard = &mut net.shards[0];
+    let bytes = &mut secret("later")[..];
+    shard.handle(now, Input::Received { conn, bytes });
+    assert!(shard.is_paused(conn), "it is meant as it was");
+    let mut parts = 0;
+    while shard.has_orders() {
+        assert_eq!(&**shard.secret_of(conn), "s");
+        parts += 1;
+        let is_done = shard.poll_output(now).is_some() || !shard.has_orders();
+        shard.assert_consistent();
+        assert!(is_done || shard.poll_timeout() == Some(now), "there is work left");
+    }
+    assert!((5..30).contains(&parts), "{parts} parts");
+    net.run();
+    assert_eq!(
+        net.node.counters().reads.get(),
+        reads + 2,
+        "one for all, and one for the new secret"
+    );
+    for (n, &id) in ids.iter().enumerate() {
+        let expected = if n == 0 {
+            "items/1 of later v0"
+        } else {
+            "items/1 of s v0"
+        };
+        assert_eq!(net.frames(id).last().map(String::as_str), Some(expected));
+    }
+    // Those who come meanwhile are not meant, and messages keep their places among orders.
+    net.node.client(ids[1]).send_text("before").unwrap();
+    net.node.disconnect(&Selector::Secret("s".into()), 4000, "").unwrap();
+    net.node.client(ids[1]).send_text("after").unwrap();
+    // A part of it; the output is given again.
+    drop(net.shards[0].poll_output(now));
+    assert!(net.shards[0].has_orders());
+    let mut opening = Opening::default();
+    opening.secret = Some("s".into());
+    opening.is_upgraded = true;
+    let late = net.open(0, &opening).unwrap();
+    net.run();
+    assert_eq!(net.frames(ids[1]), ["before", "close 4000"]);
+    assert_eq!(net.frames(ids[19]), ["close 4000"]);
+    assert_eq!(net.all_frames([ids[0], late]), [[""; 0], [""; 0]]);
+    assert_eq!(
+        net.shards[0]
+            .conns
+            .iter()
+            .filter(|(_, it)| it.phase == Phase::Open)
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn subscriptions_of_many_end_in_parts() {
+    for selector in [Selector::Key(key("items", "1")), Selector::Secret("".into())] {
+        let mut net = Net::new(1, |config| config.work_budget = 4);
+        let ids: Vec<_> = (0..20).map(|_| net.connect(0)).collect();
+        for &id in &ids {
+            net.subscribe(id, "items", "1");
+        }
+        net.node.unsubscribe(&selector);
+        assert!(net.shards[0].poll_output(net.now).is_none());
+        let left = net.shards[0].subscriptions();
+        assert!((10..20).contains(&left), "{left} are left");
+        net.run();
+        assert_eq!(net.shards[0].subscriptions(), 0);
+    }
 }
