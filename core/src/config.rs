@@ -66,6 +66,17 @@ pub struct Config {
     /// Length of a key that a client may subscribe to, entity and id together, in bytes. Longer ones are refused and
     /// counted: with `max_subscriptions` it bounds what a connection's subscriptions cost.
     pub max_key_bytes: usize,
+    /// What all subscriptions cost, on all shards together, in bytes as far as they can be counted. Half of it is for who
+    /// comes first, and the other half is shared out evenly among the connections that are open: further subscriptions are
+    /// refused and counted.
+    pub max_total_subscription_bytes: usize,
+    /// Secrets of all clients, equal ones of a shard counted once, in bytes. Shared out like subscriptions; a client whose
+    /// secret is too much is closed with code 1013 and counted.
+    pub max_total_secret_bytes: usize,
+    /// What has been received of all clients and waits: beginnings of messages and of upgrade requests, and what lies behind
+    /// `work_budget`. In bytes, and shared out like subscriptions; a client for whose bytes there is no room is closed with
+    /// code 1013 and counted.
+    pub max_total_input_bytes: usize,
     /// Memory that unsent frames of one connection hold, in bytes: some 300 for each group of rows, and 150 for each message,
     /// besides what is in them. Beyond it only a mark per key is kept. One larger group may go alone.
     pub max_outbox_bytes: usize,
@@ -125,6 +136,9 @@ impl Config {
             secret_window: Duration::from_secs(10),
             max_subscriptions: 1_000,
             max_key_bytes: 1_024,
+            max_total_subscription_bytes: 1024 * 1024 * 1024,
+            max_total_secret_bytes: 256 * 1024 * 1024,
+            max_total_input_bytes: 256 * 1024 * 1024,
             max_outbox_bytes: 1024 * 1024,
             max_handover_bytes: 64 * 1024 * 1024,
             max_rows_per_read: 1_000,

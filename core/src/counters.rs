@@ -132,6 +132,12 @@ counters! {
         connections,
         /// Subscriptions that there are now.
         subscriptions,
+        /// Bytes that subscriptions cost now, as far as they can be counted.
+        subscription_bytes,
+        /// Bytes of clients' secrets now.
+        secret_bytes,
+        /// Bytes received now that wait for the rest of their message, or for their connection's next turn.
+        input_bytes,
         /// Connections opened.
         opened,
         /// Connections ended, for whatever reason.
@@ -150,11 +156,14 @@ counters! {
         passed_messages,
         /// Calls of the application's handlers that panicked: of messages, of incidents, of audiences and of the date.
         handler_panics,
-        /// Subscriptions refused: too many, too long a key, or an entity that is not registered.
+        /// Subscriptions refused: too many of this client or of all, too long a key, or an entity that is not registered.
         refused_subscriptions,
         /// Connections closed because the peer violated the WebSocket protocol.
         violations,
-        /// Connections closed because the peer was silent for too long, or did not finish its upgrade.
+        /// Connections closed because there was no room for what they sent: secrets, or messages not yet whole.
+        refused_input,
+        /// Connections dropped because the peer was silent for too long, did not finish its upgrade, or did not end after a
+        /// close frame.
         dead_peers,
         /// Connections closed because they fell behind with what can't be skipped: every notify of an entity with
         /// `Delivery::Every`, or messages of the application.
@@ -166,7 +175,8 @@ counters! {
         secret_changes,
         /// Times that reading from a connection was stopped for a while, as it sent more than its share.
         read_pauses,
-        /// Groups given to connections, whether written at once or queued.
+        /// Groups given to connections, whether written at once or queued. Not those without rows, those withheld, and those
+        /// whose socket failed.
         deliveries,
         /// Bytes of the groups given to connections.
         delivered_bytes,

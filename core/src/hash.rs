@@ -6,7 +6,6 @@ use std::hash::{BuildHasher, Hash};
 use siphasher::sip::SipHasher13;
 use siphasher::sip128;
 
-use crate::key::EntityKey;
 use crate::resolve::Audience;
 
 /// The process's secret seed for hashing and jitter. Draw it at random when the process starts, so that a client can't
@@ -36,7 +35,7 @@ pub(crate) struct NameHash {
 
 impl NameHash {
     #[cfg(test)]
-    pub(crate) fn of(seed: Seed, key: &EntityKey, audience: &Audience) -> Self {
+    pub(crate) fn of(seed: Seed, key: &crate::key::EntityKey, audience: &Audience) -> Self {
         Self::new(seed, seed.hash_of(key), seed.hash_of_audience(audience))
     }
 

@@ -74,6 +74,7 @@ mod slots;
 mod subscriptions;
 mod sync;
 mod time;
+mod totals;
 pub mod wire;
 mod ws;
 

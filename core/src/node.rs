@@ -33,6 +33,7 @@ use crate::shard::Shard;
 use crate::subscriptions::TopicId;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
+use crate::totals::Totals;
 use crate::ws::Refusal;
 use gate::Gate;
 pub(crate) use interest::Interest;
@@ -65,6 +66,7 @@ struct Inner {
     resolver: Arc<dyn Resolve>,
     entities: Registry<Gate>,
     admission: Admission,
+    totals: Totals,
     stripes: Box<[Mutex<Stripe>]>,
     /// The ticket of the read that began last.
     ticket: AtomicU64,
@@ -107,6 +109,7 @@ impl Node {
             resolver,
             entities: Registry::new(&config.entities),
             admission: Admission::new(seed),
+            totals: Totals::default(),
             config,
             stripes: (0..STRIPES).map(|_| Mutex::new(Stripe::new())).collect(),
             ticket: AtomicU64::new(0),
@@ -462,6 +465,10 @@ impl Node {
     pub(crate) fn options_of(&self, key: &EntityKey) -> Option<&EntityOptions> {
         let entity = self.0.entities.find(key.entity())?;
         Some(self.0.entities.options(entity))
+    }
+
+    pub(crate) fn totals(&self) -> &Totals {
+        &self.0.totals
     }
 
     pub(crate) fn admission(&self) -> &Admission {

@@ -7,7 +7,7 @@
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
-use crate::flights::{FlightId, Ticket};
+use crate::flights::{Flight, FlightId, Ticket};
 use crate::hash::NameHash;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
@@ -94,6 +94,7 @@ pub(crate) struct Subscriptions {
     lists: Vec<List>,
     walk: Option<Walk>,
     count: usize,
+    bytes: usize,
 }
 
 struct Walk {
@@ -112,6 +113,15 @@ pub(crate) struct Left {
 }
 
 impl Subscriptions {
+    /// One subscription, beside its topic.
+    pub(crate) const BYTES: usize = size_of::<Member>() + size_of::<Entry>();
+
+    /// A topic of a key of so many bytes, here and in the node: entries in both tables and three indices by name, and a
+    /// list of a few members.
+    pub(crate) fn topic_bytes(key_len: usize) -> usize {
+        size_of::<Topic>() + size_of::<Flight>() + 4 * size_of::<Member>() + 96 + key_len
+    }
+
     #[cfg(test)]
     pub(crate) const LIST_BYTES: usize = size_of::<List>();
     #[cfg(test)]
@@ -126,12 +136,19 @@ impl Subscriptions {
             lists: Vec::new(),
             walk: None,
             count: 0,
+            bytes: 0,
         }
     }
 
     /// How many subscriptions there are.
     pub(crate) fn len(&self) -> usize {
         self.count
+    }
+
+    /// What all subscriptions cost in bytes, as far as that can be counted: tables have room to grow, and an audience may be
+    /// shared.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes + self.count * Self::BYTES
     }
 
     pub(crate) fn find(&self, key: &EntityKey, audience: &Audience, hash: NameHash) -> Option<TopicId> {
@@ -166,6 +183,7 @@ impl Subscriptions {
             hash,
             members: Vec::new(),
         });
+        self.bytes += self.topics.get(id).map_or(0, |it| Self::topic_bytes(it.key.len()));
         let Self { topics, names, .. } = self;
         if let Some(topic) = topics.get_mut(id) {
             topic.flight = flight(TopicId(id), &topic.key, &topic.audience);
@@ -184,7 +202,9 @@ impl Subscriptions {
         if let Ok(entry) = self.names.find_entry(hash.name, |&index| index == id.0.index) {
             entry.remove();
         }
-        self.topics.remove(id.0)
+        let topic = self.topics.remove(id.0)?;
+        self.bytes -= Self::topic_bytes(topic.key.len());
+        Some(topic)
     }
 
     /// How many topics a connection is in.
@@ -327,6 +347,8 @@ impl Subscriptions {
         assert_eq!(links, self.count);
         assert_eq!(links, self.lists.iter().map(SmallVec::len).sum::<usize>());
         assert_eq!(self.names.len(), self.topics.len());
+        let bytes = self.topics.iter().map(|(_, topic)| Self::topic_bytes(topic.key.len()));
+        assert_eq!(bytes.sum::<usize>(), self.bytes);
     }
 
     /// Where a topic stands in a connection's list: searched for in the shorter of the two lists.

@@ -26,6 +26,7 @@ mod files;
 mod guest;
 mod heard;
 mod listener;
+mod memory;
 mod pool;
 mod reactor;
 mod refused;
@@ -84,9 +85,16 @@ pub struct Config {
 }
 
 impl Config {
-    /// One reactor per core of the machine, and the core's defaults with a random seed.
+    /// One reactor per core of the machine, and the core's defaults with a random seed. What all clients together may make
+    /// the node keep is a quarter of the memory for subscriptions, and a sixteenth each for secrets and for messages that
+    /// have not come whole.
     pub fn new(listen: impl IntoIterator<Item = SocketAddr>) -> Self {
         let mut core = entity_sync_core::Config::new(random_seed());
+        if let Some(memory) = memory::bytes() {
+            core.max_total_subscription_bytes = memory / 4;
+            core.max_total_secret_bytes = memory / 16;
+            core.max_total_input_bytes = memory / 16;
+        }
         core.http_date = Some(Arc::new(|| httpdate::fmt_http_date(SystemTime::now())));
         Self {
             listen: listen.into_iter().collect(),

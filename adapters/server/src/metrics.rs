@@ -119,6 +119,9 @@ const REFUSED_UPGRADES: &str = "refused_upgrades_";
 const GAUGES: &[&str] = &[
     "connections",
     "subscriptions",
+    "subscription_bytes",
+    "secret_bytes",
+    "input_bytes",
     "flights",
     "hung_threads",
     "api_connections",

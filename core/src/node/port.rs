@@ -28,6 +28,8 @@ pub(crate) struct Inbox {
     pub(crate) marks: VecDeque<FlightId>,
     /// What the application wants done, in its order.
     pub(crate) commands: VecDeque<Command>,
+    /// Among the commands are others than messages to be sent.
+    pub(crate) has_orders: bool,
     /// Reads to be handed to the resolver from a fresh stack.
     pub(super) starts: Vec<Start>,
     /// Memory that messages among the commands hold.
@@ -73,6 +75,7 @@ impl Port {
                 }
                 inbox.message_bytes += held;
             } else {
+                inbox.has_orders = true;
                 self.has_orders.store(true, Ordering::Relaxed);
             }
             inbox.commands.push_back(command);
@@ -148,6 +151,7 @@ impl Port {
         let mut any = !into.marks.is_empty() || !into.starts.is_empty();
         if into.commands.is_empty() {
             std::mem::swap(&mut inbox.commands, &mut into.commands);
+            into.has_orders = std::mem::take(&mut inbox.has_orders);
             inbox.message_bytes = 0;
             self.has_orders.store(false, Ordering::Relaxed);
             any |= !into.commands.is_empty();

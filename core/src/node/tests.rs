@@ -597,7 +597,7 @@ fn reads_that_wait_for_a_shard_that_is_dropped_begin_on_another() {
     let (node, mut shards) = Node::new(gated(1), resolver.clone(), wakers);
     for id in 0..100 {
         let key = key(&id.to_string());
-        node.join(1, topic(0), &key, &Audience::Public);
+        node.join_unhashed(1, topic(0), &key, &Audience::Public);
         node.notify(at(0), &key).unwrap();
     }
     let first = lock(&resolver.first).take().expect("a read");

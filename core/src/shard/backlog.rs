@@ -4,14 +4,11 @@
 //! Connections with such a backlog take turns, one at each [`Shard::poll_output`], and aren't read from.
 
 use super::pause::Pause;
-use super::{ConnId, Phase, Shard};
+use super::{ConnId, Phase, Shard, TRY_AGAIN_LATER};
 use crate::ws::close_frame;
 
 /// What a driver may hand over of a connection that it should not read from: more than it can have begun to read.
 const MAX_HELD_BYTES: usize = 1024 * 1024;
-
-/// Close code 1013.
-const TRY_AGAIN_LATER: u16 = 1013;
 
 impl Shard {
     /// Frames have come in: acts on them, as far as the budget goes.
@@ -57,6 +54,7 @@ impl Shard {
                 state.extra().held = held;
                 self.backlog.push_back(conn);
             }
+            self.count_input(conn);
             return;
         }
     }
@@ -69,6 +67,7 @@ impl Shard {
         let is_listed = state.pauses.has(Pause::Backlog);
         let held = &mut state.extra().held;
         if held.len() + bytes.len() > MAX_HELD_BYTES {
+            self.counters.refused_input.add_alone(1);
             return self.close(conn, close_frame(Some(TRY_AGAIN_LATER), "sent too much at once"));
         }
         held.extend_from_slice(bytes);

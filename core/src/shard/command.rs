@@ -44,11 +44,11 @@ impl Task {
 impl Shard {
     /// Whether the application wants something done first, before clients are listened to.
     pub(super) fn has_orders(&self) -> bool {
-        self.has_begun_orders() || self.node.has_orders(self.index)
+        self.task.is_some() || self.inbox.has_orders || self.node.has_orders(self.index)
     }
 
-    /// As far as this shard has taken them.
-    pub(super) fn has_begun_orders(&self) -> bool {
+    /// Whether there is anything to do for the application, as far as this shard has taken it, messages included.
+    pub(super) fn has_commands(&self) -> bool {
         self.task.is_some() || !self.inbox.commands.is_empty()
     }
 
@@ -62,7 +62,10 @@ impl Shard {
                 continue;
             }
             let (what, whose) = match self.inbox.commands.pop_front() {
-                None => return,
+                None => {
+                    self.inbox.has_orders = false;
+                    return;
+                }
                 Some(Command::Send { conn, frame }) => {
                     self.send(conn, frame);
                     continue;

@@ -47,6 +47,8 @@ pub(super) struct Extra {
     pub(super) held: Vec<u8>,
     /// The beginning of a WebSocket message.
     pub(super) decoder: Decoder,
+    /// Of those two, the bytes that are in the sum of all.
+    pub(super) counted: usize,
     pub(super) outbox: Outbox,
     /// Topics of which rows were withheld.
     pub(super) dirty: VecDeque<TopicId>,
@@ -93,9 +95,15 @@ impl Conn {
 }
 
 impl Extra {
+    /// What is kept of the client's bytes.
+    pub(super) fn input_bytes(&self) -> usize {
+        self.held.capacity() + self.decoder.kept_bytes()
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.held.is_empty()
             && self.decoder.is_idle()
+            && self.counted == 0
             && self.outbox.is_empty()
             && self.dirty.is_empty()
             && self.wanted == 0

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{ConnId, Ending, Phase, Sent, Shard};
+use super::{ConnId, Ending, Phase, Sent, Shard, TRY_AGAIN_LATER};
 use crate::flights::{Delivery, FlightId, Scope};
 use crate::incident::Misdeed;
 use crate::outbox::{Chunk, Pushed};
@@ -13,9 +13,6 @@ use crate::ws::close_frame;
 /// The most reads that one connection may have asked for at once after rows were withheld from it. It begins with one
 /// and doubles as rows fit, as more would be withheld again.
 const MAX_WANTED: u32 = 8;
-
-/// Close code 1013.
-const TRY_AGAIN_LATER: u16 = 1013;
 
 /// Rows on their way to the members of a topic.
 pub(super) struct Walk {
@@ -163,8 +160,8 @@ impl Shard {
             }
             self.subscriptions.set_walked_standing(standing.served());
         }
-        self.counters.deliveries.add_alone(1);
-        self.counters.delivered_bytes.add_alone(group.len() as u64);
+        // Unless it turns out otherwise.
+        let mut is_given = !group.is_empty();
         let limit = self.node.config().max_outbox_bytes;
         match write {
             Some(write) if state.is_clear() => {
@@ -184,14 +181,21 @@ impl Shard {
                         state.blocked = true;
                     }
                     Sent::Taken => state.extra().outbox.push_begun(topic, group, every, 0, true),
-                    Sent::Closed => self.end(conn),
+                    Sent::Closed => {
+                        is_given = false;
+                        self.end(conn);
+                    }
                 }
             }
             _ => match state.extra().outbox.push_group(topic, group, every, limit) {
                 Pushed::Queued => {}
                 Pushed::Replaced => self.counters.conflated.add_alone(1),
-                Pushed::Refused if every => self.fall_behind(conn),
+                Pushed::Refused if every => {
+                    is_given = false;
+                    self.fall_behind(conn);
+                }
                 Pushed::Refused => {
+                    is_given = false;
                     self.counters.dirty_marks.add_alone(1);
                     let extra = state.extra();
                     extra.dirty.push_back(topic);
@@ -199,6 +203,10 @@ impl Shard {
                     self.subscriptions.set_walked_standing(standing.dirty());
                 }
             },
+        }
+        if is_given {
+            self.counters.deliveries.add_alone(1);
+            self.counters.delivered_bytes.add_alone(group.len() as u64);
         }
         // Most connections have nothing queued, before and after.
         if self.conns.get(conn.0).is_some_and(|it| it.extra.is_some()) {

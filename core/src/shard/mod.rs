@@ -9,6 +9,7 @@
 //! - `deliver`: how rows get to the members of a topic;
 //! - `command`: what the application wants done;
 //! - `drain`: how all connections are ended without all of them coming back at once;
+//! - `kept`: what is kept for clients, in bytes;
 //! - `pause`: why a client isn't read from for a while;
 //! - `secrets`: who has which secret;
 //! - `timers`: what happens when nothing happens.
@@ -20,6 +21,7 @@ mod deliver;
 mod drain;
 mod handshakes;
 mod interface;
+mod kept;
 mod pause;
 mod secrets;
 mod session;
@@ -55,6 +57,7 @@ use drain::Drain;
 pub use drain::DrainOptions;
 use handshakes::Handshakes;
 pub use interface::{ConnId, Input, Output, Sent};
+use kept::{Said, TRY_AGAIN_LATER};
 use pause::Pauses;
 use secrets::Secrets;
 use timers::Timers;
@@ -111,6 +114,10 @@ pub struct Shard {
     no_secret: Arc<str>,
     counters: Arc<ShardCounters>,
     latency: Latency,
+    /// What the node has been told that this shard keeps.
+    said: Said,
+    /// Bytes of input that its connections keep.
+    input_bytes: usize,
     /// By [`Misdeed::kind`].
     incidents: LogQuota<u8>,
 }
@@ -156,6 +163,8 @@ impl Shard {
             no_secret: Arc::from(""),
             counters,
             latency,
+            said: Said::default(),
+            input_bytes: 0,
             incidents: LogQuota::new(per_second, Duration::from_secs(1)),
         }
     }
@@ -230,6 +239,7 @@ impl Shard {
         {
             self.displace(other);
         }
+        self.count_secrets();
         Ok(conn)
     }
 
@@ -299,7 +309,7 @@ impl Shard {
                 self.urgent_first = URGENT_BETWEEN;
                 return Some(Output::Broadcast(Broadcast::new(self)));
             }
-            if may_obey && self.has_begun_orders() {
+            if may_obey && self.has_commands() {
                 self.urgent_first = URGENT_BETWEEN;
                 self.obey();
                 may_obey = self.work_left > 0;
@@ -328,7 +338,7 @@ impl Shard {
     /// It is a time that has passed while there is work left that was put off for the sake of others: sleep not at all, feed
     /// what has happened and go on.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        if self.has_backlog() || self.has_begun_orders() {
+        if self.has_backlog() || self.has_commands() {
             return Some(self.now);
         }
         let reads = self.keeps_time().then(|| self.node.poll_timeout()).flatten();
@@ -397,6 +407,7 @@ impl Shard {
     pub fn assert_consistent(&self) {
         self.subscriptions.assert_consistent();
         self.secrets.assert_consistent(self.conns.len());
+        self.assert_counted();
         for (id, state) in self.conns.iter() {
             let conn = ConnId(id);
             let (mut wanted, mut dirty) = (0, Vec::new());
@@ -526,6 +537,7 @@ impl Shard {
         if let Some(extra) = self.conns.get_mut(conn.0).and_then(|it| it.extra.as_mut()) {
             extra.held = Vec::new();
             extra.decoder = Default::default();
+            self.count_input(conn);
         }
         self.make_ready(conn);
     }
@@ -549,6 +561,9 @@ impl Shard {
         self.leave_all(conn);
         if let Some(state) = self.conns.remove(conn.0) {
             self.secrets.remove(conn.0.index);
+            self.count_secrets();
+            self.input_bytes -= state.extra.as_ref().map_or(0, |it| it.counted);
+            self.say_input();
             if state.phase == Phase::Upgrading {
                 self.handshakes.end(conn);
             }
@@ -578,10 +593,6 @@ impl Shard {
 
     fn count_connections(&self) {
         self.counters.connections.set(self.conns.len() as u64);
-    }
-
-    fn count_subscriptions(&self) {
-        self.counters.subscriptions.set(self.subscriptions.len() as u64);
     }
 
     fn leave_all(&mut self, conn: ConnId) {
@@ -622,7 +633,7 @@ impl Drop for Shard {
         }
         self.counters.closed.add_alone(self.conns.len() as u64);
         self.counters.connections.set(0);
-        self.counters.subscriptions.set(0);
+        self.keep_nothing();
         self.node.retire(self.index);
     }
 }

@@ -135,6 +135,16 @@ impl Secrets {
         Some((&group.secret, group.hash))
     }
 
+    /// Whether any connection has this secret, so that another one with it costs no more.
+    pub(super) fn is_known(&self, secret: &str) -> bool {
+        self.find(secret).is_some()
+    }
+
+    /// Bytes of all secrets.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Begins a walk over those who have a secret now.
     pub(super) fn start_walk(&mut self, secret: &str) {
         let found = self.find(secret).and_then(|index| self.groups.at(index));

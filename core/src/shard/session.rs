@@ -14,7 +14,7 @@ use crate::hash::NameHash;
 use crate::incident::Misdeed;
 use crate::key::EntityKey;
 use crate::resolve::Audience;
-use crate::subscriptions::{Standing, TopicId};
+use crate::subscriptions::{Standing, Subscriptions, TopicId};
 use crate::wire::{self, ClientMessage};
 use crate::ws::{self, Flow, Limits, OpCode, Received, Refusal, Stop, Upgrade, close_frame, control_frame};
 
@@ -27,8 +27,9 @@ impl Shard {
             Some(Phase::Upgrading) => self.received_http(conn, bytes),
             Some(Phase::Open) => self.received_frames(conn, bytes),
             // Whatever comes after the end is not read.
-            Some(Phase::Closing | Phase::Lingering) | None => {}
+            Some(Phase::Closing | Phase::Lingering) | None => return,
         }
+        self.count_input(conn);
     }
 
     fn received_http(&mut self, conn: ConnId, bytes: &mut [u8]) {
@@ -305,6 +306,14 @@ impl Shard {
         if self.subscriptions.count_of(conn.0.index) >= config.max_subscriptions || key.len() > config.max_key_bytes {
             return self.refuse_subscription(conn);
         }
+        let topic_bytes = found.map_or_else(|| Subscriptions::topic_bytes(key.len()), |_| 0);
+        let bytes = Subscriptions::BYTES + topic_bytes;
+        // As if the others were like this one.
+        let own = self.subscriptions.count_of(conn.0.index).saturating_mul(bytes);
+        let (limit, total) = (config.max_total_subscription_bytes, &self.node.totals().subscriptions);
+        if !total.has_room(limit, own, bytes, self.node.admission().open()) {
+            return self.refuse_subscription(conn);
+        }
         let topic = found.unwrap_or_else(|| self.join_topic(key, audience, hash));
         let standing = Standing::since(self.node.current_ticket());
         self.subscriptions.join(conn.0.index, topic, standing);
@@ -360,11 +369,19 @@ impl Shard {
         if &**self.secret_of(conn) == secret {
             return;
         }
+        let config = self.node.config();
+        if !self.secrets.is_known(secret) {
+            let own = self.secret_of(conn).len();
+            let (limit, more) = (config.max_total_secret_bytes, secret.len().saturating_sub(own));
+            let total = &self.node.totals().secrets;
+            if !total.has_room(limit, own, more, self.node.admission().open()) {
+                return self.refuse_input(conn);
+            }
+        }
         let patient_now = self.patient_now();
         let Some(state) = self.conns.get_mut(conn.0) else {
             return;
         };
-        let config = self.node.config();
         if let Some(interval) = secret_interval(config) {
             state.secrets_until = state.secrets_until.max(self.now) + interval;
             if state.secrets_until.since(self.now) > config.secret_window {
@@ -374,6 +391,7 @@ impl Shard {
         }
         self.counters.secret_changes.add_alone(1);
         self.secrets.set(conn.0.index, secret);
+        self.count_secrets();
         let secret = self.secret_of(conn).clone();
         let topics: SmallVec<[TopicId; 8]> = self.subscriptions.topics_of(conn.0.index).collect();
         for old in topics {
@@ -411,6 +429,7 @@ impl Shard {
             self.has_left(conn, left);
             self.subscriptions.join(conn.0.index, new, standing);
             self.weigh(new);
+            self.count_subscriptions();
             if on_its_way || lost_rows || left.standing.is_dirty() {
                 self.want(conn, new);
             }

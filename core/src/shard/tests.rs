@@ -3,6 +3,7 @@
 mod admission;
 mod backlog;
 mod commands;
+mod kept;
 mod messages;
 mod panics;
 mod patience;
@@ -29,7 +30,7 @@ fn a_connection_is_as_small_as_the_architecture_page_says() {
     assert_eq!(size_of::<Conn>(), 32);
     assert_eq!(Slots::<Conn>::SLOT_BYTES, 40);
     assert_eq!(Secrets::BYTES_PER_CONNECTION, 12);
-    assert_eq!(size_of::<Extra>(), 240);
+    assert_eq!(size_of::<Extra>(), 248);
     assert_eq!(size_of::<(Timestamp, ConnId)>(), 16, "an entry of a timer queue");
     assert_eq!(Subscriptions::LIST_BYTES, 24);
     assert_eq!(Subscriptions::ENTRY_BYTES, 8);
@@ -56,6 +57,9 @@ impl Resolve for Store {
         };
         let version = self.version.load(Ordering::Relaxed);
         let (entity, id) = (request.key.entity(), request.key.id());
+        if id == "none" {
+            return reply.send(Timestamp::START, Ok(Rows::none())).unwrap();
+        }
         let mut row = format!("{entity}/{id}{of} v{version}");
         row.extend(std::iter::repeat_n(' ', self.padding.load(Ordering::Relaxed)));
         reply.send(Timestamp::START, Ok(Rows::one(row))).unwrap();

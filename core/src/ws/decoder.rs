@@ -91,6 +91,11 @@ impl Decoder {
         self.buffer.is_empty() && self.message.is_none() && !self.is_over
     }
 
+    /// The memory that it owns.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     fn decode(
         &mut self,
         bytes: &mut &mut [u8],

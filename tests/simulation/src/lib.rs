@@ -20,7 +20,7 @@ use entity_sync_core::cluster::ClusterCounts;
 use fastrand::Rng;
 
 pub use cluster::{ClusterOp, ClusterWorld};
-pub use op::{Answer, Driver, Op, Target};
+pub use op::{Answer, Driver, Op, Saying, Target};
 pub use plain::{PlainOp, PlainWorld};
 pub use world::{Stats, World};
 

@@ -156,6 +156,11 @@ impl Machine {
         self.requests.take()
     }
 
+    /// The driver is not to read from it.
+    pub(crate) fn is_paused(&self, shard: usize, conn: ConnId) -> bool {
+        self.shard(shard).is_paused(conn)
+    }
+
     pub(crate) fn queued_bytes(&self, shard: usize, conn: ConnId) -> Option<(usize, usize)> {
         self.shard(shard).queued_bytes(conn)
     }

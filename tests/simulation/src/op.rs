@@ -36,6 +36,13 @@ pub enum Op {
         /// Which.
         secret: u8,
     },
+    /// A client sends several messages that the server reads at once.
+    Burst {
+        /// Who.
+        client: u8,
+        /// What.
+        sayings: [Saying; 5],
+    },
     /// A client sends a ping.
     Ping {
         /// Who.
@@ -142,6 +149,21 @@ pub enum Op {
     Settle,
 }
 
+/// A message of a burst.
+#[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saying {
+    /// It subscribes to this key.
+    Subscribe(u8),
+    /// It unsubscribes from this key.
+    Unsubscribe(u8),
+    /// It sends this secret.
+    Secret(u8),
+    /// It sends a message that is the application's.
+    Pass,
+    /// It sends a close frame.
+    Close,
+}
+
 /// Whom the application means.
 #[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -191,7 +213,11 @@ impl Op {
             },
             5..=16 => Self::Subscribe { client, key },
             17..=20 => Self::Unsubscribe { client, key },
-            21..=24 => Self::Secret {
+            24 => Self::Burst {
+                client,
+                sayings: std::array::from_fn(|_| Saying::random(rng)),
+            },
+            21..=23 => Self::Secret {
                 client,
                 secret: rng.u8(..),
             },
@@ -253,6 +279,19 @@ impl Op {
                     _ => rng.u16(..20),
                 },
             },
+        }
+    }
+}
+
+impl Saying {
+    fn random(rng: &mut Rng) -> Self {
+        let number = rng.u8(..);
+        match rng.u8(..20) {
+            0..=3 => Self::Subscribe(number),
+            4 | 5 => Self::Unsubscribe(number),
+            6..=13 => Self::Secret(number),
+            14..=18 => Self::Pass,
+            _ => Self::Close,
         }
     }
 }

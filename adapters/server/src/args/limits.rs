@@ -50,6 +50,30 @@ pub struct Limits {
     #[arg(long, env = "ENTITY_SYNC_MAX_API_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     max_api_bytes: Option<usize>,
 
+    /// Bytes that the subscriptions of all clients may cost [default: a quarter of the memory]
+    ///
+    /// Once half of them are used, each connection may have an even share of the other half; more is refused.
+    #[arg(long, env = "ENTITY_SYNC_MAX_TOTAL_SUBSCRIPTION_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_total_subscription_bytes: Option<usize>,
+
+    /// Bytes that the secrets of all clients may have together [default: a sixteenth of the memory]
+    ///
+    /// Shared out like subscriptions; a client that sends more is disconnected with code 1013.
+    #[arg(long, env = "ENTITY_SYNC_MAX_TOTAL_SECRET_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_total_secret_bytes: Option<usize>,
+
+    /// Bytes of messages that have not come whole, of all clients [default: a sixteenth of the memory]
+    ///
+    /// Shared out like subscriptions; a client that sends more is disconnected with code 1013.
+    #[arg(long, env = "ENTITY_SYNC_MAX_TOTAL_INPUT_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_total_input_bytes: Option<usize>,
+
+    /// Times that a client may change its secret in 10 seconds [default: 10]
+    ///
+    /// Beyond, nothing is read from it for a while.
+    #[arg(long, env = "ENTITY_SYNC_MAX_SECRET_CHANGES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    max_secret_changes: Option<usize>,
+
     /// Memory in bytes for what waits for a client which reads too slowly [default: 1048576]
     ///
     /// Beyond that it is sent newer states instead, or with --delivery every it is disconnected.
@@ -104,6 +128,14 @@ impl Limits {
         set(&mut config.max_subscriptions, self.max_subscriptions);
         set(&mut config.max_key_bytes, self.max_key_bytes);
         set(&mut config.upgrade.max_request_bytes, self.max_upgrade_request_bytes);
+        set(
+            &mut config.max_total_subscription_bytes,
+            self.max_total_subscription_bytes,
+        );
+        set(&mut config.max_total_secret_bytes, self.max_total_secret_bytes);
+        set(&mut config.max_total_input_bytes, self.max_total_input_bytes);
+        let changes = self.max_secret_changes.map(|it| u32::try_from(it).unwrap_or(u32::MAX));
+        set(&mut config.max_secret_changes, changes);
         set(&mut config.max_outbox_bytes, self.max_outbox_bytes);
         set(&mut config.read_time_limit, self.read_time_limit);
         set(&mut config.ping_interval, self.ping_interval);

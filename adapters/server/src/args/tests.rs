@@ -601,6 +601,10 @@ fn limits_are_numbers_that_make_sense() {
         "--api-connections=8",
         "--max-subscriptions=4",
         "--max-outbox-bytes=3",
+        "--max-total-subscription-bytes=9",
+        "--max-total-secret-bytes=10",
+        "--max-total-input-bytes=11",
+        "--max-secret-changes=12",
         "--read-time-limit=2",
         "--ping-interval=0.5",
         "--dead-after=1",
@@ -616,6 +620,12 @@ fn limits_are_numbers_that_make_sense() {
         ),
         (5, 4, 3)
     );
+    let totals = [
+        config.max_total_subscription_bytes,
+        config.max_total_secret_bytes,
+        config.max_total_input_bytes,
+    ];
+    assert_eq!((totals, config.max_secret_changes), ([9, 10, 11], 12));
     let ms = |ms| std::time::Duration::from_millis(ms);
     assert_eq!(
         (config.read_time_limit, config.ping_interval, config.dead_after),
@@ -657,6 +667,7 @@ fn the_help_tells_the_defaults_of_limits() {
             "Connections to the API at the same time [default: {}]",
             crate::api::Limits::default().max_connections
         ),
+        format!("in 10 seconds [default: {}]", config.max_secret_changes),
         format!("reads too slowly [default: {}]", config.max_outbox_bytes),
         format!("tried again [default: {}]", secs(config.read_time_limit)),
         format!("says nothing [default: {}]", secs(config.ping_interval)),

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use entity_sync_core::{ReadError, Reply, Request, Rows, Selector, Timestamp, Wakes};
 
-use super::{SECRETS, World, secret_text};
+use super::{Passed, SECRETS, World, secret_text};
 use crate::client::{Client, message};
 use crate::entities::{KEYS, Kind, SETTLE, entity_of, key_of, kind_of, max_running_reads};
 use crate::op::{Answer, Target};
@@ -39,13 +39,15 @@ impl World {
     }
 
     pub(super) fn add_cause(&mut self, name: Name) {
-        let every = kind_of(name.0) == Kind::Every;
+        // In a burst, the read that each may have begun is looked at only when all is said.
+        let again = self.burst_causes.as_mut().is_some_and(|it| !it.insert(name.clone()));
+        let counts = kind_of(name.0) == Kind::Every || again;
         let count = self.causes.entry(name).or_default();
-        *count = if every { *count + 1 } else { 1 };
+        *count = if counts { *count + 1 } else { 1 };
     }
 
     pub(super) fn pass(&mut self, client: u8) {
-        let Some(index) = self.pick(client) else {
+        let Some(index) = self.pick(client).filter(|&index| !self.is_paused(index)) else {
             return;
         };
         self.say_text(index, wire::PASSED);
@@ -56,10 +58,14 @@ impl World {
             secret,
             wire::PASSED.as_bytes().to_vec(),
         );
-        let passed = std::mem::take(&mut *self.passed.lock().unwrap_or_else(PoisonError::into_inner));
+        let passed = self.take_passed();
         if passed.len() > 1 || passed.iter().any(|it| *it != expected) {
             self.fail(format!("{expected:?} is passed to the application as {passed:?}"));
         }
+    }
+
+    pub(super) fn take_passed(&mut self) -> Vec<Passed> {
+        std::mem::take(&mut *self.passed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn send(&mut self, client: u8, bytes: usize) {
@@ -119,7 +125,8 @@ impl World {
     }
 
     pub(super) fn disconnect(&mut self, target: Target) {
-        for index in self.meant(target) {
+        let meant = self.meant(target);
+        for &index in &meant {
             let client = &mut self.clients[index];
             client.is_ending = true;
             client.is_sent_away = true;
@@ -130,8 +137,24 @@ impl World {
         {
             self.fail(error.to_string());
         }
-        // Whoever changes its secret first is not meant any more.
+        // The shards have not heard of it, and yet nothing that they say counts any more.
+        for index in meant {
+            self.tick += 1;
+            let text = [
+                wire::secret("other"),
+                wire::subscription("subscribe", 0),
+                wire::PASSED.to_owned(),
+            ];
+            let mut bytes: Vec<u8> = text.iter().flat_map(|it| wire::text(it)).collect();
+            self.say(index as u8, &mut bytes);
+        }
         self.poll_all();
+        let passed = self.take_passed();
+        if !passed.is_empty() {
+            self.fail(format!(
+                "{passed:?} is passed to the application, which has ended these connections"
+            ));
+        }
     }
 
     /// The clients that a target means.

@@ -4,10 +4,11 @@ use std::rc::Rc;
 
 use entity_sync_core::Input;
 
-use super::{MAX_CLIENTS, MAX_CONNECTIONS, World, client_number, secret_text};
+use super::{MAX_CLIENTS, MAX_CONNECTIONS, SECRETS, World, client_number, secret_text};
 use crate::client::Client;
-use crate::entities::{Kind, kind_of};
+use crate::entities::{KEYS, Kind, kind_of};
 use crate::op::Driver;
+use crate::op::Saying;
 use crate::store::audience_name;
 use crate::wire;
 
@@ -33,6 +34,11 @@ impl World {
         let Some(index) = self.pick_heard(client) else {
             return;
         };
+        self.expect_subscription(index, key);
+        self.say_text(index, &wire::subscription("subscribe", key));
+    }
+
+    fn expect_subscription(&mut self, index: usize, key: u8) {
         self.tick += 1;
         let client = &mut self.clients[index];
         let joined = &mut Rc::make_mut(&mut client.standing).joined;
@@ -49,7 +55,6 @@ impl World {
                 self.add_cause(name);
             }
         }
-        self.say_text(index, &wire::subscription("subscribe", key));
     }
 
     pub(super) fn unsubscribe(&mut self, client: u8, key: u8) {
@@ -65,25 +70,95 @@ impl World {
         let Some(index) = self.pick_heard(client) else {
             return;
         };
-        self.tick += 1;
         let secret = secret_text(secret);
+        self.expect_secret(index, &secret);
+        self.say_text(index, &wire::secret(&secret));
+    }
+
+    fn expect_secret(&mut self, index: usize, secret: &str) {
+        self.tick += 1;
         let client = &mut self.clients[index];
         let mut causes = Vec::new();
         if client.standing.secret != secret {
             let standing = Rc::make_mut(&mut client.standing);
-            standing.secret.clone_from(&secret);
+            secret.clone_into(&mut standing.secret);
             for (&key, joined) in &mut standing.joined {
                 client.reread.remove(&key);
                 if kind_of(key) != Kind::Public {
                     *joined = self.tick;
                     client.revoked.insert(key, self.tick);
                     client.pushes.remove(&key);
-                    causes.push((key, secret.clone()));
+                    causes.push((key, secret.to_owned()));
                 }
             }
         }
         causes.into_iter().for_each(|name| self.add_cause(name));
-        self.say_text(index, &wire::secret(&secret));
+    }
+
+    /// What is said in one go. Of secrets that follow each other, only the last one counts.
+    pub(super) fn burst(&mut self, client: u8, sayings: &[Saying]) {
+        let Some(index) = self.pick_heard(client).filter(|&index| !self.clients[index].is_ending) else {
+            return;
+        };
+        let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+        let mut secret = None::<String>;
+        let mut is_over = false;
+        self.burst_causes = Some(Default::default());
+        for &saying in sayings {
+            if let (Some(secret), false) = (&secret, matches!(saying, Saying::Secret(_))) {
+                self.expect_secret(index, secret);
+            }
+            match saying {
+                Saying::Subscribe(key) => {
+                    bytes.extend(wire::text(&wire::subscription("subscribe", key % KEYS)));
+                    if !is_over {
+                        self.expect_subscription(index, key % KEYS);
+                    }
+                }
+                Saying::Unsubscribe(key) => {
+                    bytes.extend(wire::text(&wire::subscription("unsubscribe", key % KEYS)));
+                    if !is_over {
+                        self.tick += 1;
+                        self.clients[index].give_up(key % KEYS, self.tick);
+                    }
+                }
+                // Where there is a limit on them, the rest might wait.
+                Saying::Secret(_) if is_over || self.config.max_secret_changes > 0 => continue,
+                Saying::Secret(number) => {
+                    secret = Some(secret_text(number % SECRETS));
+                    bytes.extend(wire::text(&wire::secret(&secret_text(number % SECRETS))));
+                    continue;
+                }
+                Saying::Pass => {
+                    bytes.extend(wire::text(wire::PASSED));
+                    if !is_over {
+                        expected.push(self.clients[index].standing.secret.clone());
+                    }
+                }
+                Saying::Close => {
+                    bytes.extend(wire::close());
+                    is_over = true;
+                }
+            }
+            secret = None;
+        }
+        if let Some(secret) = &secret {
+            self.expect_secret(index, secret);
+        }
+        self.burst_causes = None;
+        if is_over {
+            self.clients[index].is_ending = true;
+            self.clients[index].due.clear();
+        }
+        let is_known = self.is_known(index);
+        self.say(index as u8, &mut bytes);
+        let passed = self.take_passed();
+        let secrets: Vec<_> = passed.iter().map(|(_, secret, _)| secret.clone()).collect();
+        // It may have fallen behind, and not have read the close frame.
+        let may_be_out = self.fallen_behind < self.machine.counters().fallen_behind;
+        if is_known && secrets != expected && !(may_be_out && secrets.is_empty()) {
+            self.fail(format!("messages are passed on with {secrets:?}, not {expected:?}"));
+        }
     }
 
     pub(super) fn vanish(&mut self, client: u8) {
@@ -128,7 +203,8 @@ impl World {
     }
 
     pub(super) fn say(&mut self, client: u8, bytes: &mut [u8]) {
-        if let Some(index) = self.pick(client).filter(|&index| self.is_known(index)) {
+        let is_heard = |index: &usize| self.is_known(*index) && !self.is_paused(*index);
+        if let Some(index) = self.pick(client).filter(is_heard) {
             let client = &mut self.clients[index];
             client.last_alive = self.now;
             let Client { shard, conn, .. } = *client;
@@ -151,7 +227,7 @@ impl World {
     }
 
     pub(super) fn say_last(&mut self, client: u8, bytes: &mut [u8]) {
-        if let Some(index) = self.pick(client) {
+        if let Some(index) = self.pick(client).filter(|&index| !self.is_paused(index)) {
             self.clients[index].is_ending = true;
             let client = &mut self.clients[index];
             // From here on nothing it is sent counts.
@@ -167,7 +243,14 @@ impl World {
 
     /// As [`Self::pick`], of those to whom the machine still listens.
     pub(super) fn pick_heard(&self, client: u8) -> Option<usize> {
-        self.pick(client).filter(|&index| !self.clients[index].is_sent_away)
+        self.pick(client)
+            .filter(|&index| !self.clients[index].is_sent_away && !self.is_paused(index))
+    }
+
+    /// It isn't read from: what it says would wait in its socket.
+    pub(super) fn is_paused(&self, index: usize) -> bool {
+        let Client { shard, conn, .. } = self.clients[index];
+        self.machine.is_paused(shard, conn)
     }
 
     /// The machine has not ended it yet. If it has, the driver is about to hear of it.

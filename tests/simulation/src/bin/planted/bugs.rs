@@ -90,6 +90,41 @@ pub(crate) const BUGS: &[Bug] = &[
         found_by: Seeds(20),
     },
     Bug {
+        name: "a read that one connection alone waits for is not repeated under its new secret",
+        file: "core/src/shard/session.rs",
+        good: "let on_its_way = self.is_awaited(old);",
+        bad: "let on_its_way = self.subscriptions.walked_topic() == Some(old);",
+        found_by: Seeds(20),
+    },
+    Bug {
+        name: "a read that a connection waits for is never asked for",
+        file: "core/src/shard/deliver.rs",
+        good: "            self.node.want(self.now, self.index, flight, standing.joined());\n",
+        bad: "            let _ = (flight, standing);\n",
+        found_by: Seeds(20),
+    },
+    Bug {
+        name: "a secret is skipped over a message that is passed on, which gets an older one",
+        file: "core/src/shard/session.rs",
+        good: "if !matches!(decoded, Ok(ClientMessage::Secret(_)) | Err(_)) {",
+        bad: "if !matches!(decoded, Ok(ClientMessage::Secret(_) | ClientMessage::PassThrough) | Err(_)) {",
+        found_by: Seeds(200),
+    },
+    Bug {
+        name: "a message is obeyed of a client that the application has ended",
+        file: "core/src/shard/backlog.rs",
+        good: "if !self.is_paused(conn) && !self.has_orders() {",
+        bad: "if !self.is_paused(conn) {",
+        found_by: Seeds(200),
+    },
+    Bug {
+        name: "a client that changed its secret too often is never read from again",
+        file: "core/src/shard/timers.rs",
+        good: "            self.resume(conn, Pause::SecretRate);\n",
+        bad: "            let _ = (conn, Pause::SecretRate);\n",
+        found_by: Seeds(200),
+    },
+    Bug {
         name: "a subscriber skipped when another leaves mid-walk: the cursor stays",
         file: "core/src/subscriptions.rs",
         good: "            && position < walk.cursor\n",
@@ -206,8 +241,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "Delivery::Every: who falls behind is kept and misses a push",
         file: "core/src/shard/deliver.rs",
-        good: "Pushed::Refused if every => self.fall_behind(conn),",
-        bad: "Pushed::Refused if every => {}",
+        good: "                    is_given = false;\n                    self.fall_behind(conn);",
+        bad: "                    is_given = false;",
         found_by: Seeds(20),
     },
     Bug {
@@ -535,8 +570,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "a wake-up is lost: no second look at the inbox after the flag is cleared",
         file: "core/src/node/port.rs",
-        good: "            self.pending.swap(false, Ordering::SeqCst);\n            self.move_all(into);",
-        bad: "            self.pending.swap(false, Ordering::SeqCst);",
+        good: "        self.pending.swap(false, Ordering::SeqCst);\n        self.move_all(into)\n",
+        bad: "        self.pending.swap(false, Ordering::SeqCst);\n        false\n",
         found_by: Models,
     },
     Bug {
@@ -556,8 +591,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "a change of secret looks at the old topic before it has joined the new one: a notify in between is lost",
         file: "core/src/shard/session.rs",
-        good: "            let new = self.find_or_join_topic(key, audience);\n            let standing = Standing::since(self.node.current_ticket());\n            let on_its_way =\n                self.node.is_busy(self.index, old_flight) || self.subscriptions.walked_topic() == Some(old);",
-        bad: "            let on_its_way =\n                self.node.is_busy(self.index, old_flight) || self.subscriptions.walked_topic() == Some(old);\n            let new = self.find_or_join_topic(key, audience);\n            let standing = Standing::since(self.node.current_ticket());",
+        good: "            let new = found.unwrap_or_else(|| self.join_topic(key, audience, hash));\n            let standing = Standing::since(self.node.current_ticket());\n            // Which it is too if this connection alone wants it.\n            let on_its_way = self.is_awaited(old);",
+        bad: "            let on_its_way = self.is_awaited(old);\n            let new = found.unwrap_or_else(|| self.join_topic(key, audience, hash));\n            let standing = Standing::since(self.node.current_ticket());",
         found_by: Models,
     },
     Bug {
