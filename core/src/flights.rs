@@ -80,13 +80,34 @@ pub(crate) struct Flight {
     settling: Option<Box<Settling>>,
 }
 
+/// Where reads wait for their turns: see [`gate`](crate::node). An earlier lane is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lane {
+    /// For reads that answer a notify.
+    Notified,
+    /// For reads that single clients need.
+    Asked,
+    /// For all others.
+    Again,
+}
+
+impl Lane {
+    pub(crate) const COUNT: usize = 3;
+}
+
+/// The place of a flight among those that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) lane: Lane,
+    /// The order within the lane. Two flights may have the same.
+    pub(crate) number: u64,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Idle,
     /// Due, but as many reads of its entity are running as may.
-    Queued {
-        turn: u64,
-    },
+    Queued(Turn),
     Running(Ticket),
     Waiting,
 }
@@ -301,26 +322,24 @@ impl Flight {
         self.state == State::Idle && self.is_owed() && !(self.owed_to_all.is_every() && self.newest.is_some())
     }
 
-    /// It has to wait for its turn.
-    pub(crate) fn queue(&mut self, turn: u64) {
-        debug_assert!(self.is_due());
-        self.state = State::Queued { turn };
+    /// It has to wait for its turn, or has been given another one.
+    pub(crate) fn queue(&mut self, turn: Turn) {
+        debug_assert!(self.is_due() || self.turn().is_some());
+        self.state = State::Queued(turn);
     }
 
-    pub(crate) fn turn(&self) -> Option<u64> {
+    pub(crate) fn turn(&self) -> Option<Turn> {
         match self.state {
-            State::Queued { turn } => Some(turn),
+            State::Queued(turn) => Some(turn),
             _ => None,
         }
     }
 
-    /// Its turn has come. Says whether a read is still due.
-    pub(crate) fn call_up(&mut self) -> bool {
-        if !matches!(self.state, State::Queued { .. }) {
-            return false;
-        }
+    /// Its turn has come. Says where it waited, if a read is still due.
+    pub(crate) fn call_up(&mut self) -> Option<Lane> {
+        let lane = self.turn()?.lane;
         self.state = State::Idle;
-        self.is_due()
+        self.is_due().then_some(lane)
     }
 
     pub(crate) fn start(&mut self, ticket: Ticket) {
@@ -348,6 +367,11 @@ impl Flight {
 
     pub(crate) fn is_running(&self, ticket: Ticket) -> bool {
         self.state == State::Running(ticket)
+    }
+
+    /// A read is owed for a notify.
+    pub(crate) fn is_notified(&self) -> bool {
+        !self.owed_to_all.is_empty()
     }
 
     /// The running read gave `group`. Calls `mark` for each shard that has to be told.
@@ -528,7 +552,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// When to try again after the `failures`-th failure in a row (from 1). `chance` is any number.
+    /// When to try again after the `failures`-th failure in a row (from 1; [`u32::MAX`] waits longest). `chance` is any number.
     pub(crate) fn until(self, now: Timestamp, failures: u32, chance: u64) -> Timestamp {
         let doublings = failures.saturating_sub(1).min(31);
         let delay = self.first.saturating_mul(1 << doublings).min(self.max);

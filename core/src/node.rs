@@ -35,7 +35,7 @@ use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
 use crate::time::Timestamp;
 use crate::totals::Totals;
 use crate::ws::Refusal;
-use gate::Gate;
+use gate::{Gate, Why};
 pub(crate) use interest::Interest;
 pub(crate) use outgoing::{LANES, Lane, Outgoing};
 pub(crate) use port::Inbox;
@@ -174,7 +174,8 @@ impl Node {
     /// Reads again whatever anyone is subscribed to: after a gap in what tells of changes, such as a connection to a
     /// database or a queue that was lost for a while.
     ///
-    /// As many reads run at once as each entity's `max_running_reads` allows; the others wait for their turns.
+    /// As many reads run at once as each entity's `max_running_reads` allows; the others wait for their turns, and those of
+    /// keys that are notified meanwhile need not wait for all of them.
     pub fn reread_all(&self, now: Timestamp) {
         self.set_clock(now);
         for number in 0..STRIPES {
@@ -185,7 +186,7 @@ impl Node {
                 for (slot, flight) in stripe.flights.iter_mut() {
                     flight.owe_to_all(now);
                     let id = FlightId { stripe: number, slot };
-                    self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
+                    self.start_if_due(now, id, flight, Why::Again, &mut stripe.limits, &mut starts);
                 }
             }
             // A stripe at a time, so that notifies of others need not wait for all.
@@ -371,9 +372,9 @@ impl Node {
         self.change(now, flight, |it| it.leave(shard));
     }
 
-    /// Members of a shard, which joined at `joined` or before, need a read of their own.
-    pub(crate) fn want(&self, now: Timestamp, shard: u32, flight: FlightId, joined: Ticket) {
-        self.change(now, flight, |it| it.owe_to_wanting(shard, joined));
+    /// Members of a shard, which joined at `joined` or before, need a read of their own: `client`, or several.
+    pub(crate) fn want(&self, now: Timestamp, shard: u32, flight: FlightId, joined: Ticket, client: Option<ClientId>) {
+        self.change_for(now, flight, client, |it| it.owe_to_wanting(shard, joined));
     }
 
     /// Whether rows are being read for a shard, owed to it, or waiting for it; or nobody knows yet.
@@ -499,6 +500,17 @@ impl Node {
 
     /// Changes a flight, and begins its next read if that makes one due.
     fn change<T>(&self, now: Timestamp, id: FlightId, change: impl FnOnce(&mut Flight) -> T) -> Option<T> {
+        self.change_for(now, id, None, change)
+    }
+
+    /// The same, for a client that needs that read.
+    fn change_for<T>(
+        &self,
+        now: Timestamp,
+        id: FlightId,
+        client: Option<ClientId>,
+        change: impl FnOnce(&mut Flight) -> T,
+    ) -> Option<T> {
         let mut starts = Starts::new();
         let result;
         {
@@ -506,8 +518,14 @@ impl Node {
             let stripe = &mut *guard;
             let flight = stripe.flights.get_mut(id.slot)?;
             result = change(flight);
-            self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
-            self.remove_if_over(stripe, id.slot);
+            let why = match client {
+                Some(client) => Why::Asked(client),
+                // One that waits already does so where it should.
+                None if flight.is_notified() && flight.turn().is_none() => Why::Notified,
+                None => Why::Again,
+            };
+            self.start_if_due(now, id, flight, why, &mut stripe.limits, &mut starts);
+            self.remove_if_over(stripe, id);
         }
         self.hand_over(now, starts);
         Some(result)

@@ -65,6 +65,9 @@ pub enum ReadError {
     Denied,
     /// It failed for the moment and is tried again, with backoff, as long as anyone is subscribed.
     Failed,
+    /// The source rejects the request, and will do so until somebody changes its or this server's configuration: wrong
+    /// credentials, a query that it does not understand. Tried again after the longest backoff each time.
+    Rejected,
     /// The reply was dropped unanswered: the resolver panicked or forgot. Tried again likewise.
     Dropped,
     /// The time limit passed. Tried again likewise; an answer that still comes is discarded.
@@ -79,6 +82,7 @@ impl fmt::Display for ReadError {
             Self::NotFound => f.write_str("there is no such entity"),
             Self::Denied => f.write_str("the audience may not see the entity"),
             Self::Failed => f.write_str("the read failed"),
+            Self::Rejected => f.write_str("the source rejects the read until its configuration is changed"),
             Self::Dropped => f.write_str("the read's reply was dropped without an answer"),
             Self::TimedOut => f.write_str("the read took longer than its time limit"),
             Self::BadRows(error) => write!(f, "the read's rows can't be sent: {error}"),
@@ -111,6 +115,8 @@ pub(crate) struct ReadId {
     pub(crate) flight: FlightId,
     pub(crate) ticket: Ticket,
     pub(crate) entity: EntityIndex,
+    /// A notify led to it.
+    pub(crate) answers_notify: bool,
     /// How many answers led to it without a pause: an answer may begin the next read, which may be answered at once.
     pub(crate) depth: u32,
 }
@@ -123,6 +129,12 @@ impl Reply {
             started,
             answered: false,
         }
+    }
+
+    /// Whether the read follows a notify. Where reads wait for the application's resources, let such reads take turns with
+    /// the others, or a change waits until a crowd of new subscribers has been read for.
+    pub fn answers_notify(&self) -> bool {
+        self.read.answers_notify
     }
 
     /// Answers the read. The frames are built here, on the caller's thread.

@@ -106,7 +106,7 @@ struct Story {
     sides: BTreeMap<u32, Side>,
     running: Option<Ticket>,
     is_waiting: bool,
-    turn: Option<u64>,
+    turn: Option<Turn>,
     turns: u64,
     failures: u32,
     /// Notifies that no read has begun for, or it failed. One at most if states may be skipped.
@@ -221,13 +221,20 @@ impl Story {
                 if self.flight.is_due() {
                     assert!(self.running.is_none() && !self.is_waiting && self.turn.is_none());
                     self.turns += 1;
-                    self.flight.queue(self.turns);
-                    self.turn = Some(self.turns);
+                    let turn = Turn {
+                        lane: [Lane::Notified, Lane::Asked, Lane::Again][(self.turns % 3) as usize],
+                        number: self.turns,
+                    };
+                    self.flight.queue(turn);
+                    self.turn = Some(turn);
                 }
             }
             Op::CallUp => {
-                let has_waited = self.turn.take().is_some();
-                let begins = self.flight.call_up();
+                let waited = self.turn.take();
+                let has_waited = waited.is_some();
+                let called = self.flight.call_up();
+                assert!(called.is_none() || called == waited.map(|it| it.lane));
+                let begins = called.is_some();
                 assert!(has_waited || !begins, "it was not its turn");
                 assert!(begins || !has_waited || self.notified == 0, "its turn is lost");
                 if begins {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::gate::Entry;
+use super::gate::{Entry, Why};
 use super::stripe::{Alarm, Stripe};
 use super::{MAX_DEPTH, NEVER, Node, STRIPES, Start, Starts, Wakes};
 use crate::entity::EntityIndex;
-use crate::flights::{Backoff, Fingerprint, Flight, FlightId, Ticket};
+use crate::flights::{Backoff, Fingerprint, Flight, FlightId, Lane, Ticket};
 use crate::frame::{Group, RowError, RowLimits, Rows};
 use crate::resolve::{ReadError, ReadId, Reply, Request};
 use crate::slots::SlotId;
@@ -79,14 +79,16 @@ impl Node {
                     {
                         self.set_alarm(now + settle, id.slot, Alarm::Settle, &mut stripe.alarms);
                     }
-                    self.start_if_due(now, id, it, &mut stripe.limits, &mut starts);
+                    let why = if it.is_notified() { Why::Notified } else { Why::Again };
+                    self.start_if_due(now, id, it, why, &mut stripe.limits, &mut starts);
                 }
-                Err(_) => {
+                Err(error) => {
                     counters.failed_reads.add(1);
-                    self.retry_later(now, id.slot, it, &mut stripe.alarms);
+                    let soon = error != ReadError::Rejected;
+                    self.retry_later(now, id.slot, it, soon, &mut stripe.alarms);
                 }
             }
-            self.remove_if_over(stripe, id.slot);
+            self.remove_if_over(stripe, id);
             stripe.forget_ended_limits();
         }
         // Before the application is asked for further reads, which may take time.
@@ -151,9 +153,9 @@ impl Node {
                         let entity = flight.entity;
                         let next = self.0.entities.of(entity).leave();
                         turns.extend(next.map(|next| (entity, next)));
-                        self.retry_later(now, slot, flight, &mut stripe.alarms);
+                        self.retry_later(now, slot, flight, true, &mut stripe.alarms);
                         stripe.limits.pop_front();
-                        self.remove_if_over(stripe, slot);
+                        self.remove_if_over(stripe, FlightId { stripe: number, slot });
                     }
                     None => {
                         stripe.limits.pop_front();
@@ -177,7 +179,7 @@ impl Node {
                     }
                 }
                 let id = FlightId { stripe: number, slot };
-                self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
+                self.start_if_due(now, id, flight, Why::Again, &mut stripe.limits, &mut starts);
             }
             let next_limit = stripe.limits.front().map(|&(limit, ..)| limit);
             let next_alarm = stripe.alarms.peek().map(|&Reverse((at, ..))| at);
@@ -196,16 +198,23 @@ impl Node {
         now: Timestamp,
         id: FlightId,
         flight: &mut Flight,
+        why: Why,
         limits: &mut VecDeque<(Timestamp, SlotId, Ticket)>,
         starts: &mut Starts,
     ) {
+        let gate = self.0.entities.of(flight.entity);
+        if let Some(turn) = flight.turn()
+            && let Some(earlier) = gate.hasten(id, turn, why)
+        {
+            flight.queue(earlier);
+        }
         if !flight.is_due() {
             return;
         }
         let limit = self.0.entities.options(flight.entity).max_running_reads;
-        match self.0.entities.of(flight.entity).enter(id, limit) {
-            Entry::Begin => self.begin(now, id, flight, limits, starts),
-            Entry::Wait { turn } => {
+        match gate.enter(id, limit, why) {
+            Entry::Begin => self.begin(now, id, flight, why.lane(), limits, starts),
+            Entry::Wait(turn) => {
                 self.0.counters.queued_reads.add(1);
                 flight.queue(turn);
             }
@@ -218,6 +227,7 @@ impl Node {
         now: Timestamp,
         id: FlightId,
         flight: &mut Flight,
+        lane: Lane,
         limits: &mut VecDeque<(Timestamp, SlotId, Ticket)>,
         starts: &mut Starts,
     ) {
@@ -235,6 +245,7 @@ impl Node {
                 ticket,
                 entity: flight.entity,
                 depth: 0,
+                answers_notify: lane == Lane::Notified,
             },
             request: Request {
                 key: flight.key.clone(),
@@ -250,9 +261,9 @@ impl Node {
                 let mut guard = self.lock(id.stripe);
                 let stripe = &mut *guard;
                 if let Some(flight) = stripe.flights.get_mut(id.slot)
-                    && flight.call_up()
+                    && let Some(lane) = flight.call_up()
                 {
-                    return self.begin(now, id, flight, &mut stripe.limits, starts);
+                    return self.begin(now, id, flight, lane, &mut stripe.limits, starts);
                 }
             }
             // It has gone since its turn came, or needs no read any more.
@@ -260,11 +271,13 @@ impl Node {
         }
     }
 
+    /// Not `soon` means after the longest backoff.
     fn retry_later(
         &self,
         now: Timestamp,
         slot: SlotId,
         flight: &mut Flight,
+        soon: bool,
         alarms: &mut BinaryHeap<Reverse<(Timestamp, SlotId, Alarm)>>,
     ) {
         let failures = flight.fail();
@@ -273,7 +286,7 @@ impl Node {
             max: self.0.config.retry_max,
         };
         let chance = self.seed().hash_of(&(slot, failures));
-        let until = backoff.until(now, failures, chance);
+        let until = backoff.until(now, if soon { failures } else { u32::MAX }, chance);
         self.set_alarm(until, slot, Alarm::Retry, alarms);
     }
 
@@ -288,12 +301,12 @@ impl Node {
         self.wake_by(at);
     }
 
-    pub(super) fn remove_if_over(&self, stripe: &mut Stripe, slot: SlotId) {
-        let Some(flight) = stripe.remove_if_over(slot) else {
+    pub(super) fn remove_if_over(&self, stripe: &mut Stripe, id: FlightId) {
+        let Some(flight) = stripe.remove_if_over(id.slot) else {
             return;
         };
         if let Some(turn) = flight.turn() {
-            self.0.entities.of(flight.entity).forget(turn);
+            self.0.entities.of(flight.entity).forget(id, turn);
         }
         if let Some(outgoing) = self.outgoing() {
             outgoing.has_flight_no_more(&flight.key);

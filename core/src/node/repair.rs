@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::gate::Why;
 use super::outgoing::Outgoing;
 use super::stripe::Alarm;
 use super::{Node, STRIPES, Starts};
@@ -106,7 +107,7 @@ impl Node {
                 if let Some((slot, flight)) = stripe.flights.at_mut(index) {
                     flight.owe_to_all(now);
                     let id = FlightId { stripe: number, slot };
-                    self.start_if_due(now, id, flight, &mut stripe.limits, &mut starts);
+                    self.start_if_due(now, id, flight, Why::Notified, &mut stripe.limits, &mut starts);
                 }
             }
         }

@@ -105,7 +105,7 @@ impl Shard {
             let (topic, joined) = topics.pop_first()?;
             if let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight) {
                 self.spend(2);
-                self.node.want(self.now, self.index, flight, joined);
+                self.node.want(self.now, self.index, flight, joined, None);
             }
             return Some(task);
         };

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::{ConnId, Ending, Phase, Sent, Shard, TRY_AGAIN_LATER};
+use crate::client::ClientId;
 use crate::flights::{Delivery, FlightId, Scope};
 use crate::incident::Misdeed;
 use crate::outbox::{Chunk, Pushed};
@@ -304,7 +305,12 @@ impl Shard {
         if let Some(standing) = self.note_wanting(conn, topic)
             && let Some(flight) = self.subscriptions.topic(topic).map(|it| it.flight)
         {
-            self.node.want(self.now, self.index, flight, standing.joined());
+            let client = ClientId {
+                shard: self.index,
+                conn,
+            };
+            self.node
+                .want(self.now, self.index, flight, standing.joined(), Some(client));
         }
     }
 

@@ -7,7 +7,7 @@ use crate::slots::SlotId;
 
 /// A connection of one shard. Once it has ended, its id finds nothing, ever again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId(pub(super) SlotId);
+pub struct ConnId(pub(crate) SlotId);
 
 /// What a driver tells a shard. What is said of a connection that no longer exists is ignored and counted.
 #[derive(Debug)]

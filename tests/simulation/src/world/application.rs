@@ -218,7 +218,10 @@ impl World {
             // As one of many, of which it is the last.
             Answer::Rows if read.began.is_multiple_of(2) => read.reply.send_with(self.now, Ok(rows), &mut Wakes::new()),
             Answer::Rows => read.reply.send(self.now, Ok(rows)),
-            Answer::Failed => read.reply.send(self.now, Err(ReadError::Failed)),
+            Answer::Failed => {
+                let error = [ReadError::Failed, ReadError::Rejected][(read.began % 2) as usize].clone();
+                read.reply.send(self.now, Err(error))
+            }
             Answer::Dropped => {
                 drop(read.reply);
                 Ok(())

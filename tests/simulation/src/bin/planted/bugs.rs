@@ -190,9 +190,16 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "a place among the running reads is not handed on: those that wait for it never begin",
         file: "core/src/node/gate.rs",
-        good: "let next = state.waiting.pop_first();",
-        bad: "let next = state.waiting.pop_first().filter(|_| state.running == 0);",
+        good: "state.waiting[lane].pop_first()",
+        bad: "state.waiting[lane].pop_first().filter(|_| state.running == 0)",
         found_by: Seeds(20),
+    },
+    Bug {
+        name: "a read that waits is due for a better reason, and loses its turn",
+        file: "core/src/node/gate.rs",
+        good: "        state.wait(flight, to, why);\n        Some(to)",
+        bad: "        Some(to)",
+        found_by: Seeds(50),
     },
     Bug {
         name: "a read that is given up keeps its place among the running ones",
