@@ -1,6 +1,6 @@
 //! [`Pool`]: threads for reads that block, and more of them for reads that hang.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::mem;
@@ -11,7 +11,7 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use entity_sync_core::{Audience, EntityKey, ReadError, Request, Rows};
-use entity_sync_runtime::{Health, spawn_restarting};
+use entity_sync_runtime::{Health, Turns, spawn_restarting};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::resolver::{Reply, Resolver};
@@ -63,7 +63,8 @@ pub struct PoolCounters {
 }
 
 /// Threads that run blocking reads: those of one entity in the order in which they were asked for, and the entities in turn,
-/// so that a slow one holds up the others by no more than the reads that run. Keep
+/// so that a slow one holds up the others by no more than the reads that run. Reads that follow a notify take turns with the
+/// others. Keep
 /// [`max_running_reads`](crate::EntityOptions::max_running_reads) below the number of threads, and it doesn't hold them up
 /// at all.
 ///
@@ -118,7 +119,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Holds no more than one job for each key and audience of each resolver.
-    waiting: Waiting,
+    waiting: Turns<String, Job>,
     running: HashMap<ThreadId, Running>,
     /// Threads that have not ended, idle and hung ones included.
     live: usize,
@@ -127,39 +128,6 @@ struct State {
     /// The monitor knows of no limit, so it has to be told of the next one.
     unwatched: bool,
     stopping: bool,
-}
-
-/// Jobs of each entity in order, and the entities in turn: of one whose reads are slow, no more than one goes ahead of
-/// another's next.
-#[derive(Default)]
-struct Waiting {
-    by_entity: HashMap<String, VecDeque<Job>>,
-    /// Those with jobs, each once.
-    turns: VecDeque<String>,
-}
-
-impl Waiting {
-    fn push(&mut self, entity: &str, job: Job) {
-        match self.by_entity.get_mut(entity) {
-            Some(jobs) => jobs.push_back(job),
-            None => {
-                self.by_entity.insert(entity.to_owned(), VecDeque::from([job]));
-                self.turns.push_back(entity.to_owned());
-            }
-        }
-    }
-
-    fn pop(&mut self) -> Option<Job> {
-        let entity = self.turns.pop_front()?;
-        let jobs = self.by_entity.get_mut(&entity)?;
-        let job = jobs.pop_front();
-        if jobs.is_empty() {
-            self.by_entity.remove(&entity);
-        } else {
-            self.turns.push_back(entity);
-        }
-        job
-    }
 }
 
 struct Running {
@@ -281,14 +249,14 @@ impl State {
 
 impl Shared {
     /// Never waits for a thread: event loops call it.
-    fn run(&self, entity: &str, job: Job) {
+    fn run(&self, entity: &str, job: Job, is_urgent: bool) {
         let mut state = self.state.lock();
         if state.stopping {
             // Not before the lock is released: the job may hold a reply, and dropping that calls back into core.
             drop(state);
             return drop(job);
         }
-        state.waiting.push(entity, job);
+        state.waiting.push(entity.to_owned(), job, is_urgent);
         drop(state);
         self.work.notify_one();
     }
@@ -415,6 +383,7 @@ struct Turn<F> {
 impl<F: Fn(&Request) -> Result<Rows, ReadError> + Send + Sync + 'static> Reads<F> {
     fn resolve(self: &Arc<Self>, request: Request, reply: Reply) {
         let name = (request.key, request.audience);
+        let is_urgent = reply.answers_notify();
         // Replies are never answered or dropped under this lock: core may come back for the next read.
         let mut names = self.names.lock();
         match names.get_mut(&name) {
@@ -424,7 +393,7 @@ impl<F: Fn(&Request) -> Result<Rows, ReadError> + Send + Sync + 'static> Reads<F
                 let key = name.0.clone();
                 let reads = self.clone();
                 let turn = Turn { reads, name };
-                self.pool.0.0.run(key.entity(), Box::new(move || turn.run()));
+                self.pool.0.0.run(key.entity(), Box::new(move || turn.run()), is_urgent);
             }
             Some(Some(waiting)) => {
                 // Core has given up the older request, and would discard an answer to it.

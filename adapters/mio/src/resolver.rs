@@ -52,6 +52,12 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// Whether the read follows a notify. Where reads wait for resources of yours, let such reads take turns with the others,
+    /// or a change waits until a crowd of new subscribers has been read for.
+    pub fn answers_notify(&self) -> bool {
+        self.inner.answers_notify()
+    }
+
     /// Answers with rows. The frames are built here, on the caller's thread.
     ///
     /// # Errors

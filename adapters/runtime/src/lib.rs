@@ -4,11 +4,14 @@
 //! - [`spawn`] starts a thread whose death is noticed, [`supervise`] wraps a task in the same way; [`spawn_restarting`] and
 //!   [`restart`] begin again what loses nothing by it.
 //! - [`LogLimit`] keeps a log line that repeats from filling the log.
+//! - [`Turns`] is a queue in which a crowd holds up nobody else.
 
 mod health;
 mod log_limit;
 mod supervise;
+mod turns;
 
 pub use health::{Health, Part, Severity, Trouble};
 pub use log_limit::LogLimit;
 pub use supervise::{restart, spawn, spawn_restarting, supervise};
+pub use turns::Turns;

@@ -9,6 +9,10 @@ use super::*;
 use crate::clock::Clock;
 use crate::resolver::Clocked;
 
+fn run(pool: &Pool, entity: &str, job: Job) {
+    pool.0.0.run(entity, job, false);
+}
+
 /// Nothing here takes nearly so long, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// For tests in which nothing is to count as hung. Not for ever, as dropping a pool may take so long when one fails.
@@ -49,7 +53,8 @@ fn shut_down(pool: &Arc<Pool>, timeout: Duration) {
 fn hold(pool: &Pool) -> Sender<()> {
     let (release, held) = channel();
     let (begin, begun) = channel();
-    pool.0.0.run(
+    run(
+        pool,
         "items",
         Box::new(move || {
             let _ = begin.send(());
@@ -63,7 +68,7 @@ fn hold(pool: &Pool) -> Sender<()> {
 /// A job that tells when it has run, or was dropped.
 fn probe(pool: &Pool) -> Receiver<()> {
     let (done, ran) = channel();
-    pool.0.0.run("items", Box::new(move || done.send(()).expect("heard")));
+    run(pool, "items", Box::new(move || done.send(()).expect("heard")));
     ran
 }
 
@@ -206,7 +211,8 @@ fn runs_jobs_at_the_same_time_on_named_threads() {
     let (first, second) = (hold(&pool), hold(&pool));
     drop((first, second));
     let (done, name) = channel();
-    pool.0.0.run(
+    run(
+        &pool,
         "items",
         Box::new(move || {
             let _ = done.send(thread::current().name().map(str::to_owned));
@@ -222,7 +228,7 @@ fn runs_jobs_in_order() {
     let (done, order) = channel();
     for n in 0..100 {
         let done = done.clone();
-        pool.0.0.run("items", Box::new(move || done.send(n).expect("heard")));
+        run(&pool, "items", Box::new(move || done.send(n).expect("heard")));
     }
     drop((release, done));
     assert!(order.iter().eq(0..100));
@@ -243,7 +249,7 @@ fn entities_take_turns() {
     ] {
         let done = done.clone();
         let job = move || done.send((entity, n)).expect("heard");
-        pool.0.0.run(entity, Box::new(job));
+        run(&pool, entity, Box::new(job));
     }
     drop((release, done));
     let order: Vec<_> = order.iter().collect();
@@ -256,7 +262,7 @@ fn entities_take_turns() {
         ("slow", 3),
     ];
     assert_eq!(order, expected);
-    assert!(pool.0.0.state.lock().waiting.by_entity.is_empty());
+    assert!(pool.0.0.state.lock().waiting.is_empty());
 }
 
 #[test]
@@ -276,7 +282,8 @@ fn a_name_that_the_system_refuses_is_an_error() {
 fn a_panic_drops_what_the_job_held_and_spares_the_thread() {
     let pool = pool(1, NEVER, 0);
     let (held, dropped) = channel::<()>();
-    pool.0.0.run(
+    run(
+        &pool,
         "items",
         Box::new(move || {
             let _held = held;
@@ -312,7 +319,7 @@ fn no_more_than_max_hung_are_replaced() {
     {
         // What the monitor decides, it decides under this lock.
         let state = pool.0.0.state.lock();
-        assert_eq!((state.live, state.hung, state.waiting.turns.len()), (2, 2, 1));
+        assert_eq!((state.live, state.hung, state.waiting.len()), (2, 2, 1));
     }
     assert_eq!(third.try_recv(), Err(TryRecvError::Empty));
     // As many hang as have been replaced, so this one's thread is needed.
@@ -421,7 +428,7 @@ fn a_read_that_waits_answers_the_newest_request() {
     let older = Asked::of("100").give_to(&resolver);
     let mut newer = Asked::of("100").give_to(&resolver);
     assert!(older.has_failed());
-    assert_eq!(pool.0.0.state.lock().waiting.turns.len(), 1);
+    assert_eq!(pool.0.0.state.lock().waiting.len(), 1);
     stuck.ends();
     assert_eq!(newer.is_answered(), "100");
     first.is_answered();
@@ -520,7 +527,8 @@ fn a_job_may_hold_the_last_handle() {
     let weak: Weak<Shared> = Arc::downgrade(&pool.0.0);
     let (go, wait) = channel::<()>();
     let own = Arc::clone(&pool);
-    pool.0.0.run(
+    run(
+        &pool,
         "items",
         Box::new(move || {
             let _ = wait.recv();
