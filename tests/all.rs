@@ -18,6 +18,7 @@ mod embedding;
 mod engine;
 mod flood;
 mod freeze;
+mod http_source;
 mod milestone;
 mod mio_server;
 mod mock_drivers;

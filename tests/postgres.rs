@@ -1,5 +1,8 @@
 //! The binary on a real PostgreSQL: the page `docs/postgres.md`, and what goes wrong with databases.
 
+mod faults;
+mod pooler;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -19,9 +22,13 @@ fn block(language: &str) -> &'static str {
 
 /// A folder with the page's configuration, made for a server on another port, and changed.
 fn configured(postgres: &Postgres, change: impl Fn(String) -> String) -> (tempfile::TempDir, PathBuf) {
+    configured_at(postgres.port(), change)
+}
+
+fn configured_at(port: u16, change: impl Fn(String) -> String) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("entity-sync.toml");
-    let port = format!("127.0.0.1:{}", postgres.port());
+    let port = format!("127.0.0.1:{port}");
     let text = block("toml").replace("127.0.0.1:5432", &port);
     assert!(text.contains(&port));
     std::fs::write(&path, change(text)).unwrap();

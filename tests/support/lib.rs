@@ -7,6 +7,7 @@ pub mod load;
 pub mod nats;
 pub mod node;
 pub mod nsqd;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod program;
 pub mod proxy;

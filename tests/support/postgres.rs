@@ -1,6 +1,6 @@
 //! A PostgreSQL server of the test's own, from Debian's packages.
 
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -27,11 +27,7 @@ impl Postgres {
         if is_root() {
             chown(folder.path(), Some(id_of("-u")), Some(id_of("-g"))).unwrap();
         }
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_port();
         let mut postgres = Self {
             programs,
             folder,
@@ -88,7 +84,33 @@ impl Postgres {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// The same as another user, through what listens on `port`.
+    pub fn sql_at(&self, port: u16, user: &str, database: &str, sql: &str) -> String {
+        let output = self.psql_at(port, user, database, sql);
+        good(&output);
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Has it encrypt connections of those who want that.
+    pub fn encrypt(&self, certificate: &str, key: &str) {
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = self.data().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            if is_root() {
+                chown(&path, Some(id_of("-u")), Some(id_of("-g"))).unwrap();
+            }
+        }
+        self.sql("postgres", "ALTER SYSTEM SET ssl = on");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+        wait_for("encryption", || self.sql("postgres", "SHOW ssl") == "on");
+    }
+
     fn psql(&self, database: &str, sql: &str) -> Output {
+        self.psql_at(self.port, "postgres", database, sql)
+    }
+
+    fn psql_at(&self, port: u16, user: &str, database: &str, sql: &str) -> Output {
         Command::new(self.programs.join("psql"))
             .args([
                 "--no-psqlrc",
@@ -97,8 +119,10 @@ impl Postgres {
                 "--tuples-only",
                 "--set=ON_ERROR_STOP=1",
             ])
-            .args(["--host=127.0.0.1", "--username=postgres", "--dbname", database])
-            .args(["--port", &self.port.to_string(), "--command", sql])
+            .args(["--host=127.0.0.1", "--username", user, "--dbname", database])
+            .args(["--port", &port.to_string(), "--command", sql])
+            // Only its listener is encrypted.
+            .env("PGSSLMODE", "disable")
             .output()
             .unwrap()
     }
@@ -107,21 +131,29 @@ impl Postgres {
         self.folder.path().join("data")
     }
 
-    /// It refuses to run as root.
     fn program(&self, name: &str) -> Command {
-        let path = self.programs.join(name);
-        let mut command = if is_root() {
-            let mut command = Command::new("setpriv");
-            command
-                .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"])
-                .arg(path);
-            command
-        } else {
-            Command::new(path)
-        };
-        command.current_dir("/");
-        command
+        as_postgres(&self.programs.join(name))
     }
+}
+
+/// A program that refuses to run as root.
+pub(crate) fn as_postgres(path: &Path) -> Command {
+    let mut command = if is_root() {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"])
+            .arg(path);
+        command
+    } else {
+        Command::new(path)
+    };
+    command.current_dir("/");
+    command
+}
+
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 impl Drop for Postgres {
@@ -143,12 +175,12 @@ fn version(programs: &Path) -> Option<u32> {
     programs.parent()?.file_name()?.to_str()?.parse().ok()
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output().unwrap();
     output.stdout == b"0\n"
 }
 
-fn id_of(which: &str) -> u32 {
+pub(crate) fn id_of(which: &str) -> u32 {
     let output = Command::new("id").args([which, "postgres"]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }

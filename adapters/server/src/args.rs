@@ -43,6 +43,9 @@ pub use sources::Sources;
 
 /// The most reactors that make sense on any machine.
 const MAX_REACTORS: usize = 1024;
+/// The most connections for reads that make sense.
+const MAX_HTTP_READS: usize = 10_000;
+const MAX_POSTGRES_CONNECTIONS: usize = 1000;
 
 /// What to do, checked.
 #[non_exhaustive]
@@ -84,6 +87,10 @@ pub struct Options {
     pub entities: BTreeMap<String, EntityRules>,
     /// The channel on which databases notify of changes.
     pub postgres_channel: String,
+    /// Connections that read from each database.
+    pub postgres_connections: NonZeroUsize,
+    /// Reads over HTTP that run at the same time.
+    pub http_reads: NonZeroUsize,
     /// What gives the role of a client, in databases.
     pub postgres_role: Option<String>,
     /// What makes it one of a cluster.
@@ -299,6 +306,16 @@ struct Serve {
     )]
     resolver: String,
 
+    /// How many reads over HTTP run at the same time, each on a connection of its own; the others wait
+    ///
+    /// Reads a second are about this number divided by the seconds that your server takes for one.
+    #[arg(long, env = "ENTITY_SYNC_HTTP_READS", value_name = "N", default_value = "64", value_parser = http_reads)]
+    http_reads: NonZeroUsize,
+
+    /// How many connections read from PostgreSQL, for each DSN; one more hears what it notifies of
+    #[arg(long, env = "ENTITY_SYNC_POSTGRES_CONNECTIONS", value_name = "N", default_value = "4", value_parser = postgres_connections)]
+    postgres_connections: NonZeroUsize,
+
     /// The channel on which PostgreSQL notifies of changes; the payload is a key, such as items/100
     ///
     /// Example, in a trigger: PERFORM pg_notify('entity_sync', 'items/' || NEW.id);
@@ -431,6 +448,8 @@ impl Serve {
             others,
             entities,
             postgres_channel: self.postgres_channel,
+            postgres_connections: self.postgres_connections,
+            http_reads: self.http_reads,
             postgres_role: self.postgres_role,
             cluster,
             limits: self.limits,
@@ -446,6 +465,19 @@ fn token(path: &Path) -> Result<Token, ArgsError> {
         reason: error.to_string(),
     })?;
     Token::new(text.trim_end()).ok_or_else(|| ArgsError::BadToken { path: path.to_owned() })
+}
+
+fn http_reads(given: &str) -> Result<NonZeroUsize, String> {
+    at_most(MAX_HTTP_READS, given)
+}
+
+fn postgres_connections(given: &str) -> Result<NonZeroUsize, String> {
+    at_most(MAX_POSTGRES_CONNECTIONS, given)
+}
+
+fn at_most(most: usize, given: &str) -> Result<NonZeroUsize, String> {
+    let number = given.parse().ok().filter(|it: &NonZeroUsize| it.get() <= most);
+    number.ok_or_else(|| format!("write a whole number from 1 to {most}"))
 }
 
 fn location(given: PathBuf) -> Result<Location, Infallible> {

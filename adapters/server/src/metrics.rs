@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use entity_sync_mio::{Handle, Health, LATENCY_BOUNDS, Pool, Severity};
+use entity_sync_mio::{Handle, Health, LATENCY_BOUNDS, Severity};
 use hyper::HeaderMap;
 use hyper::header::ACCEPT;
 use prometheus_client::collector::Collector;
@@ -71,7 +71,6 @@ fn to_prometheus(text: &str) -> String {
 /// The numbers of one server.
 pub struct Metrics {
     handle: Handle,
-    pool: Pool,
     more: More,
     by_source: BySource,
 }
@@ -123,7 +122,6 @@ const GAUGES: &[&str] = &[
     "secret_bytes",
     "input_bytes",
     "flights",
-    "hung_threads",
     "api_connections",
     "postgres_listening",
     "cluster_connected",
@@ -133,11 +131,10 @@ const GAUGES: &[&str] = &[
 ];
 
 impl Metrics {
-    /// The numbers of the server behind `handle`, and of the threads that read for it.
-    pub fn new(handle: Handle, pool: Pool) -> Self {
+    /// The numbers of the server behind `handle`.
+    pub fn new(handle: Handle) -> Self {
         Self {
             handle,
-            pool,
             more: Arc::new(Vec::new),
             by_source: Arc::new(Vec::new),
         }
@@ -160,7 +157,6 @@ impl Metrics {
         let mut registry = Registry::with_prefix("entity_sync");
         registry.register_collector(Box::new(Numbers {
             handle: self.handle.clone(),
-            pool: self.pool.clone(),
             more: self.more.clone(),
             by_source: self.by_source.clone(),
         }));
@@ -173,7 +169,6 @@ impl Metrics {
 
 struct Numbers {
     handle: Handle,
-    pool: Pool,
     more: More,
     by_source: BySource,
 }
@@ -187,7 +182,7 @@ impl std::fmt::Debug for Numbers {
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let (node, shards) = (self.handle.counters().snapshot(), self.handle.shard_counts());
-        let (reactors, pool) = (self.handle.reactor_counts(), self.pool.counters());
+        let reactors = self.handle.reactor_counts();
         let others = [
             (
                 "flights",
@@ -198,12 +193,6 @@ impl Collector for Numbers {
                 "dead_threads",
                 "Threads and tasks that have died of a panic, started again or not.",
                 self.handle.health().dead_threads(),
-            ),
-            ("hung_threads", "Threads that wait for a read that hangs.", pool.hung),
-            (
-                "reads_refused",
-                "Reads refused because an earlier one hangs.",
-                pool.refused,
             ),
             ("accepted", "Connections accepted from listeners.", reactors.accepted),
             (
@@ -333,13 +322,12 @@ fn encode_sources(encoder: &mut DescriptorEncoder<'_>, sources: Vec<(String, Vec
 
 #[cfg(test)]
 mod tests {
-    use entity_sync_mio::{Config, EntityKey, PoolConfig, Reply, Request, Server};
+    use entity_sync_mio::{Config, EntityKey, Reply, Request, Server};
 
     use super::*;
 
     fn page() -> String {
         let server = Server::start(Config::new([]), |_: Request, _: Reply| {}).expect("starts");
-        let pool = Pool::new(PoolConfig::default()).expect("starts");
         let numbers = |value| {
             vec![
                 ("postgres_reads".into(), "Reads.", value),
@@ -351,7 +339,7 @@ mod tests {
                 .map(|it| (it.to_owned(), numbers(it.len() as u64)))
                 .into()
         };
-        Metrics::new(server.handle().clone(), pool).by_source(sources).text()
+        Metrics::new(server.handle().clone()).by_source(sources).text()
     }
 
     #[test]
@@ -427,8 +415,7 @@ mod tests {
     #[test]
     fn every_number_is_shown_once_under_a_good_name() {
         let server = Server::start(Config::new([]), |_: Request, _: Reply| {}).expect("starts");
-        let pool = Pool::new(PoolConfig::default()).expect("starts");
-        let metrics = Metrics::new(server.handle().clone(), pool);
+        let metrics = Metrics::new(server.handle().clone());
         let key = EntityKey::new("items", "1").expect("short");
         server.handle().notify(&key).expect("every name is an entity");
         let broker = server.handle().health().part("broker");

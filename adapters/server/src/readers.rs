@@ -1,23 +1,21 @@
 //! [`Readers`]: what the options say of entities, made to run.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 
 use entity_sync_mio::{
-    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, Health, Pool, PoolConfig, ReadError, Reply,
-    Resolver, Selector,
+    AudienceRule, Config, Entities, EntityKey, EntityOptions, Handle, Health, ReadError, Reply, Resolver, Selector,
 };
 
 use crate::args::{EntityRules, Options};
 use crate::builder::Routes;
 use crate::resolver::Source;
-use crate::resolver::http::HttpReader;
-use crate::resolver::postgres::{Dsn, Listener, Plan, Postgres};
+use crate::resolver::http::{Http, HttpPlan, Template};
+use crate::resolver::postgres::{self, Dsn, Listener, Plan, Postgres};
 use crate::serve::ServeError;
 use crate::store::{Store, StoreResolver};
 
-/// Threads that read, if any reads go over the network.
-const REMOTE_THREADS: usize = 16;
-/// Reads that may wait for the store or a database, of one entity: they are read many at a time.
+/// Reads that may wait for the store, of one entity: they are read many at a time.
 const BATCHED_READS: usize = 4096;
 
 /// All that reads entities.
@@ -25,18 +23,18 @@ pub(crate) struct Readers {
     pub(crate) routes: Routes,
     pub(crate) entities: Entities,
     pub(crate) databases: Vec<Postgres>,
+    /// Reads over HTTP fail once it is dropped.
+    pub(crate) http: Option<Http>,
 }
 
-/// The threads for reads that block.
-pub(crate) fn pool(options: &Options, health: &Health) -> PoolConfig {
-    let mut pool = PoolConfig {
-        health: health.clone(),
-        ..PoolConfig::default()
-    };
+/// Files that connections of sources may take.
+pub(crate) fn files(options: &Options) -> usize {
+    let mut files = 0;
     if sources(options).any(|it| matches!(it, Source::Http(_))) {
-        pool.threads = REMOTE_THREADS;
+        files += options.http_reads.get();
     }
-    pool
+    let databases = sources(options).filter(|it| matches!(it, Source::Postgres { .. }));
+    files + databases.count() * (options.postgres_connections.get() + 2)
 }
 
 /// Whether anything is read from the store.
@@ -63,8 +61,6 @@ impl Readers {
     pub(crate) fn start(
         options: &Options,
         config: &Config,
-        threads: usize,
-        pool: &Pool,
         store: Option<&Arc<Store>>,
         handle: &Arc<OnceLock<Handle>>,
     ) -> Result<Self, ServeError> {
@@ -74,7 +70,8 @@ impl Readers {
         for (_, rules) in &all {
             databases.plan(&rules.source, options, config);
         }
-        databases.start(options, handle, &config.health)?;
+        databases.start(options, &config.health, handle)?;
+        let http = http(options, config).map_err(ServeError::System)?;
         let stored = match store {
             Some(store) => Some(Arc::new(StoreResolver::new(store).map_err(ServeError::System)?)),
             None => None,
@@ -82,7 +79,7 @@ impl Readers {
         let mut routes = Routes::default();
         let mut entities = Entities::none();
         if let Some(rules) = &options.others {
-            entities = Entities::any(options_of(rules, threads));
+            entities = Entities::any(options_of(rules, options));
         }
         for (name, rules) in all {
             let resolver: Box<dyn Resolver> = match &rules.source {
@@ -94,16 +91,16 @@ impl Readers {
                         None => reply.fail(ReadError::NotFound),
                     })
                 }
-                Source::Http(template) => {
-                    let (limit, bytes) = (config.core.read_time_limit, config.core.max_read_bytes);
-                    let reader = HttpReader::new(template.clone(), limit, bytes, threads, &config.health);
-                    Box::new(pool.resolver(move |request| reader.read(request)))
-                }
+                Source::Http(template) => match &http {
+                    Some(http) => Box::new(http.resolver(template)),
+                    // There is one where there is a template.
+                    None => continue,
+                },
                 Source::Postgres { dsn, query } => Box::new(databases.resolver(dsn, query.as_deref())),
             };
             match name {
                 Some(name) => {
-                    entities = entities.with(name, options_of(rules, threads));
+                    entities = entities.with(name, options_of(rules, options));
                     routes.by_name.insert(name.clone(), resolver);
                 }
                 None => routes.others = Some(resolver),
@@ -113,11 +110,33 @@ impl Readers {
             routes,
             entities,
             databases: databases.running,
+            http,
         })
     }
 }
 
-fn options_of(rules: &EntityRules, threads: usize) -> EntityOptions {
+/// What reads over HTTP, if anything does.
+fn http(options: &Options, config: &Config) -> io::Result<Option<Http>> {
+    let mut templates: Vec<Template> = Vec::new();
+    for source in sources(options) {
+        if let Source::Http(template) = source
+            && !templates.contains(template)
+        {
+            templates.push(template.clone());
+        }
+    }
+    if templates.is_empty() {
+        return Ok(None);
+    }
+    let plan = HttpPlan {
+        reads: options.http_reads.get(),
+        limit: config.core.read_time_limit,
+        max_bytes: config.core.max_read_bytes,
+    };
+    Http::start(&templates, plan, &config.health).map(Some)
+}
+
+fn options_of(rules: &EntityRules, options: &Options) -> EntityOptions {
     let mut entity = EntityOptions::default();
     if rules.is_public {
         entity.audience = AudienceRule::Public;
@@ -125,9 +144,11 @@ fn options_of(rules: &EntityRules, threads: usize) -> EntityOptions {
     entity.snapshot = rules.snapshot;
     entity.delivery = rules.delivery;
     entity.max_running_reads = match rules.source {
-        Source::Store | Source::Postgres { .. } => BATCHED_READS,
-        // So that entities whose reads are slow leave a thread to the others.
-        Source::Http(_) => threads.saturating_sub(1).max(1),
+        Source::Store => BATCHED_READS,
+        // As many as one round of queries takes: those beyond wait in core, which knows whom they are for.
+        Source::Postgres { .. } => options.postgres_connections.get() * postgres::MAX_IDS,
+        // So that entities whose reads are slow leave a connection to the others.
+        Source::Http(_) => (options.http_reads.get() - 1).max(1),
     };
     entity
 }
@@ -165,6 +186,7 @@ impl Databases {
                 queries: Vec::new(),
                 role: options.postgres_role.clone(),
                 limit: config.core.read_time_limit,
+                connections: options.postgres_connections.get(),
             });
             self.plans.len() - 1
         });
@@ -173,7 +195,7 @@ impl Databases {
         }
     }
 
-    fn start(&mut self, options: &Options, handle: &Arc<OnceLock<Handle>>, health: &Health) -> Result<(), ServeError> {
+    fn start(&mut self, options: &Options, health: &Health, handle: &Arc<OnceLock<Handle>>) -> Result<(), ServeError> {
         for plan in &self.plans {
             let (notified, missed) = (handle.clone(), handle.clone());
             let hear = match options.cluster.as_ref().is_some_and(|it| it.publishes_postgres) {
@@ -190,8 +212,7 @@ impl Databases {
                     }
                 }),
             };
-            let running =
-                Postgres::start(plan.clone(), Some(listener), health.clone()).map_err(ServeError::Postgres)?;
+            let running = Postgres::start(plan.clone(), Some(listener), health).map_err(ServeError::Postgres)?;
             self.running.push(running);
         }
         Ok(())

@@ -1,13 +1,12 @@
 //! Resolvers without code, for the binary: where the rows of an entity come from, as the command line and the
 //! configuration file say it.
 
+mod health;
 pub mod http;
 pub mod postgres;
 
 use std::fmt;
 use std::str::FromStr;
-
-use entity_sync_runtime::LogLimit;
 
 use http::Template;
 use postgres::Dsn;
@@ -101,19 +100,6 @@ impl fmt::Display for SourceError {
 }
 
 impl std::error::Error for SourceError {}
-
-/// Says in the log what goes wrong with a source, each kind of trouble at a limited rate: a database that is down fails every
-/// read.
-#[derive(Debug, Default)]
-struct Complaints(LogLimit);
-
-impl Complaints {
-    fn tell(&self, kind: &str, what: impl fmt::Display) {
-        if let Some(untold) = self.0.of_kind(kind) {
-            tracing::warn!(untold, "{what}");
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

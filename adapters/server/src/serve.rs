@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use entity_sync_mio::{
-    Config, EntityKey, Handle, Health, Hosts, Origins, Pool, Refused, Server, Severity, StartError, Trouble,
+    Config, EntityKey, Handle, Health, Hosts, Origins, Refused, Server, Severity, StartError, Trouble,
 };
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -60,18 +60,15 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         None
     };
 
-    // So that no event loop waits for a disk or another server.
-    let pool_config = readers::pool(options, &health);
-    let threads = pool_config.threads;
-    let pool = Pool::new(pool_config).map_err(ServeError::System)?;
     let wanted = options.limits.of_api();
     let mut limits = wanted;
-    config.reserved_files = files::share(&mut limits, files);
+    config.reserved_files = files::share(&mut limits, files).saturating_add(readers::files(options));
     let Readers {
         routes,
         entities,
         databases,
-    } = Readers::start(options, &config, threads, &pool, store.as_ref(), &handle)?;
+        http,
+    } = Readers::start(options, &config, store.as_ref(), &handle)?;
     config.core.entities = entities;
     let databases = Arc::new(databases);
     let server = Server::start(config, routes).map_err(ServeError::Clients)?;
@@ -98,7 +95,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let of_cluster = view.clone();
     let connections = Arc::<api::Connections>::default();
     let to_api = connections.clone();
-    let metrics = Metrics::new(server_handle.clone(), pool.clone()).with(move || {
+    let metrics = Metrics::new(server_handle.clone()).with(move || {
         let of_cluster = of_cluster.iter().flat_map(|view| cluster::numbers(view));
         let of_api = to_api.numbers().map(|(name, help, value)| (name.into(), help, value));
         let of_log = (
@@ -148,8 +145,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
             tracing::warn!("{undelivered}");
         }
     }
-    pool.shutdown(GRACE);
-    drop(databases);
+    drop((databases, http));
     let closed = store.map_or(Ok(()), |store| store.close().map_err(ServeError::Store));
     // First why it ended: that the rest could not end well follows from it.
     dead(&health).and(served).and(closed)

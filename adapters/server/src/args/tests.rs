@@ -46,6 +46,8 @@ fn the_defaults() {
         }),
         entities: BTreeMap::new(),
         postgres_channel: "entity_sync".to_owned(),
+        postgres_connections: NonZeroUsize::new(4).expect("not 0"),
+        http_reads: NonZeroUsize::new(64).expect("not 0"),
         postgres_role: None,
         cluster: None,
         limits: Limits::default(),

@@ -1,155 +1,262 @@
-//! [`HttpReader`]: rows from an HTTP server, one GET for each read.
+//! [`Http`]: rows from HTTP servers, one GET for each read.
 //!
 //! | answer | what it means |
 //! | --- | --- |
 //! | 200 | its body is the row |
 //! | 204 | there is no row |
 //! | 304 | the row has not changed since the `ETag` that was sent |
-//! | 404, 410 | there is no such entity |
-//! | 401, 403 | this client may not see it |
-//! | anything else | tried again later |
+//! | 404, 410; 400 for an id with control characters | there is no such entity |
+//! | 403 | this client may not see it |
+//! | 408, 425, 5xx, none in time | tried again soon |
+//! | anything else, such as 401 or a redirect | tried again slowly, and the operator is told |
 //!
 //! What a name that a client has chosen may do to the URL is decided in [`Template`].
 //! The client's secret is sent as a bearer token. Redirects are not followed, as the token would go along.
 
+mod connect;
+mod reader;
 mod url;
 
 use std::fmt;
-use std::time::Duration;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use entity_sync_mio::{Audience, EntityKey, Health, Part, ReadError, Request, Rows};
-use quick_cache::Weighter;
+use entity_sync_mio::{ReadError, Reply, Request, Resolver};
+use entity_sync_runtime::{Health, Turns, restart};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
 use quick_cache::sync::Cache;
-use ureq::Agent;
-use ureq::http::header::{ACCEPT, AUTHORIZATION, ETAG, IF_NONE_MATCH};
-use ureq::http::{HeaderValue, StatusCode};
-use ureq::tls::{RootCerts, TlsConfig};
+use tokio::sync::{Notify, oneshot};
+use tower::{Service, ServiceExt};
 
-use super::Complaints;
+use super::health::Kind;
+use connect::Connector;
+use reader::{Asking, CACHE_BYTES, Reader, Weight, describe};
 pub use url::Template;
 
-/// Memory for rows that have an `ETag`, about.
-const CACHE_BYTES: u64 = 32 << 20;
-/// What an entry takes besides its row, about.
-const ENTRY_BYTES: u64 = 256;
+/// After a task died, before it begins again.
+const REST: Duration = Duration::from_millis(100);
+/// How long a connection is kept for the next read.
+const IDLE: Duration = Duration::from_secs(30);
+/// How often a server that is not read from is tried, and one that can't be reached.
+const TRY_EVERY: Duration = Duration::from_secs(10);
+const TRY_AGAIN: Duration = Duration::from_secs(2);
 
-/// What is read of bodies that are no rows.
-const MAX_ERROR_BYTES: u64 = 64 << 10;
-
-/// Reads rows from an HTTP server.
-pub struct HttpReader {
-    agent: Agent,
-    template: Template,
-    max_bytes: usize,
-    /// Rows by who may see them, with what the server called that version.
-    known: Cache<(EntityKey, Audience), (HeaderValue, Vec<u8>), Weight>,
-    complaints: Complaints,
-    /// Where it reports a server that can't be read.
-    part: Part,
+/// How HTTP servers are read from.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpPlan {
+    /// Reads that run at the same time, each on a connection of its own.
+    pub reads: usize,
+    /// How long a read may take.
+    pub limit: Duration,
+    /// The longest row.
+    pub max_bytes: usize,
 }
 
-#[derive(Clone)]
-struct Weight;
-
-impl Weighter<(EntityKey, Audience), (HeaderValue, Vec<u8>)> for Weight {
-    fn weight(&self, (key, _): &(EntityKey, Audience), (_, row): &(HeaderValue, Vec<u8>)) -> u64 {
-        (key.id().len() + row.len()) as u64 + ENTRY_BYTES
-    }
+/// What reads over HTTP: one thread for all servers. Dropping it ends it; reads that wait then fail.
+pub struct Http {
+    shared: Arc<Shared>,
+    readers: Vec<(Template, Arc<Reader>)>,
+    /// Dropping it ends the thread.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-impl HttpReader {
-    /// Each read takes at most `limit`, and gives at most `max_bytes`. `connections` are kept for the next reads.
-    pub fn new(template: Template, limit: Duration, max_bytes: usize, connections: usize, health: &Health) -> Self {
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            // The environment's is not for the application's own server, and is not to see the clients' secrets.
-            .proxy(None)
-            .max_redirects_will_error(false)
-            .timeout_global(Some(limit))
-            .max_idle_connections(connections)
-            .max_idle_connections_per_host(connections)
-            .user_agent(concat!("entity-sync/", env!("CARGO_PKG_VERSION")))
-            .tls_config(tls)
-            .build();
-        Self {
-            part: health.part(format!("source {template:?}")),
-            agent: agent.into(),
-            template,
-            max_bytes,
-            known: Cache::with_weighter(1024, CACHE_BYTES, Weight),
-            complaints: Complaints::default(),
-        }
-    }
+struct Shared {
+    asking: Asking,
+    connector: Connector,
+    /// By entity.
+    waiting: Mutex<Turns<String, Read>>,
+    work: Notify,
+    is_over: AtomicBool,
+}
 
-    /// Reads one entity for one audience.
+/// A read that waits.
+struct Read {
+    reader: Arc<Reader>,
+    request: Request,
+    reply: Reply,
+    since: Instant,
+}
+
+impl Http {
+    /// Starts the thread, which also tries whether the servers can be reached.
     ///
     /// # Errors
-    /// [`ReadError::NotFound`] and [`ReadError::Denied`] as the server says, and [`ReadError::Failed`].
-    pub fn read(&self, request: &Request) -> Result<Rows, ReadError> {
-        let url = self.template.url(&request.key).map_err(|why| {
-            let (entity, id) = (request.key.entity(), request.key.id());
-            tracing::debug!("{entity:?} {id:?} is not read over HTTP: {why}");
-            ReadError::NotFound
-        })?;
-        let mut get = self.agent.get(&url).header(ACCEPT, "application/json, */*;q=0.5");
-        if let Audience::Secret(secret) = &request.audience
-            && !secret.is_empty()
-        {
-            // What no header can hold is nobody's token.
-            let token = HeaderValue::try_from(format!("Bearer {secret}")).map_err(|_| ReadError::Denied)?;
-            get = get.header(AUTHORIZATION, token);
+    /// The system gives no thread or no certificates.
+    pub fn start(templates: &[Template], plan: HttpPlan, health: &Health) -> io::Result<Self> {
+        let connector = connect::connector(plan.limit)?;
+        let asking = asking(plan, connector.clone());
+        let shared = Arc::new(Shared {
+            asking,
+            connector,
+            waiting: Mutex::default(),
+            work: Notify::new(),
+            is_over: AtomicBool::new(false),
+        });
+        let mut readers = Vec::new();
+        for template in templates {
+            let reader = Reader::new(template.clone(), health);
+            let reader = reader.ok_or_else(|| io::Error::other(format!("{template:?} is no URL")))?;
+            readers.push((template.clone(), Arc::new(reader)));
         }
-        let of = (request.key.clone(), request.audience.clone());
-        let known = self.known.get(&of);
-        if let Some((version, _)) = &known {
-            get = get.header(IF_NONE_MATCH, version);
-        }
-        let mut response = get.call().map_err(|error| self.failed(&request.key, "call", error))?;
-        match response.status() {
-            StatusCode::OK => {
-                let body = response.body_mut().with_config().limit(self.max_bytes as u64);
-                let row = body
-                    .read_to_vec()
-                    .map_err(|error| self.failed(&request.key, "body", error))?;
-                match response.headers().get(ETAG) {
-                    Some(version) => self.known.insert(of, (version.clone(), row.clone())),
-                    None => drop(self.known.remove(&of)),
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (of_thread, of_tasks, tried) = (shared.clone(), health.clone(), readers.clone());
+        let run = move || {
+            runtime.block_on(async {
+                let pause = || tokio::time::sleep(REST);
+                for number in 0..plan.reads.max(1) {
+                    let (shared, health) = (of_thread.clone(), of_tasks.clone());
+                    tokio::spawn(async move {
+                        // A read that it had fails, and is tried again.
+                        restart(format!("http-{number}"), &health, || work(shared.clone()), pause).await;
+                    });
                 }
-                Ok(Rows::one(row))
-            }
-            StatusCode::NOT_MODIFIED if known.is_some() => Ok(known.map(|(_, row)| row).into_iter().collect()),
-            status => {
-                self.known.remove(&of);
-                // A connection whose answer was not taken could not be used again.
-                let _ = response.body_mut().with_config().limit(MAX_ERROR_BYTES).read_to_vec();
-                match status {
-                    StatusCode::NO_CONTENT => Ok(Rows::none()),
-                    StatusCode::NOT_FOUND | StatusCode::GONE => Err(ReadError::NotFound),
-                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ReadError::Denied),
-                    _ => Err(self.failed(&request.key, status.as_str(), format_args!("it answered {status}"))),
+                for (_, reader) in tried {
+                    let (shared, health) = (of_thread.clone(), of_tasks.clone());
+                    tokio::spawn(async move {
+                        let watch = || watch(shared.clone(), reader.clone());
+                        restart("http-watch", &health, watch, pause).await;
+                    });
                 }
-            }
-        }
+                // An error means that the sender is gone, which is the end as well.
+                let _ = stopped.await;
+            });
+            // Tasks end with their runtime.
+            runtime.shutdown_background();
+        };
+        let thread = entity_sync_runtime::spawn("http", health, run)?;
+        Ok(Self {
+            shared,
+            readers,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
-    /// Says why, without what the client is known by.
-    fn failed(&self, key: &EntityKey, kind: &str, why: impl fmt::Display) -> ReadError {
-        let (entity, id) = (key.entity(), key.id());
-        self.complaints.tell(
-            kind,
-            format_args!("{entity:?} {id:?} can't be read over HTTP: {why}; it is tried again"),
-        );
-        ReadError::Failed
+    /// What reads the entities of one of the templates.
+    pub fn resolver(&self, template: &Template) -> impl Resolver + use<> {
+        let reader = self.readers.iter().find(|(it, _)| it == template);
+        let reader = reader.map(|(_, reader)| reader.clone());
+        let shared = self.shared.clone();
+        move |request: Request, reply: Reply| match &reader {
+            Some(reader) => shared.push(reader.clone(), request, reply),
+            // All templates were given at the start.
+            None => reply.fail(ReadError::NotFound),
+        }
     }
 }
 
-impl fmt::Debug for HttpReader {
+fn asking(plan: HttpPlan, connector: Connector) -> Asking {
+    let client = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(plan.reads)
+        .build(connector);
+    Asking {
+        client,
+        known: Cache::with_weighter(1024, CACHE_BYTES, Weight),
+        limit: plan.limit,
+        max_bytes: plan.max_bytes,
+    }
+}
+
+impl Shared {
+    fn push(&self, reader: Arc<Reader>, request: Request, reply: Reply) {
+        if self.is_over.load(Ordering::Relaxed) {
+            return drop(reply);
+        }
+        let entity = request.key.entity().to_owned();
+        let is_urgent = reply.answers_notify();
+        let read = Read {
+            reader,
+            request,
+            reply,
+            since: Instant::now(),
+        };
+        self.waiting.lock().push(entity, read, is_urgent);
+        self.work.notify_one();
+    }
+
+    async fn next(&self) -> Read {
+        loop {
+            let (read, is_more) = {
+                let mut waiting = self.waiting.lock();
+                (waiting.pop(), !waiting.is_empty())
+            };
+            if is_more {
+                self.work.notify_one();
+            }
+            match read {
+                // Given up, and asked for again: that is behind in the queue.
+                Some(read) if read.since.elapsed() > self.asking.limit => {}
+                Some(read) => return read,
+                None => self.work.notified().await,
+            }
+        }
+    }
+}
+
+/// Runs one read after the other.
+async fn work(shared: Arc<Shared>) {
+    loop {
+        let read = shared.next().await;
+        match read.reader.read(&shared.asking, &read.request).await {
+            // Core counts and retries what can't be sent.
+            Ok(rows) => drop(read.reply.rows(rows)),
+            Err(error) => read.reply.fail(error),
+        }
+    }
+}
+
+/// Tries whether a server can be reached, so that it is known before anyone is subscribed, and after all have gone.
+async fn watch(shared: Arc<Shared>, reader: Arc<Reader>) {
+    let mut connector = shared.connector.clone();
+    let mut could_not = false;
+    loop {
+        let connecting = async { connector.ready().await?.call(reader.example.clone()).await };
+        let error = match tokio::time::timeout(shared.asking.limit, connecting).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(describe(&error)),
+            Err(_) => Some("it takes too long".to_owned()),
+        };
+        let is_lost = error.is_some();
+        if let Some(why) = error {
+            let what = format!("{} can't be reached: {why}; it is tried again", reader.server());
+            reader.health.fails(&what);
+            reader.health.log(Kind::Failed, &what);
+        } else if could_not {
+            reader.health.works();
+        }
+        could_not = is_lost;
+        reader.health.look();
+        tokio::time::sleep(if is_lost { TRY_AGAIN } else { TRY_EVERY }).await;
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported.
+            let _ = thread.join();
+        }
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        // Their clients are served by the next server.
+        let waiting = std::mem::take(&mut *self.shared.waiting.lock());
+        drop(waiting);
+    }
+}
+
+impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpReader")
-            .field("template", &self.template)
-            .field("part", &self.part)
+        f.debug_struct("Http")
+            .field("readers", &self.readers)
             .finish_non_exhaustive()
     }
 }

@@ -18,38 +18,34 @@
 //! (42501) the client is denied.
 
 mod batch;
+mod dsn;
 mod listen;
 mod session;
+mod tls;
 
 use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use entity_sync_mio::{Health, Refused, Reply, Request, Resolver};
-use entity_sync_runtime::restart;
+use entity_sync_mio::{Refused, Reply, Request, Resolver};
+use entity_sync_runtime::{Health, Part, restart};
 use tokio::sync::oneshot;
-use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
 
-use super::{Complaints, SourceError};
+use super::health::{Kind, SourceHealth};
+pub use batch::MAX_IDS;
 use batch::Queue;
+pub use dsn::Dsn;
 pub use listen::Listener;
-use session::Session;
+use session::{Ask, Failure, Session};
 
-/// Connections that read, for each database.
-const CONNECTIONS: usize = 4;
 /// After a task died, before it begins again.
 const REST: Duration = Duration::from_millis(100);
 /// How long a connection may take to come about.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-
-/// Where a database is, and who we are there.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Dsn(Box<Config>);
 
 /// What is read from a database, and how.
 #[derive(Clone, Debug)]
@@ -62,6 +58,8 @@ pub struct Plan {
     pub role: Option<String>,
     /// How long a read may take.
     pub limit: Duration,
+    /// Connections that read. One more listens, and now and then another one tries whether that hears.
+    pub connections: usize,
 }
 
 /// A running connection to a database. Dropping it ends it; reads that wait then fail.
@@ -87,11 +85,13 @@ pub struct Counts {
 
 struct Shared {
     plan: Plan,
+    /// The plan's queries and role, as they are sent.
+    queries: Vec<String>,
+    role: Option<String>,
     queue: Queue,
     counts: Counts,
-    complaints: Complaints,
-    /// Where it reports a database that can't be read or heard, and tasks that die.
-    health: Health,
+    health: SourceHealth,
+    listening: Part,
 }
 
 /// Why a database can't be used as it was said.
@@ -114,38 +114,40 @@ impl Postgres {
     ///
     /// # Errors
     /// [`PostgresError`].
-    pub fn start(plan: Plan, listener: Option<Listener>, health: Health) -> Result<Self, PostgresError> {
+    pub fn start(plan: Plan, listener: Option<Listener>, health: &Health) -> Result<Self, PostgresError> {
+        let tls = tls::tls(plan.dsn.encryption.as_ref()).map_err(PostgresError::System)?;
         let shared = Arc::new(Shared {
-            plan,
-            queue: Queue::default(),
+            queries: plan.queries.iter().map(|it| session::wrapped(it)).collect(),
+            role: plan.role.as_deref().map(session::wrapped_role),
+            queue: Queue::new(plan.connections, plan.limit),
             counts: Counts::default(),
-            complaints: Complaints::default(),
-            health: health.clone(),
+            health: SourceHealth::new(health, "postgres"),
+            listening: health.part("postgres notifications"),
+            plan,
         });
-        let tls = session::tls(&shared.plan.dsn.0).map_err(PostgresError::System)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(PostgresError::System)?;
         runtime.block_on(check(&shared, tls.clone()))?;
         let (stop, stopped) = oneshot::channel();
-        let of_thread = shared.clone();
-        let thread = entity_sync_runtime::spawn("postgres", &health, move || {
+        let (of_thread, of_tasks) = (shared.clone(), health.clone());
+        let run = move || {
             runtime.block_on(async {
                 let pause = || tokio::time::sleep(REST);
-                for number in 0..CONNECTIONS {
-                    let (shared, tls) = (of_thread.clone(), tls.clone());
+                for number in 0..of_thread.plan.connections.max(1) {
+                    let (shared, tls, health) = (of_thread.clone(), tls.clone(), of_tasks.clone());
                     tokio::spawn(async move {
                         let work = || batch::work(shared.clone(), tls.clone());
                         // Reads that it had fail, and are tried again.
-                        restart(format!("postgres-{number}"), &shared.health, work, pause).await;
+                        restart(format!("postgres-{number}"), &health, work, pause).await;
                     });
                 }
                 if let Some(listener) = listener {
                     tokio::spawn(async move {
                         let listen = || listen::listen(of_thread.clone(), &listener, tls.clone());
                         // All is read again once it hears again.
-                        restart("postgres-listen", &of_thread.health, listen, pause).await;
+                        restart("postgres-listen", &of_tasks, listen, pause).await;
                     });
                 }
                 // An error means that the sender is gone, which is the end as well.
@@ -153,8 +155,8 @@ impl Postgres {
             });
             // Tasks end with their runtime.
             runtime.shutdown_background();
-        })
-        .map_err(PostgresError::System)?;
+        };
+        let thread = entity_sync_runtime::spawn("postgres", health, run).map_err(PostgresError::System)?;
         Ok(Self {
             shared,
             stop: Some(stop),
@@ -170,7 +172,7 @@ impl Postgres {
 
     /// Where it is, for people and metrics: the user, the hosts and the database, without a password.
     pub fn source(&self) -> String {
-        let config = &self.shared.plan.dsn.0;
+        let config = &self.shared.plan.dsn.config;
         let hosts = config.get_hosts().iter().map(|host| match host {
             Host::Tcp(host) => host.clone(),
             Host::Unix(path) => path.display().to_string(),
@@ -232,9 +234,15 @@ impl Drop for Postgres {
 }
 
 impl Shared {
-    fn complain(&self, kind: &str, what: impl fmt::Display) {
+    fn complain(&self, kind: Kind, what: &str) {
         count(&self.counts.failures);
-        self.complaints.tell(kind, what);
+        self.health.log(kind, what);
+    }
+
+    fn can_not_connect(&self, failure: &Failure) {
+        let what = format!("PostgreSQL can't be reached: {failure}; reads are tried again");
+        self.health.fails(&what);
+        self.complain(Kind::Failed, &what);
     }
 }
 
@@ -242,76 +250,48 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Has the database look at each query. That it can't be reached now is said, and no reason not to start.
-async fn check(shared: &Shared, tls: session::Tls) -> Result<(), PostgresError> {
+/// Asks each query for nothing. That the database can't be reached now is said, and no reason not to start.
+async fn check(shared: &Shared, tls: tls::Tls) -> Result<(), PostgresError> {
     let session = match Session::connect(shared, tls).await {
         Ok(session) => session,
-        Err(error) => {
-            shared.complain(
-                "connect",
-                format_args!("PostgreSQL can't be reached: {error}; each read tries again"),
-            );
+        Err(failure) => {
+            shared.can_not_connect(&failure);
             return Ok(());
         }
     };
-    for query in &shared.plan.queries {
-        session
-            .check(&session::wrapped(query))
-            .await
-            .map_err(|reason| refused(query, reason))?;
+    let nothing = Ask {
+        query: &session::wrapped("SELECT '', ''"),
+        ids: &[],
+        entity: "",
+        secret: Some(""),
+        role: None,
+        limit: shared.plan.limit,
+    };
+    for (given, query) in shared.plan.queries.iter().zip(&shared.queries) {
+        judge(given, session.read(Ask { query, ..nothing }).await)?;
     }
-    if let Some(role) = &shared.plan.role {
-        session
-            .check(&session::wrapped_role(role))
-            .await
-            .map_err(|reason| refused(role, reason))?;
+    if let (Some(given), Some(role)) = (&shared.plan.role, &shared.role) {
+        let role = Some(role.as_str());
+        judge(given, session.read(Ask { role, ..nothing }).await)?;
     }
     Ok(())
+}
+
+/// Only what no id, secret or role can help makes a query useless.
+fn judge(query: &str, result: Result<Vec<session::Found>, Failure>) -> Result<(), PostgresError> {
+    match result {
+        Err(failure) if failure.is_of_query() => Err(refused(query, failure.to_string())),
+        Err(failure @ Failure::Refused { .. }) => {
+            tracing::debug!("the query {query:?} fails without an id and a secret: {failure}");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn refused(query: &str, reason: String) -> PostgresError {
     let query = query.chars().take(60).collect();
     PostgresError::Query { query, reason }
-}
-
-impl FromStr for Dsn {
-    type Err = SourceError;
-
-    fn from_str(given: &str) -> Result<Self, SourceError> {
-        let bad = |why: &str| SourceError::BadDsn(why.to_owned());
-        // What the parser says of it may show a part of it, such as a password with an @ in it.
-        let mut config: Config = given.parse().map_err(|_| bad("that is no connection string"))?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(bad("there is no host in it"));
-        }
-        if config.get_user().is_none() {
-            return Err(bad("there is no user in it"));
-        }
-        // An encrypted connection to whoever answers protects from nobody who matters: with `require` the certificate is
-        // checked, and otherwise there is none.
-        if config.get_ssl_mode() == SslMode::Prefer {
-            config.ssl_mode(SslMode::Disable);
-        }
-        if config.get_application_name().is_none() {
-            config.application_name("entity-sync");
-        }
-        config
-            .connect_timeout(CONNECT_LIMIT)
-            .keepalives_idle(Duration::from_secs(10))
-            .tcp_user_timeout(Duration::from_secs(20));
-        Ok(Self(Box::new(config)))
-    }
-}
-
-impl fmt::Debug for Dsn {
-    /// Without the password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dsn")
-            .field("user", &self.0.get_user())
-            .field("hosts", &self.0.get_hosts())
-            .field("dbname", &self.0.get_dbname())
-            .finish_non_exhaustive()
-    }
 }
 
 impl fmt::Debug for Postgres {

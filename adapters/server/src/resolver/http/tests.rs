@@ -6,6 +6,11 @@ use axum::extract::Request as HttpRequest;
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
 
+use bytes::Bytes;
+use entity_sync_mio::{Audience, EntityKey, Rows};
+use hyper::header::HeaderValue;
+use quick_cache::Weighter;
+
 use super::*;
 
 const LIMIT: Duration = Duration::from_millis(500);
@@ -20,6 +25,13 @@ struct Origin {
 
 impl Origin {
     fn start(answer: impl Fn(&str) -> Response + Clone + Send + Sync + 'static) -> Self {
+        Self::start_with(move |target| std::future::ready(answer(target)))
+    }
+
+    fn start_with<F>(answer: impl Fn(&str) -> F + Clone + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Response> + Send,
+    {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -41,7 +53,8 @@ impl Origin {
                 if target.contains("slow") {
                     tokio::time::sleep(LIMIT * 4).await;
                 }
-                answer(&target)
+                let answering = answer(&target);
+                answering.await
             }
         });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -65,13 +78,48 @@ impl Origin {
         }
     }
 
-    fn reader(&self, path: &str, max_bytes: usize) -> HttpReader {
-        let template = format!("http://{}{path}", self.address).parse().expect("a template");
-        HttpReader::new(template, LIMIT, max_bytes, 4, &Health::default())
+    fn reader(&self, path: &str, max_bytes: usize) -> TestReader {
+        TestReader::new(&format!("http://{}{path}", self.address), max_bytes)
     }
 
     fn asked(&self) -> Vec<[String; 3]> {
         std::mem::take(&mut self.asked.lock())
+    }
+}
+
+/// What reads, one after the other.
+struct TestReader {
+    asking: Asking,
+    reader: Reader,
+    health: Health,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl TestReader {
+    fn new(template: &str, max_bytes: usize) -> Self {
+        let plan = HttpPlan {
+            reads: 4,
+            limit: LIMIT,
+            max_bytes,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let health = Health::default();
+        let template = template.parse().expect("a template");
+        Self {
+            asking: asking(plan, connect::connector(LIMIT).expect("certificates")),
+            reader: Reader::new(template, &health).expect("a URL"),
+            health,
+            runtime: runtime.expect("a runtime"),
+        }
+    }
+
+    fn read(&self, request: &Request) -> Result<Rows, ReadError> {
+        self.runtime.block_on(self.reader.read(&self.asking, request))
+    }
+
+    fn troubles(&self) -> Vec<String> {
+        let troubles = self.health.troubles();
+        troubles.iter().map(|it| format!("{} {it}", it.severity)).collect()
     }
 }
 
@@ -108,16 +156,112 @@ fn each_status_has_its_meaning() {
     for status in ["404", "410"] {
         same(reader.read(&request(status, "")), Err(ReadError::NotFound));
     }
-    for status in ["401", "403"] {
-        same(reader.read(&request(status, "")), Err(ReadError::Denied));
-    }
+    same(reader.read(&request("403", "")), Err(ReadError::Denied));
     origin.asked();
-    for status in ["201", "206", "301", "302", "304", "307", "400", "429", "500", "503"] {
+    let failed = ["502", "503", "504", "408", "425", "500"];
+    for status in failed {
         same(reader.read(&request(status, "me")), Err(ReadError::Failed));
     }
+    let told = reader.troubles();
+    assert!(told[0].starts_with("degraded") && told[0].contains("500"), "{told:?}");
+    let rejected = ["201", "206", "301", "302", "304", "307", "400", "401", "405", "429"];
+    for status in rejected {
+        same(reader.read(&request(status, "me")), Err(ReadError::Rejected));
+    }
     // A redirect would take the token along.
-    assert_eq!(origin.asked().len(), 10);
+    assert_eq!(origin.asked().len(), failed.len() + rejected.len());
     assert_eq!(origin.connections.load(Ordering::SeqCst), 1, "it is kept");
+    let told = reader.troubles();
+    assert!(
+        told.len() == 1 && told[0].starts_with("degraded http 127.0.0.1:"),
+        "{told:?}"
+    );
+    assert!(told[0].contains("429") && told[0].contains("--http-reads"), "{told:?}");
+}
+
+#[test]
+fn what_only_an_operator_can_mend_is_told() {
+    let status = Arc::new(AtomicUsize::new(401));
+    let current = status.clone();
+    let origin = Origin::start(move |_| {
+        let status = u16::try_from(current.load(Ordering::SeqCst)).expect("a status");
+        let encoding = if status == 200 { "gzip" } else { "identity" };
+        let fields = [("location", "https://elsewhere/x"), ("content-encoding", encoding)];
+        (axum::http::StatusCode::from_u16(status).expect("one"), fields, "body").into_response()
+    });
+    let reader = origin.reader("/{id}", 100);
+    let rejects = |code: usize, secret: &str, said: &str| {
+        status.store(code, Ordering::SeqCst);
+        same(reader.read(&request("1", secret)), Err(ReadError::Rejected));
+        let told = reader.troubles();
+        assert!(
+            told[0].contains(said) && told[0].contains("\"my items\" \"1\""),
+            "{told:?}"
+        );
+        assert!(!told[0].contains("hidden"), "{told:?}");
+    };
+    rejects(401, "", "user:password@");
+    rejects(401, "hidden", "answer 403");
+    rejects(301, "", "https://elsewhere/x");
+    rejects(200, "", "Content-Encoding \"gzip\", which was not asked for");
+    std::thread::sleep(Duration::from_millis(2100));
+    rejects(301, "", "https://elsewhere/x");
+    assert!(!reader.health.is_ready(), "nothing has worked for a while");
+    status.store(404, Ordering::SeqCst);
+    same(reader.read(&request("2", "")), Err(ReadError::NotFound));
+    assert!(reader.health.is_ready(), "it answers");
+}
+
+#[test]
+fn ids_with_control_characters_may_be_bad_requests() {
+    let origin = Origin::start(|_| axum::http::StatusCode::BAD_REQUEST.into_response());
+    let reader = origin.reader("/rows?id={id}", 100);
+    same(reader.read(&request("a\tb", "")), Err(ReadError::NotFound));
+    same(reader.read(&request("a\0", "")), Err(ReadError::NotFound));
+    same(reader.read(&request("a", "")), Err(ReadError::Rejected));
+}
+
+#[test]
+fn a_password_in_the_template_is_sent_to_the_server_where_no_client_has_a_token() {
+    let origin = Origin::start(|_| "x".into_response());
+    let reader = TestReader::new(&format!("http://me:p%40ss@{}/{{id}}", origin.address), 100);
+    same(reader.read(&request("1", "")), one("x"));
+    same(reader.read(&request("1", "secret")), one("x"));
+    let tokens: Vec<_> = origin.asked().into_iter().map(|[_, token, _]| token).collect();
+    assert_eq!(tokens, ["Basic bWU6cEBzcw==", "Bearer secret"]);
+}
+
+#[test]
+fn secrets_count_in_the_cache() {
+    let weight = |secret: &str| {
+        let name = (
+            EntityKey::new("a", "1").expect("short"),
+            Audience::Secret(secret.into()),
+        );
+        Weight.weight(&name, &(HeaderValue::from_static("v"), Bytes::from_static(b"row")))
+    };
+    let long = "s".repeat(60_000);
+    assert_eq!(weight(&long) - weight(""), 60_000);
+    // Those of many clients are no more than the memory that is meant for them.
+    let reader = TestReader::new("http://127.0.0.1:1/{id}", 10);
+    let known = &reader.asking.known;
+    for client in 0..2000 {
+        let secret = Audience::Secret(format!("{client} {long}").into());
+        let key = EntityKey::new("a", "1").expect("short");
+        known.insert(
+            (key, secret),
+            (HeaderValue::from_static("v"), Bytes::from_static(b"row")),
+        );
+    }
+    let held: usize = known
+        .iter()
+        .map(|((_, audience), _)| format!("{audience:?}").len() + 60_000)
+        .sum();
+    assert!(
+        held as u64 <= CACHE_BYTES && known.len() > 100,
+        "{} entries",
+        known.len()
+    );
 }
 
 #[test]
@@ -205,7 +349,7 @@ fn versions_spare_bodies_to_those_who_may_see_them() {
     version.store(9, Ordering::SeqCst);
     same(reader.read(&request("1", "me")), one("row 1"));
     // Another one's row is not theirs, whatever the server says.
-    same(reader.read(&request("1", "you")), Err(ReadError::Failed));
+    same(reader.read(&request("1", "you")), Err(ReadError::Rejected));
     let versions: Vec<_> = origin.asked().into_iter().map(|[.., version]| version).collect();
     assert_eq!(versions, ["", "\"1\"", ""]);
     version.store(2, Ordering::SeqCst);
@@ -214,7 +358,7 @@ fn versions_spare_bodies_to_those_who_may_see_them() {
     version.store(8, Ordering::SeqCst);
     same(reader.read(&request("1", "me")), Err(ReadError::Denied));
     version.store(9, Ordering::SeqCst);
-    same(reader.read(&request("1", "me")), Err(ReadError::Failed));
+    same(reader.read(&request("1", "me")), Err(ReadError::Rejected));
 }
 
 #[test]
@@ -227,12 +371,63 @@ fn what_is_too_long_too_slow_or_gone_is_tried_again() {
         Err(ReadError::Failed),
     );
     same(reader.read(&request("slow", "")), Err(ReadError::Failed));
-    let nobody = HttpReader::new(
-        "http://127.0.0.1:1/{id}".parse().expect("good"),
-        LIMIT,
-        10,
-        1,
-        &Health::default(),
-    );
+    let nobody = TestReader::new("http://127.0.0.1:1/{id}", 10);
     same(nobody.read(&request("1", "")), Err(ReadError::Failed));
+    std::thread::sleep(Duration::from_millis(2100));
+    same(nobody.read(&request("1", "")), Err(ReadError::Failed));
+    let told = nobody.troubles();
+    assert!(
+        !nobody.health.is_ready() && told[0].contains("Connection refused"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_kept_connection_that_was_closed_costs_no_failure() {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    // Answers once on each connection, and closes it when the next request comes.
+    let server = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut buf = [0; 4096];
+            let _ = stream.read(&mut buf).expect("a request");
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+                .expect("sent");
+            if stream.read(&mut buf).is_ok_and(|read| read > 0) {
+                drop(stream);
+            }
+        }
+    });
+    let reader = TestReader::new(&format!("http://{address}/{{id}}"), 10);
+    same(reader.read(&request("1", "")), one("x"));
+    same(reader.read(&request("1", "")), one("x"));
+    drop(reader);
+    server.join().expect("ends");
+}
+
+#[test]
+fn a_server_is_tried_before_anyone_needs_it() {
+    let origin = Origin::start(|_| "x".into_response());
+    let health = Health::default();
+    let good: Template = format!("http://{}/{{id}}", origin.address).parse().expect("good");
+    let dead: Template = "http://127.0.0.1:1/{id}".parse().expect("good");
+    let plan = HttpPlan {
+        reads: 64,
+        limit: Duration::from_secs(5),
+        max_bytes: 100,
+    };
+    let _http = Http::start(&[good, dead], plan, &health).expect("starts");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while health.is_ready() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let told: Vec<_> = health.troubles().iter().map(ToString::to_string).collect();
+    assert!(
+        told.len() == 1 && told[0].contains("127.0.0.1:1 can't be reached"),
+        "{told:?}"
+    );
+    assert_eq!(origin.asked().len(), 0, "a connection is enough");
 }

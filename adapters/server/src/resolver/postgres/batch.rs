@@ -1,21 +1,31 @@
 //! [`Queue`]: reads that wait for a connection, those of one query and audience together, and what runs them.
+//!
+//! A query fails as a whole when one of its ids is bad. It is then split in halves, until the bad one is alone; those halves
+//! wait in a line of their own, which has half of the connections at most. An id that was bad before goes there at once, and
+//! alone: the others don't suffer from it again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use entity_sync_mio::{Audience, ReadError, Reply, Request};
+use entity_sync_runtime::Turns;
 use parking_lot::Mutex;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 use tokio::sync::Notify;
-use tokio_postgres::error::SqlState;
 
-use super::session::{Failure, Session, Tls};
+use super::session::{Ask, Failure, Found, Session};
+use super::tls::Tls;
 use super::{Shared, count};
+use crate::resolver::health::Kind;
 
 /// Ids in one query, at most.
-const MAX_IDS: usize = 500;
+pub const MAX_IDS: usize = 500;
 /// After a connection failed, reads fail for so long without another attempt. Core tries each of them again.
 const REST: Duration = Duration::from_millis(200);
+/// Memory for ids that were bad, about.
+const BAD_ID_BYTES: u64 = 1 << 20;
 
 /// What a query is asked for at once.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -25,70 +35,148 @@ struct Group {
     audience: Audience,
 }
 
-#[derive(Default)]
+/// A read of one id.
+struct Item {
+    id: String,
+    reply: Reply,
+    since: Instant,
+}
+
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     work: Notify,
+    /// Core gives a read up after this, and asks for another one.
+    limit: Duration,
+    /// Connections that may have [suspects](Waiting::suspects) at the same time.
+    max_testing: usize,
+    /// By query.
+    bad_ids: Cache<(usize, String), (), Weight>,
 }
 
 #[derive(Default)]
 struct Waiting {
-    /// By id. One that is asked for again has been given up by core, so the newer reply takes its place.
-    groups: HashMap<Group, HashMap<String, Reply>>,
-    /// Each group once.
-    turns: VecDeque<Group>,
+    fresh: Turns<Group, Item>,
+    /// Parts of queries that failed, and ids that were bad before.
+    suspects: Turns<Group, Vec<Item>>,
+    /// Connections that have some of them.
+    testing: usize,
+    was_test: bool,
 }
 
-struct Batch {
+struct Batch<'a> {
     group: Group,
-    replies: HashMap<String, Reply>,
+    items: Vec<Item>,
+    /// Its items are suspects.
+    _test: Option<Test<'a>>,
+}
+
+/// Counts a connection that has suspects until it is dropped.
+struct Test<'a>(&'a Queue);
+
+impl Drop for Test<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.lock().testing -= 1;
+        self.0.work.notify_one();
+    }
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<(usize, String), ()> for Weight {
+    fn weight(&self, (_, id): &(usize, String), (): &()) -> u64 {
+        id.len() as u64 + 64
+    }
 }
 
 impl Queue {
+    /// For as many connections, and reads that are given up after `limit`.
+    pub(super) fn new(connections: usize, limit: Duration) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            work: Notify::new(),
+            limit,
+            max_testing: (connections / 2).max(1),
+            bad_ids: Cache::with_weighter(1024, BAD_ID_BYTES, Weight),
+        }
+    }
+
     pub(super) fn push(&self, query: usize, request: Request, reply: Reply) {
+        let id = request.key.id().to_owned();
         let group = Group {
             query,
             entity: request.key.entity().to_owned(),
             audience: request.audience,
         };
-        let replaced = {
+        let is_suspect = self.bad_ids.get(&(query, id.clone())).is_some();
+        let is_urgent = reply.answers_notify();
+        let since = Instant::now();
+        let item = Item { id, reply, since };
+        {
             let mut waiting = self.waiting.lock();
-            let Waiting { groups, turns } = &mut *waiting;
-            let replies = groups.entry(group).or_insert_with_key(|group| {
-                turns.push_back(group.clone());
-                HashMap::new()
-            });
-            replies.insert(request.key.id().to_owned(), reply)
-        };
-        // Outside of the lock: it is core's to hear of.
-        drop(replaced);
+            if is_suspect {
+                waiting.suspects.push(group, vec![item], is_urgent);
+            } else {
+                waiting.fresh.push(group, item, is_urgent);
+            }
+        }
         self.work.notify_one();
     }
 
-    /// Those that wait for the group whose turn it is.
-    async fn next(&self) -> Batch {
+    /// Those whose turn it is.
+    async fn next(&self) -> Batch<'_> {
         loop {
-            if let Some(batch) = self.pop() {
+            let Some(mut batch) = self.pop() else {
+                self.work.notified().await;
+                continue;
+            };
+            // Given up, and asked for again: those are behind in the queue.
+            let given_up: Vec<_> = batch
+                .items
+                .extract_if(.., |it| it.since.elapsed() > self.limit)
+                .collect();
+            drop(given_up);
+            if !batch.items.is_empty() {
                 return batch;
             }
-            self.work.notified().await;
         }
     }
 
-    fn pop(&self) -> Option<Batch> {
+    fn pop(&self) -> Option<Batch<'_>> {
         let mut waiting = self.waiting.lock();
-        let group = waiting.turns.pop_front()?;
-        let mut replies = waiting.groups.remove(&group)?;
-        if replies.len() > MAX_IDS {
-            let ids: Vec<String> = replies.keys().take(MAX_IDS).cloned().collect();
-            let taken = ids.into_iter().filter_map(|id| replies.remove_entry(&id)).collect();
-            let rest = std::mem::replace(&mut replies, taken);
-            waiting.groups.insert(group.clone(), rest);
-            waiting.turns.push_back(group.clone());
+        let may_test = waiting.testing < self.max_testing && !waiting.suspects.is_empty();
+        let is_test = may_test && (!waiting.was_test || waiting.fresh.is_empty());
+        waiting.was_test = is_test;
+        let (group, items) = if is_test {
+            let (group, batches) = waiting.suspects.pop_some(1)?;
+            waiting.testing += 1;
+            (group, batches.into_iter().flatten().collect())
+        } else {
+            waiting.fresh.pop_some(MAX_IDS)?
+        };
+        if !waiting.fresh.is_empty() || !waiting.suspects.is_empty() {
             // For another connection.
             self.work.notify_one();
         }
-        Some(Batch { group, replies })
+        let test = is_test.then_some(Test(self));
+        Some(Batch {
+            group,
+            items,
+            _test: test,
+        })
+    }
+
+    /// One of these is bad, or several: each half is to be read alone.
+    fn split(&self, group: &Group, mut items: Vec<Item>) {
+        let half = items.split_off(items.len() / 2);
+        {
+            let mut waiting = self.waiting.lock();
+            for half in [items, half] {
+                let is_urgent = half.iter().any(|it| it.reply.answers_notify());
+                waiting.suspects.push(group.clone(), half, is_urgent);
+            }
+        }
+        self.work.notify_one();
     }
 
     /// Fails all that wait.
@@ -101,94 +189,90 @@ impl Queue {
 /// Runs batches on one connection, which it makes anew when it is lost.
 pub(super) async fn work(shared: Arc<Shared>, tls: Tls) {
     let mut session: Option<Session> = None;
-    let mut failed_at: Option<Instant> = None;
+    let mut failed: Option<(Instant, ReadError)> = None;
     loop {
-        let Batch { group, replies } = shared.queue.next().await;
+        let mut batch = shared.queue.next().await;
+        let items = std::mem::take(&mut batch.items);
         if session.as_ref().is_none_or(Session::is_closed) {
             session = None;
-            if failed_at.is_some_and(|at| at.elapsed() < REST) {
-                fail(replies, &ReadError::Failed);
+            if let Some((at, error)) = &failed
+                && at.elapsed() < REST
+            {
+                fail(items, error);
                 continue;
             }
             match Session::connect(&shared, tls.clone()).await {
-                Ok(connected) => session = Some(connected),
-                Err(error) => {
-                    shared.complain(
-                        "connect",
-                        format_args!("PostgreSQL can't be reached: {error}; reads are tried again"),
-                    );
-                    failed_at = Some(Instant::now());
-                    fail(replies, &ReadError::Failed);
+                Ok(connected) => {
+                    shared.health.works();
+                    session = Some(connected);
+                }
+                Err(failure) => {
+                    shared.can_not_connect(&failure);
+                    let error = failure.to_read_error();
+                    fail(items, &error);
+                    failed = Some((Instant::now(), error));
                     continue;
                 }
             }
         }
         if let Some(connected) = &session
-            && !run(&shared, connected, &group, replies).await
+            && !run(&shared, connected, &batch.group, items).await
         {
             session = None;
         }
     }
 }
 
-/// Answers all replies. Says whether the session can go on.
-async fn run(shared: &Shared, session: &Session, group: &Group, replies: HashMap<String, Reply>) -> bool {
-    let ids: Vec<&str> = replies.keys().map(String::as_str).collect();
-    match read(shared, session, group, &ids).await {
+/// Answers all items, or puts them back to be read in parts. Says whether the session can go on.
+async fn run(shared: &Shared, session: &Session, group: &Group, items: Vec<Item>) -> bool {
+    let ids: Vec<&str> = items.iter().map(|it| it.id.as_str()).collect();
+    let failure = match read(shared, session, group, &ids).await {
         Ok(rows) => {
-            answer(rows, replies);
-            true
-        }
-        Err(failure) if failure.is_lost() || replies.len() == 1 => {
-            complain(shared, group, &failure);
-            fail(replies, &failure.to_read_error());
-            !failure.is_lost()
-        }
-        Err(failure @ Failure::NoRole) => {
-            fail(replies, &failure.to_read_error());
-            true
-        }
-        // It may be one id's fault, which the others are not to suffer from.
-        Err(_) => {
-            for (id, reply) in replies {
-                let rows = read(shared, session, group, &[&id]).await;
-                let single = HashMap::from([(id, reply)]);
-                match rows {
-                    Ok(rows) => answer(rows, single),
-                    Err(failure) => {
-                        complain(shared, group, &failure);
-                        fail(single, &failure.to_read_error());
-                        if failure.is_lost() {
-                            // The replies that are left fail as they are dropped.
-                            return false;
-                        }
-                    }
-                }
+            shared.health.works();
+            if let [only] = &items[..] {
+                shared.queue.bad_ids.remove(&(group.query, only.id.clone()));
             }
-            true
+            answer(rows, items);
+            return true;
+        }
+        Err(failure) => failure,
+    };
+    if items.len() > 1 && !failure.is_lost() && !failure.is_of_query() && !matches!(failure, Failure::NoRole) {
+        // It may be one id's fault, which the others are not to suffer from. If it fails for no id at all, it is not.
+        match read(shared, session, group, &[]).await {
+            Err(same) if same.is_like(&failure) => {}
+            Err(lost) if lost.is_lost() => {
+                complain(shared, group, None, &lost);
+                fail(items, &lost.to_read_error());
+                return false;
+            }
+            _ => {
+                shared.queue.split(group, items);
+                return true;
+            }
         }
     }
+    let id = match &items[..] {
+        [only] => Some(only.id.clone()),
+        _ => None,
+    };
+    complain(shared, group, id.as_deref(), &failure);
+    if let Some(id) = id
+        && failure.is_of_values()
+    {
+        shared.queue.bad_ids.insert((group.query, id), ());
+    }
+    fail(items, &failure.to_read_error());
+    !failure.is_lost()
 }
 
-async fn read(
-    shared: &Shared,
-    session: &Session,
-    group: &Group,
-    ids: &[&str],
-) -> Result<Vec<(String, String)>, Failure> {
+async fn read(shared: &Shared, session: &Session, group: &Group, ids: &[&str]) -> Result<Vec<Found>, Failure> {
     count(&shared.counts.batches);
     let reads = ids.len() as u64;
     shared
         .counts
         .reads
         .fetch_add(reads, std::sync::atomic::Ordering::Relaxed);
-    let query = shared
-        .plan
-        .queries
-        .get(group.query)
-        .map(String::as_str)
-        .unwrap_or_default();
-    let role = shared.plan.role.as_deref();
     let secret = match &group.audience {
         Audience::Secret(secret) => secret,
         _ => "",
@@ -198,55 +282,68 @@ async fn read(
         return Err(Failure::NoRole);
     }
     let ids: Vec<&str> = ids.iter().copied().filter(|id| !id.contains('\0')).collect();
-    let entity = group.entity.replace('\0', "");
-    let reading = async {
-        if role.is_none() && group.audience == Audience::Public {
-            session.read(query, &ids, &entity).await
-        } else {
-            session.read_as(query, role, &ids, secret, &entity).await
-        }
+    let role = shared.role.as_deref();
+    let ask = Ask {
+        query: shared.queries.get(group.query).map(String::as_str).unwrap_or_default(),
+        ids: &ids,
+        entity: &group.entity.replace('\0', ""),
+        secret: (role.is_some() || group.audience != Audience::Public).then_some(secret),
+        role,
+        limit: shared.plan.limit,
     };
     // The database has the same limit for each statement, and is given a moment to say so.
     let limit = shared.plan.limit + Duration::from_secs(1);
-    match tokio::time::timeout(limit, reading).await {
+    match tokio::time::timeout(limit, session.read(ask)).await {
         Ok(read) => read,
-        Err(_) => Err(Failure::Lost("it takes too long".to_owned())),
+        Err(_) => Err(Failure::Lost {
+            code: None,
+            reason: "it takes too long".to_owned(),
+        }),
     }
 }
 
-fn complain(shared: &Shared, group: &Group, failure: &Failure) {
-    let is_usual = match failure {
-        Failure::Refused { code, .. } => *code == SqlState::INSUFFICIENT_PRIVILEGE,
-        Failure::NoRole => true,
-        Failure::Lost(_) => false,
+fn complain(shared: &Shared, group: &Group, id: Option<&str>, failure: &Failure) {
+    let entity = &group.entity;
+    let what = match id {
+        Some(id) => format!("{entity:?} {id:?}"),
+        None => format!("{entity:?}"),
     };
-    if !is_usual && failure.to_read_error() != ReadError::NotFound {
-        let entity = &group.entity;
-        let kind = match failure {
-            Failure::Refused { code, .. } => code.code(),
-            _ => "read",
-        };
-        shared.complain(
-            kind,
-            format_args!("{entity:?} can't be read from PostgreSQL: {failure}; it is tried again"),
-        );
+    match failure.to_read_error() {
+        ReadError::NotFound | ReadError::Denied => {
+            tracing::debug!("{what} is not read from PostgreSQL: {failure}");
+        }
+        ReadError::Rejected => {
+            let what = format!(
+                "{what} can't be read from PostgreSQL: {failure}; correct the query or the database, it is tried again slowly"
+            );
+            count(&shared.counts.failures);
+            shared.health.degrades(&what);
+            shared.health.log(Kind::Rejected, &what);
+        }
+        _ => {
+            let what = format!("{what} can't be read from PostgreSQL: {failure}; it is tried again");
+            count(&shared.counts.failures);
+            if failure.is_lost() {
+                shared.health.fails(&what);
+            }
+            shared.health.log(Kind::Failed, &what);
+        }
     }
 }
 
 /// Gives each its rows. An id without one is not found.
-fn answer(rows: Vec<(String, String)>, mut replies: HashMap<String, Reply>) {
-    let mut by_id = HashMap::<String, Vec<String>>::new();
+fn answer(rows: Vec<Found>, items: Vec<Item>) {
+    let mut by_id = HashMap::<String, Vec<Vec<u8>>>::new();
     for (id, row) in rows {
         by_id.entry(id).or_default().push(row);
     }
-    // A query may give more than it was asked for.
-    let found = by_id
-        .into_iter()
-        .filter_map(|(id, rows)| Some((replies.remove(&id)?, rows)));
-    Reply::answer_all(found.map(|(reply, rows)| (reply, Ok(rows.into_iter().collect()))));
-    fail(replies, &ReadError::NotFound);
+    let answers = items.into_iter().map(|item| {
+        let rows = by_id.get(&item.id).ok_or(ReadError::NotFound);
+        (item.reply, rows.map(|rows| rows.iter().cloned().collect()))
+    });
+    Reply::answer_all(answers);
 }
 
-fn fail(replies: HashMap<String, Reply>, error: &ReadError) {
-    Reply::answer_all(replies.into_values().map(|reply| (reply, Err(error.clone()))));
+fn fail(items: Vec<Item>, error: &ReadError) {
+    Reply::answer_all(items.into_iter().map(|item| (item.reply, Err(error.clone()))));
 }

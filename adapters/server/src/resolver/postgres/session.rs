@@ -1,24 +1,37 @@
 //! [`Session`]: one connection to the database, and the queries on it.
+//!
+//! It may lead through a pooler that gives each transaction another connection: nothing is left behind for whoever has it
+//! next. There are no named statements, and settings are those of a transaction.
 
 use std::fmt;
-use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use entity_sync_mio::ReadError;
-use rustls::ClientConfig;
-use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::task::AbortHandle;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Notification, Socket};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{AsyncMessage, Client, NoTls, Notification, Row, Socket};
 
+use super::tls::Tls;
 use super::{CONNECT_LIMIT, Shared, count};
 
-/// How connections are encrypted, if they are.
-pub(super) type Tls = Option<MakeRustlsConnect>;
+/// What a query is asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Ask<'a> {
+    /// [Wrapped](wrapped).
+    pub(super) query: &'a str,
+    pub(super) ids: &'a [&'a str],
+    pub(super) entity: &'a str,
+    /// `None` if the rows are for everyone.
+    pub(super) secret: Option<&'a str>,
+    /// [Wrapped](wrapped_role). What gives the role of the secret.
+    pub(super) role: Option<&'a str>,
+    /// The database is to give up when we do.
+    pub(super) limit: Duration,
+}
+
+/// An id and its row, which may be no text if the database has no encoding.
+pub(super) type Found = (String, Vec<u8>);
 
 /// Ends with its last handle.
 pub(super) struct Session {
@@ -28,30 +41,31 @@ pub(super) struct Session {
 }
 
 /// Why there are no rows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Failure {
-    /// The connection is of no use any more.
-    Lost(String),
+    /// The connection is of no use any more, or did not come about. The code is the database's, if it said why.
+    Lost { code: Option<SqlState>, reason: String },
     /// The database said no to this query.
     Refused { code: SqlState, reason: String },
     /// The client has no role.
     NoRole,
 }
 
-/// Checks the certificates of those that the system trusts, if the DSN demands encryption.
-pub(super) fn tls(config: &Config) -> io::Result<Tls> {
-    if config.get_ssl_mode() == SslMode::Disable {
-        return Ok(None);
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_platform_verifier()
-        .map_err(io::Error::other)?
-        .with_no_client_auth();
-    Ok(Some(MakeRustlsConnect::new(config)))
-}
+/// What an id or a secret may be that no row has: SQLSTATEs of what can't be converted.
+const NO_SUCH_VALUE: [SqlState; 9] = [
+    SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
+    SqlState::INVALID_DATETIME_FORMAT,
+    SqlState::DATETIME_FIELD_OVERFLOW,
+    SqlState::INTERVAL_FIELD_OVERFLOW,
+    SqlState::CHARACTER_NOT_IN_REPERTOIRE,
+    SqlState::INVALID_REGULAR_EXPRESSION,
+    SqlState::INVALID_TEXT_REPRESENTATION,
+    SqlState::INVALID_BINARY_REPRESENTATION,
+    SqlState::UNTRANSLATABLE_CHARACTER,
+];
+
+/// What the database says until somebody changes it, or the configuration: classes of SQLSTATEs.
+const REJECTIONS: [&str; 9] = ["0A", "0L", "0P", "26", "28", "3D", "3F", "42", "F0"];
 
 /// Whatever types the user's columns have, they come as text.
 pub(super) fn wrapped(query: &str) -> String {
@@ -60,10 +74,20 @@ pub(super) fn wrapped(query: &str) -> String {
     format!("SELECT \"q\".\"id\"::text, \"q\".\"row\"::text FROM (\n{query}\n) AS \"q\" (\"id\", \"row\")")
 }
 
+/// Gives the role of a secret, which is remembered for the transaction; or nothing.
 pub(super) fn wrapped_role(query: &str) -> String {
     let query = query.trim().trim_end_matches(';');
-    format!("SELECT \"q\".\"role\"::text FROM (\n{query}\n) AS \"q\" (\"role\")")
+    format!(
+        "SELECT set_config('entity_sync.role', coalesce((SELECT \"q\".\"role\"::text FROM (\n{query}\n) AS \"q\" (\"role\") \
+         LIMIT 1), ''), true)"
+    )
 }
+
+const SET_SECRET: &str = "SELECT set_config('entity_sync.secret', $1, true)";
+/// There is no role without a name, so this fails where there is none, and with it the rest of the transaction. `none` would
+/// be our own.
+const SET_ROLE: &str =
+    "SELECT set_config('role', coalesce(nullif(current_setting('entity_sync.role'), 'none'), ''), true)";
 
 impl Session {
     pub(super) async fn connect(shared: &Shared, tls: Tls) -> Result<Self, Failure> {
@@ -76,7 +100,7 @@ impl Session {
         tls: Tls,
         hear: impl FnMut(Notification) + Send + 'static,
     ) -> Result<Self, Failure> {
-        let config = &shared.plan.dsn.0;
+        let config = &shared.plan.dsn.config;
         let connecting = async {
             Ok::<_, tokio_postgres::Error>(match tls {
                 Some(tls) => {
@@ -91,26 +115,25 @@ impl Session {
         };
         // The limit in the configuration is for each host, and for TCP alone.
         let connected = tokio::time::timeout(CONNECT_LIMIT * 2, connecting).await;
+        let lost = |code, reason| Failure::Lost { code, reason };
         let (client, driver) = match connected {
             Ok(Ok(connected)) => connected,
-            Ok(Err(error)) => return Err(Failure::Lost(describe(&error))),
-            Err(_) => return Err(Failure::Lost("it takes too long".to_owned())),
+            Ok(Err(error)) => return Err(lost(error.code().cloned(), describe(&error))),
+            Err(_) => return Err(lost(None, "it takes too long".to_owned())),
         };
         count(&shared.counts.connects);
-        let session = Self { client, driver };
-        // The database is to give up when we do.
-        let limit_ms = shared.plan.limit.as_millis();
-        session
-            .batch(&format!(
-                "SET statement_timeout = {limit_ms}; SET client_encoding = 'UTF8'"
-            ))
-            .await?;
-        Ok(session)
+        Ok(Self { client, driver })
     }
 
     /// Runs commands without results.
     pub(super) async fn batch(&self, commands: &str) -> Result<(), Failure> {
         self.client.batch_execute(commands).await.map_err(Failure::from)
+    }
+
+    /// Notifies of `payload` on `channel`.
+    pub(super) async fn notify(&self, channel: &str, payload: &str) -> Result<(), Failure> {
+        let parameters = [(&channel as _, Type::TEXT), (&payload as _, Type::TEXT)];
+        self.rows("SELECT pg_notify($1, $2)", &parameters).await.map(drop)
     }
 
     /// Whether the database answers within `limit`.
@@ -125,84 +148,85 @@ impl Session {
         self.client.is_closed()
     }
 
-    /// Has the database look at a query.
-    pub(super) async fn check(&self, query: &str) -> Result<(), String> {
-        let types = [Type::TEXT_ARRAY, Type::TEXT, Type::TEXT];
-        let is_role = query.contains("\"role\"");
-        let types = if is_role { &types[1..2] } else { &types[..] };
-        match self.client.prepare_typed(query, types).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(describe(&error)),
-        }
-    }
-
-    /// The rows of these ids for everyone: (id, row).
-    pub(super) async fn read(&self, query: &str, ids: &[&str], entity: &str) -> Result<Vec<(String, String)>, Failure> {
-        self.query(query, ids, "", entity).await
-    }
-
-    /// The same for whoever has this secret, as the role that `role` gives.
-    pub(super) async fn read_as(
-        &self,
-        query: &str,
-        role: Option<&str>,
-        ids: &[&str],
-        secret: &str,
-        entity: &str,
-    ) -> Result<Vec<(String, String)>, Failure> {
-        self.batch("BEGIN READ ONLY").await?;
-        let rows = self.read_within(query, role, ids, secret, entity).await;
-        // After an error, too: it ends the transaction.
-        self.batch("ROLLBACK").await?;
-        rows
-    }
-
-    async fn read_within(
-        &self,
-        query: &str,
-        role: Option<&str>,
-        ids: &[&str],
-        secret: &str,
-        entity: &str,
-    ) -> Result<Vec<(String, String)>, Failure> {
-        const SET_SECRET: &str = "SELECT set_config('entity_sync.secret', $1, true)";
-        const SET_ROLE: &str = "SELECT set_config('role', $1, true)";
-        self.client.query_typed(SET_SECRET, &[(&secret, Type::TEXT)]).await?;
-        if let Some(query) = role {
-            let rows = self
-                .client
-                .query_typed(&wrapped_role(query), &[(&secret, Type::TEXT)])
-                .await?;
-            let role = rows
-                .first()
-                .map(|row| row.try_get::<_, Option<String>>(0))
-                .transpose()?;
-            let role = role.flatten().ok_or(Failure::NoRole)?;
-            self.client.query_typed(SET_ROLE, &[(&role, Type::TEXT)]).await?;
-        }
-        self.query(query, ids, secret, entity).await
-    }
-
-    async fn query(
-        &self,
-        query: &str,
-        ids: &[&str],
-        secret: &str,
-        entity: &str,
-    ) -> Result<Vec<(String, String)>, Failure> {
-        let rows = self
-            .client
-            .query_typed(
-                &wrapped(query),
-                &[(&ids, Type::TEXT_ARRAY), (&secret, Type::TEXT), (&entity, Type::TEXT)],
-            )
-            .await?;
+    /// The rows of these ids, read in a transaction of its own. All of it is sent at once, so that it takes one way to the
+    /// database and back.
+    pub(super) async fn read(&self, ask: Ask<'_>) -> Result<Vec<Found>, Failure> {
+        let secret = ask.secret.unwrap_or_default();
+        let begin = format!(
+            "BEGIN READ ONLY; SET LOCAL statement_timeout = {}",
+            ask.limit.as_millis()
+        );
+        let set_secret = async {
+            match ask.secret {
+                Some(_) => self.rows(SET_SECRET, &[(&secret, Type::TEXT)]).await.map(drop),
+                None => Ok(()),
+            }
+        };
+        let find_role = async {
+            let Some(query) = ask.role else {
+                return Ok(());
+            };
+            let rows = self.rows(query, &[(&secret, Type::TEXT)]).await?;
+            let role = rows.first().map(|row| row.try_get::<_, Raw>(0)).transpose()?;
+            match role.is_none_or(|role| role.0.is_empty() || role.0 == b"none") {
+                true => Err(Failure::NoRole),
+                false => Ok(()),
+            }
+        };
+        let set_role = async {
+            match ask.role {
+                Some(_) => self.rows(SET_ROLE, &[]).await.map(drop),
+                None => Ok(()),
+            }
+        };
+        let parameters = [
+            (&ask.ids as _, Type::TEXT_ARRAY),
+            (&secret as _, Type::TEXT),
+            (&ask.entity as _, Type::TEXT),
+        ];
+        // In this order: each is sent when it is polled first. What follows a failure fails as well, and gives nothing.
+        let (begun, told, found, set, rows, ended) = tokio::join!(
+            biased;
+            self.batch(&begin),
+            set_secret,
+            find_role,
+            set_role,
+            self.rows(ask.query, &parameters),
+            self.batch("COMMIT"),
+        );
+        begun.and(told).and(found).and(set)?;
+        let rows = rows?;
+        ended?;
         let mut all = Vec::with_capacity(rows.len());
         for row in rows {
-            let (id, row): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-            all.extend(id.zip(row));
+            let (id, row): (Option<Raw>, Option<Raw>) = (row.try_get(0)?, row.try_get(1)?);
+            // Whatever is no text is none of the ids.
+            let id = id.and_then(|id| String::from_utf8(id.0).ok());
+            all.extend(id.zip(row.map(|row| row.0)));
         }
         Ok(all)
+    }
+
+    /// Of a statement without a name.
+    async fn rows(
+        &self,
+        statement: &str,
+        parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, Failure> {
+        Ok(self.client.query_typed(statement, parameters).await?)
+    }
+}
+
+/// A text's bytes.
+struct Raw(Vec<u8>);
+
+impl<'a> FromSql<'a> for Raw {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw.to_vec()))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TEXT
     }
 }
 
@@ -249,12 +273,10 @@ fn describe(error: &tokio_postgres::Error) -> String {
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
-        match error.code() {
-            Some(code) if !error.is_closed() => Self::Refused {
-                code: code.clone(),
-                reason: describe(&error),
-            },
-            _ => Self::Lost(describe(&error)),
+        let reason = describe(&error);
+        match error.code().cloned() {
+            Some(code) if !error.is_closed() => Self::Refused { code, reason },
+            code => Self::Lost { code, reason },
         }
     }
 }
@@ -263,10 +285,30 @@ impl Failure {
     /// Whether the session can go on.
     pub(super) fn is_lost(&self) -> bool {
         match self {
-            Self::Lost(_) => true,
+            Self::Lost { .. } => true,
             // It shuts down, or has ended this session.
             Self::Refused { code, .. } => code.code().starts_with("57P") || code.code().starts_with("08"),
             Self::NoRole => false,
+        }
+    }
+
+    /// Whether the query itself is at fault: not for what it is asked, nor for the moment.
+    pub(super) fn is_of_query(&self) -> bool {
+        matches!(self, Self::Refused { code, .. }
+            if code.code().starts_with("42") && *code != SqlState::INSUFFICIENT_PRIVILEGE)
+    }
+
+    /// Whether what the query was asked for may be at fault, as ids that can't be converted are.
+    pub(super) fn is_of_values(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if ["21", "22", "P0"].contains(&code.code().get(..2).unwrap_or_default()))
+    }
+
+    /// Whether the other failure is the same, so that it has nothing to do with what differs.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Refused { code, .. }, Self::Refused { code: other, .. }) => code == other,
+            (Self::NoRole, Self::NoRole) => true,
+            _ => false,
         }
     }
 
@@ -275,28 +317,60 @@ impl Failure {
         match self {
             Self::NoRole => ReadError::Denied,
             Self::Refused { code, .. } if *code == SqlState::INSUFFICIENT_PRIVILEGE => ReadError::Denied,
-            // An id that can't be one, as when a number was expected.
-            Self::Refused { code, .. }
-                if [
-                    SqlState::INVALID_TEXT_REPRESENTATION,
-                    SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
-                    SqlState::INVALID_DATETIME_FORMAT,
-                ]
-                .contains(code) =>
-            {
-                ReadError::NotFound
+            Self::Refused { code, .. } if is_no_such_value(code) => ReadError::NotFound,
+            Self::Refused { code, .. } | Self::Lost { code: Some(code), .. } if is_rejection(code) => {
+                ReadError::Rejected
             }
-            Self::Refused { .. } | Self::Lost(_) => ReadError::Failed,
+            Self::Refused { .. } | Self::Lost { .. } => ReadError::Failed,
         }
     }
+}
+
+fn is_no_such_value(code: &SqlState) -> bool {
+    NO_SUCH_VALUE.contains(code)
+}
+
+fn is_rejection(code: &SqlState) -> bool {
+    REJECTIONS.contains(&code.code().get(..2).unwrap_or_default())
+        // A role that there is not.
+        || *code == SqlState::INVALID_PARAMETER_VALUE
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lost(reason) => f.write_str(reason),
+            Self::Lost { reason, .. } => f.write_str(reason),
             Self::Refused { code, reason } => write!(f, "{reason} ({})", code.code()),
             Self::NoRole => f.write_str("the client has no role"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_database_says_becomes_what_is_done() {
+        let of = |code| {
+            let reason = String::new();
+            let code = SqlState::from_code(code);
+            Failure::Refused { code, reason }.to_read_error()
+        };
+        // Conversions of ids and secrets.
+        for code in [
+            "22003", "22007", "22008", "22015", "22021", "2201B", "22P02", "22P03", "22P05",
+        ] {
+            assert_eq!(of(code), ReadError::NotFound, "{code}");
+        }
+        assert_eq!(of("42501"), ReadError::Denied);
+        for code in ["28P01", "28000", "3D000", "42P01", "42601", "42883", "0A000", "22023"] {
+            assert_eq!(of(code), ReadError::Rejected, "{code}");
+        }
+        for code in [
+            "22012", "40001", "53300", "57014", "57P03", "58030", "XX000", "P0001", "25006",
+        ] {
+            assert_eq!(of(code), ReadError::Failed, "{code}");
         }
     }
 }
