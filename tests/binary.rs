@@ -234,6 +234,25 @@ fn what_keeps_it_from_starting_is_said() {
     ]);
     assert_eq!(code, Some(1));
     assert!(said.contains("the cluster can't be joined"), "{said}");
+    for bus in [
+        &[
+            "--bus",
+            "zmq",
+            "--zmq-bind",
+            "0.0.0.0:0",
+            "--listen",
+            free,
+            "--api",
+            free,
+            "--data",
+            data.to_str().unwrap(),
+        ][..],
+        &["broker", "--frontend", "0.0.0.0:0"],
+    ] {
+        let (code, said) = run(bus);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("--zmq-allow-unauthenticated"), "{said}");
+    }
     let (code, said) = run(&["--api", "0.0.0.0:8081"]);
     assert_eq!(code, Some(2));
     assert!(said.contains("without a token anyone there could write"), "{said}");

@@ -6,7 +6,7 @@ use std::task::Waker;
 use entity_sync_bus::StartError;
 use entity_sync_core::Timestamp;
 use entity_sync_zmq::{
-    Broker, BrokerConfig, BrokerEndpoints, Curve, CurveKeyPair, Endpoint, ZmqBus, ZmqConfig, ZmqError,
+    Broker, BrokerConfig, BrokerEndpoints, Curve, CurveKeyPair, CurveServer, Endpoint, ZmqBus, ZmqConfig, ZmqError,
 };
 
 use super::{address, bare_node, cluster, mesh};
@@ -50,9 +50,67 @@ fn what_cannot_be_bound_to_is_told_with_the_reason() {
         ("tcp://node.example.com:5555", "HOST is an address of this machine"),
         ("ipc:///proc/socket", "can't bind to ipc:///proc/socket"),
     ] {
-        let said = said(&mesh(&endpoint(text), &[]));
+        let mut config = mesh(&endpoint(text), &[]);
+        config.allow_unauthenticated = true;
+        let said = said(&config);
         assert!(said.contains(why), "{said}");
     }
+}
+
+/// libzmq keeps whatever a peer subscribes to, as much as it sends: with 40 MB, a process grew to 1,246 MB.
+#[test]
+fn without_authentication_only_this_machine_may_connect() {
+    let refused = |error: &str, text: &str| {
+        let bind = format!("other machines can reach {text}, and without CURVE ");
+        assert!(
+            error.starts_with(&bind) && error.contains("--zmq-allow-unauthenticated"),
+            "{error}"
+        );
+    };
+    for text in [
+        "tcp://*:0",
+        "tcp://0.0.0.0:0",
+        "tcp://[::]:0",
+        "tcp://192.0.2.1:5555",
+        "tcp://eth0:5555",
+    ] {
+        let open = endpoint(text);
+        let mut second = mesh(&address(), &[]);
+        second.bind.push(open.clone());
+        for config in [mesh(&open, &[]), second] {
+            refused(&said(&config), &open.to_string());
+        }
+        for (frontend, backend) in [(&open, &address()), (&address(), &open)] {
+            let error = Broker::start(&BrokerConfig::new(frontend.clone(), backend.clone())).unwrap_err();
+            refused(&error.to_string(), &open.to_string());
+        }
+    }
+    // If it is asked for, or authenticated.
+    let any = endpoint("tcp://*:0");
+    let mut config = mesh(&any, &[]);
+    config.allow_unauthenticated = true;
+    drop(start(&config).unwrap());
+    let keys = || CurveKeyPair::generate().unwrap();
+    let (server, client) = (keys(), keys());
+    let mut config = mesh(&any, &[]);
+    config.curve = Some(Curve {
+        server_key: server.public,
+        client,
+        server: Some(CurveServer {
+            keys: server.clone(),
+            allowed: Vec::new(),
+        }),
+    });
+    drop(start(&config).unwrap());
+    let mut broker = BrokerConfig::new(any.clone(), any.clone());
+    broker.allow_unauthenticated = true;
+    drop(Broker::start(&broker).unwrap());
+    broker.allow_unauthenticated = false;
+    broker.curve = Some(CurveServer {
+        keys: server,
+        allowed: Vec::new(),
+    });
+    drop(Broker::start(&broker).unwrap());
 }
 
 #[test]

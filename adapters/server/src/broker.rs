@@ -27,6 +27,7 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
         let mut signals = Signals::listen().map_err(BrokerError::System)?;
         let mut config = BrokerConfig::new(options.frontend.clone(), options.backend.clone());
         config.health = health.clone();
+        config.allow_unauthenticated = options.zmq_allow_unauthenticated;
         let died = Arc::<Notify>::default();
         let to_end = died.clone();
         health.when_dead(move |_| to_end.notify_one());

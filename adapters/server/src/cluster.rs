@@ -48,6 +48,8 @@ pub enum BusOptions {
         peer_names: Vec<DnsName>,
         /// Forwarders.
         brokers: Vec<BrokerEndpoints>,
+        /// Other machines may connect to this node without authentication.
+        allow_unauthenticated: bool,
     },
     /// NATS.
     Nats {
@@ -143,12 +145,14 @@ impl ClusterOptions {
                 peers,
                 peer_names,
                 brokers,
+                allow_unauthenticated,
             } => {
                 let mut links = ZmqConfig::default();
                 links.bind.clone_from(bind);
                 links.peers.clone_from(peers);
                 links.peer_names.clone_from(peer_names);
                 links.brokers.clone_from(brokers);
+                links.allow_unauthenticated = *allow_unauthenticated;
                 Box::new(zmq(links, config))
             }
             BusOptions::Nats {

@@ -11,7 +11,7 @@ use entity_sync_bus::{Health, LogLimit};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::config::ZmqConfig;
+use crate::config::{ZmqConfig, check_local};
 use crate::curve::{CurveServer, check_curve};
 use crate::endpoint::Endpoint;
 use crate::error::ZmqError;
@@ -37,6 +37,8 @@ pub struct BrokerConfig {
     pub backend: Endpoint,
     /// Encrypts connections, and admits only whom it lists.
     pub curve: Option<CurveServer>,
+    /// As [`ZmqConfig::allow_unauthenticated`], for both sides.
+    pub allow_unauthenticated: bool,
     /// Messages that wait for one receiver which doesn't take them. More are dropped, which it notices.
     pub send_queue: u32,
     /// Where a thread that dies is reported.
@@ -82,6 +84,7 @@ impl BrokerConfig {
             frontend,
             backend,
             curve: None,
+            allow_unauthenticated: false,
             send_queue: ZmqConfig::default().send_queue,
             health: Health::default(),
         }
@@ -96,6 +99,9 @@ impl Broker {
     pub fn start(config: &BrokerConfig) -> Result<Self, ZmqError> {
         config.frontend.check_bind()?;
         config.backend.check_bind()?;
+        if config.curve.is_none() && !config.allow_unauthenticated {
+            check_local([&config.frontend, &config.backend])?;
+        }
         let context = zmq::Context::new();
         let server = config.curve.as_ref();
         if server.is_some() {

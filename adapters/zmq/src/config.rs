@@ -28,6 +28,10 @@ pub struct ZmqConfig {
     pub brokers: Vec<BrokerEndpoints>,
     /// Encrypts connections, and admits only whom it lists.
     pub curve: Option<Curve>,
+    /// Lets this node bind to addresses that other machines reach, without [`curve`](Self::curve). Only for a network that
+    /// nobody but the cluster's nodes can reach: anyone who connects can subscribe to all changes, forge them unless the
+    /// cluster has a secret, and grow this process's memory without a limit, since libzmq keeps every subscription.
+    pub allow_unauthenticated: bool,
     /// Names are looked up so often: 10 ms to 24 h.
     pub lookup_every: Duration,
     /// An address that a name has no more is disconnected after so long.
@@ -65,6 +69,7 @@ impl Default for ZmqConfig {
             peer_names: Vec::new(),
             brokers: Vec::new(),
             curve: None,
+            allow_unauthenticated: false,
             lookup_every: Duration::from_secs(10),
             keep_vanished: Duration::from_secs(60),
             lookup: None,
@@ -84,6 +89,9 @@ impl ZmqConfig {
             return Err(ZmqError::Deaf);
         }
         self.bind.iter().try_for_each(Endpoint::check_bind)?;
+        if self.curve.is_none() && !self.allow_unauthenticated {
+            check_local(&self.bind)?;
+        }
         let of_brokers = self.brokers.iter().flat_map(|it| [&it.frontend, &it.backend]);
         self.peers
             .iter()
@@ -122,6 +130,17 @@ impl ZmqConfig {
         check("dead_after", dead, is_right, "100 ms to 1 h")?;
         let is_right = ping >= ms(10) && ping < dead;
         check("ping_every", ping, is_right, "10 ms or more, and less than dead_after")
+    }
+}
+
+/// Whether only this machine reaches all of these. libzmq keeps whatever a peer subscribes to, as much as it sends, before
+/// anybody is asked; so who is not authenticated must not reach a socket that binds.
+pub(crate) fn check_local<'a>(bind: impl IntoIterator<Item = &'a Endpoint>) -> Result<(), ZmqError> {
+    match bind.into_iter().find(|it| !it.is_local()) {
+        Some(endpoint) => Err(ZmqError::Unauthenticated {
+            endpoint: endpoint.to_string(),
+        }),
+        None => Ok(()),
     }
 }
 

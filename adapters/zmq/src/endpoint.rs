@@ -72,6 +72,16 @@ impl Endpoint {
         }
     }
 
+    /// Whether only this machine reaches it: a Unix socket, a loopback address, or the loopback interface.
+    pub fn is_local(&self) -> bool {
+        match &self.0 {
+            Kind::Any(_) => false,
+            Kind::Tcp(address) => address.ip().is_loopback(),
+            Kind::Named(name) => name.host == "lo",
+            Kind::Ipc(_) => true,
+        }
+    }
+
     /// The port of one that stands for all addresses of this machine: `*`, `0.0.0.0` or `[::]`. A socket binds to it, and
     /// others connect to one of those addresses.
     pub fn wildcard_port(&self) -> Option<u16> {
@@ -291,6 +301,20 @@ mod tests {
         }
         for text in ["tcp://10.0.0.1:5555", "tcp://node:5555", "ipc:///run/bus"] {
             assert_eq!(endpoint(text).wildcard_port(), None);
+        }
+        for (text, is_local) in [
+            ("ipc:///run/bus", true),
+            ("tcp://127.0.0.2:5555", true),
+            ("tcp://[::1]:5555", true),
+            ("tcp://[::ffff:127.0.0.1]:5555", true),
+            ("tcp://lo:5555", true),
+            ("tcp://eth0:5555", false),
+            ("tcp://*:5555", false),
+            ("tcp://0.0.0.0:5555", false),
+            ("tcp://[::]:5555", false),
+            ("tcp://10.0.0.1:5555", false),
+        ] {
+            assert_eq!(endpoint(text).is_local(), is_local, "{text}");
         }
         endpoint("tcp://eth0:5555").check_bind().expect("an interface");
         let name = endpoint("tcp://node-1.example.com:5555");

@@ -14,6 +14,11 @@ use crate::endpoint::BadEndpoint;
 pub enum ZmqError {
     /// An endpoint can't be bound or connected to.
     Endpoint(BadEndpoint),
+    /// Other machines could connect to an endpoint without proving who they are.
+    Unauthenticated {
+        /// Which.
+        endpoint: String,
+    },
     /// Nobody could hear this node: it neither binds nor knows a broker.
     Deaf,
     /// An endpoint can't be bound to.
@@ -104,6 +109,12 @@ impl fmt::Display for ZmqError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Endpoint(error) => error.fmt(f),
+            Self::Unauthenticated { endpoint } => write!(
+                f,
+                "other machines can reach {endpoint}, and without CURVE anyone who does can read all changes and fill this \
+                 process's memory with subscriptions: bind to a loopback address or ipc://PATH, use CURVE, or, in a network \
+                 that only the cluster's nodes can reach, allow it with --zmq-allow-unauthenticated (allow_unauthenticated)"
+            ),
             Self::Deaf => f.write_str(
                 "nobody could hear this node: give it an address to bind to that the others connect to, or a broker",
             ),

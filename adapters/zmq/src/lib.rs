@@ -8,6 +8,7 @@
 //! # fn join(node: Node, clock: Clock) -> Result<(), Box<dyn std::error::Error>> {
 //! let mut config = ZmqConfig::default();
 //! config.bind = vec!["tcp://*:5555".parse()?];
+//! config.allow_unauthenticated = true; // nobody but the cluster's nodes can reach this network
 //! config.peers = vec!["tcp://10.0.0.1:5555".parse()?, "tcp://10.0.0.2:5555".parse()?];
 //! let member = Box::new(zmq(config, cluster_config())).join(node, clock, Health::default())?;
 //! # Ok(())
@@ -17,9 +18,9 @@
 //! [`zmq()`] runs a [`ZmqBus`] on a thread of its own; an event loop of yours can drive one itself. [`Broker`] is a forwarder
 //! for nodes that can't or shall not all connect to each other.
 //!
-//! Whoever reaches a socket is believed, unless the cluster has a
-//! [secret](entity_sync_bus::ClusterConfig::secret) or the sockets have [`Curve`]. Without `Curve`, whoever reaches one may
-//! also subscribe to as many topics as it likes, which libzmq keeps: leave the ports to a network of the cluster's own.
+//! Anyone who reaches a socket is believed, unless the cluster has a [secret](entity_sync_bus::ClusterConfig::secret) or the
+//! sockets have [`Curve`]. Without `Curve`, sockets bind only to loopback addresses and `ipc://`, as libzmq keeps all that a
+//! peer subscribes to, without a limit: see [`ZmqConfig::allow_unauthenticated`].
 
 //! # Which libzmq
 //!

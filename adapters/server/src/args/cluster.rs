@@ -74,6 +74,13 @@ pub(super) struct ClusterArgs {
     #[arg(long, env = "ENTITY_SYNC_ZMQ_BROKER", value_name = "FRONTEND,BACKEND", value_delimiter = ';', value_parser = broker, help_heading = "Cluster")]
     zmq_broker: Vec<BrokerEndpoints>,
 
+    /// Let other machines connect to --zmq-bind without authentication
+    ///
+    /// Only for a network that nobody but the cluster's nodes can reach: anyone who connects can read all changes, forge
+    /// them without --cluster-secret-file, and grow this process's memory without a limit.
+    #[arg(long, env = "ENTITY_SYNC_ZMQ_ALLOW_UNAUTHENTICATED", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = "Cluster")]
+    zmq_allow_unauthenticated: bool,
+
     /// A NATS server, which may have user:password@ or token@ before its host; may be given several times
     ///
     /// Example: --bus nats --nats nats://127.0.0.1:4222
@@ -176,6 +183,12 @@ pub struct BrokerOptions {
     /// Where nodes hear
     #[arg(long, env = "ENTITY_SYNC_BACKEND", value_name = "ADDR", default_value = "127.0.0.1:7101", value_parser = bind)]
     pub backend: Endpoint,
+    /// Let other machines connect without authentication
+    ///
+    /// Only for a network that nobody but the cluster's nodes can reach: anyone who connects can read all changes, forge them
+    /// unless nodes have a --cluster-secret-file, and grow this process's memory without a limit.
+    #[arg(long, env = "ENTITY_SYNC_ZMQ_ALLOW_UNAUTHENTICATED", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true, value_parser = BoolishValueParser::new())]
+    pub zmq_allow_unauthenticated: bool,
 }
 
 impl BrokerOptions {
@@ -217,6 +230,7 @@ impl ClusterArgs {
                 peers: self.zmq_peer,
                 peer_names: self.zmq_peer_dns,
                 brokers: self.zmq_broker,
+                allow_unauthenticated: self.zmq_allow_unauthenticated,
             },
             WhichBus::Nats if self.nats.is_empty() => return missing("--nats, such as --nats nats://127.0.0.1:4222"),
             WhichBus::Nats => BusOptions::Nats {
@@ -259,6 +273,7 @@ impl ClusterArgs {
             ("--zmq-peer", &[Zmq], !self.zmq_peer.is_empty()),
             ("--zmq-peer-dns", &[Zmq], !self.zmq_peer_dns.is_empty()),
             ("--zmq-broker", &[Zmq], !self.zmq_broker.is_empty()),
+            ("--zmq-allow-unauthenticated", &[Zmq], self.zmq_allow_unauthenticated),
             ("--nats", &[Nats], !self.nats.is_empty()),
             ("--nats-credentials-file", &[Nats], self.nats_credentials_file.is_some()),
             ("--nats-ca-file", &[Nats], self.nats_ca_file.is_some()),
