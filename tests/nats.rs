@@ -1,5 +1,6 @@
 //! The NATS bus on a real server: what reaches whom, and what goes wrong with servers.
 
+mod rights;
 mod secured;
 
 use std::io::Write;

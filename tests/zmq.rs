@@ -156,7 +156,7 @@ impl Resolve for NoReads {
 }
 
 /// A node without clients.
-fn bare_node() -> (Node, Clock) {
+pub(crate) fn bare_node() -> (Node, Clock) {
     let (node, _) = Node::new(Config::new(Seed(1, 2)), Arc::new(NoReads), vec![Waker::noop().clone()]);
     let start = Instant::now();
     (node, Arc::new(move || Timestamp::after_start(start.elapsed())))

@@ -30,8 +30,8 @@ fn what_changes_while_the_broker_is_down_is_told_when_it_is_back() {
     brokers[0].kill();
     for node in &cluster.nodes {
         wait_for("the loss", || node.cluster()["connected"] == false);
-        // It has been connected, and serves its clients.
-        assert_eq!(node.call("GET", "/readyz", "").0, 200);
+        // Its clients would miss what the other changes. It goes on serving those it has.
+        wait_for("it to be not ready", || node.call("GET", "/readyz", "").0 == 503);
     }
     pause(2.0);
     let changes = load.stop();
@@ -63,6 +63,17 @@ fn of_two_brokers_one_may_die_and_nothing_is_lost_or_read_twice() {
     }
     brokers[0].kill();
     pause(1.5);
+    for node in &cluster.nodes {
+        let name = format!("zmq broker {}", brokers[0].endpoints());
+        for path in ["/cluster", "/readyz"] {
+            let (status, said) = node.call("GET", path, "");
+            assert_eq!(status, 200, "{said}");
+            assert!(said.contains(&name) && said.contains("degraded"), "{said}");
+        }
+        let log = node.log();
+        let line = format!("ZeroMQ broker {} is not connected", brokers[0].endpoints());
+        assert_eq!(log.matches(&line).count(), 1, "{log}");
+    }
     brokers[0].resume();
     pause(1.5);
     brokers[1].kill();

@@ -72,9 +72,25 @@ fn a_node_is_ready_once_its_bus_has_been_connected() {
     settle(&cluster.data(), &crowds);
     nats.kill();
     wait_for("the loss", || node.cluster()["connected"] == false);
-    assert_eq!(
-        is_ready(),
-        200,
-        "it has been connected, and its clients are better off with it than without"
-    );
+    // Its clients would miss what others change. It goes on serving those it has.
+    wait_for("it to be not ready", || is_ready() == 503);
+    let (_, said) = node.call("GET", "/cluster", "");
+    assert!(said.contains("no connection: 127.0.0.1"), "{said}");
+    nats.resume();
+    wait_for("the bus again", || is_ready() == 200);
+}
+
+/// It is tried again up to 20 times a second. Each attempt was a line, or several.
+#[test]
+fn a_server_that_is_down_is_logged_once_and_then_rarely() {
+    let Some(nats) = Nats::prepare() else {
+        return;
+    };
+    let mut cluster = prepare(&nats);
+    let node = &mut cluster.nodes[0];
+    node.start();
+    pause(6.0);
+    let log = node.log();
+    let lines = log.lines().filter(|line| line.to_lowercase().contains("nats"));
+    assert_eq!(lines.count(), 1, "{log}");
 }

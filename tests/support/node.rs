@@ -261,6 +261,11 @@ impl Broker {
         }
     }
 
+    /// As nodes write them.
+    pub fn endpoints(&self) -> String {
+        format!("tcp://{},tcp://{}", self.frontend, self.backend)
+    }
+
     /// As nodes are told of it.
     pub fn flag(&self) -> String {
         format!("{},{}", self.frontend, self.backend)

@@ -1,5 +1,6 @@
 //! Nodes that connect to forwarders.
 
+use entity_sync_bus::{Health, Severity};
 use entity_sync_tests::wait_for;
 use entity_sync_zmq::{Broker, BrokerConfig, BrokerEndpoints, Endpoint, ZmqConfig};
 
@@ -201,4 +202,87 @@ fn a_mesh_and_a_broker_go_together() {
         node.notify("1");
         client.rows_until(row);
     }
+}
+
+/// The parts that are in trouble, and how much that matters.
+fn troubles(health: &Health) -> Vec<(String, Severity)> {
+    let troubles = health.troubles().into_iter();
+    troubles.map(|it| (it.part, it.severity)).collect()
+}
+
+#[test]
+fn which_broker_is_down_is_reported() {
+    let places = [Place::new(), Place::new()];
+    let node = Peer::start(&Store::default(), config(&[&places[0], &places[1]]));
+    let health = node.server.handle().health();
+    let name = |which: usize| format!("zmq broker {},{}", places[which].frontend, places[which].backend);
+    let not_ready = |which| (name(which), Severity::NotReady);
+    // None is there yet.
+    let mut none = vec![not_ready(0), not_ready(1)];
+    none.sort();
+    none.insert(0, ("bus".to_owned(), Severity::NotReady));
+    assert_eq!(troubles(health), none);
+    let mut brokers = places.each_ref().map(|it| Some(it.start()));
+    wait_for("both brokers", || troubles(health).is_empty());
+    for which in [0, 1] {
+        brokers[which] = None;
+        wait_for("one to be missing", || {
+            troubles(health) == [(name(which), Severity::Degraded)]
+        });
+        assert!(health.is_ready());
+        assert!(health.troubles()[0].message.starts_with("not connected: "));
+        brokers[which] = Some(places[which].start());
+        wait_for("both brokers again", || troubles(health).is_empty());
+    }
+    brokers = [None, None];
+    wait_for("all to be missing", || troubles(health) == none);
+    drop(brokers);
+}
+
+/// One that takes what nodes publish and brings it to nobody: it is connected to, and everything looks fine.
+#[test]
+fn a_node_behind_a_broker_that_forwards_nothing_is_not_ready() {
+    let place = Place::new();
+    let context = ::zmq::Context::new();
+    let bound = |kind, endpoint: &Endpoint| {
+        let socket = context.socket(kind).unwrap();
+        socket.set_linger(0).unwrap();
+        socket.bind(&endpoint.to_string()).unwrap();
+        socket
+    };
+    let sides = [bound(::zmq::SUB, &place.frontend), bound(::zmq::PUB, &place.backend)];
+    let node = Peer::start_with(&Store::default(), config(&[&place]), |it| it.lost_after_heartbeats = 5);
+    wait_for("the connection", || node.member.view().status().is_connected);
+    let health = node.server.handle().health();
+    assert_eq!(troubles(health), [("bus".to_owned(), Severity::NotReady)]);
+    let said = || health.troubles()[0].message.clone();
+    assert!(said().contains("has not yet heard its own first message"), "{}", said());
+    wait_for("it to be deaf", || said().contains("does not come back"));
+    drop(sides);
+    let _broker = wait_for_a_free(&place);
+    wait_for("it to hear itself", || troubles(health).is_empty());
+}
+
+/// Sockets of another context are closed a moment after they were dropped.
+fn wait_for_a_free(place: &Place) -> Broker {
+    let mut broker = None;
+    wait_for("the addresses", || {
+        let config = BrokerConfig::new(place.frontend.clone(), place.backend.clone());
+        broker = Broker::start(&config).ok();
+        broker.is_some()
+    });
+    broker.unwrap()
+}
+
+#[test]
+fn which_peer_of_a_list_is_down_is_reported() {
+    let (a, b) = (address(), address());
+    let node = Peer::start(&Store::default(), mesh(&a, &[&a, &b]));
+    let health = node.server.handle().health();
+    let missing = [(format!("zmq peer {b}"), Severity::Degraded)];
+    wait_for("the peer to be missing", || troubles(health) == missing);
+    let peer = Loop::start(&mesh(&b, &[]), |_| {});
+    wait_for("the peer", || troubles(health).is_empty());
+    peer.kill();
+    wait_for("the peer to be missing again", || troubles(health) == missing);
 }

@@ -97,7 +97,8 @@ impl Inbox {
         self.0.message(message.into());
     }
 
-    /// The bus is connected, for the first time or again.
+    /// The bus is connected, for the first time or again. The node is ready once its own next message has come back, too: a bus
+    /// that is connected and brings nothing back is reported as deaf.
     pub fn connected(&self) {
         self.0.connected(true);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use entity_sync_core::Timestamp;
 use entity_sync_core::cluster::{ClusterView, JoinError};
-use entity_sync_runtime::Health;
+use entity_sync_runtime::{Health, LogLimit};
 
 use crate::delivery::Undelivered;
 use crate::inbox::{Event, Shared};
@@ -58,6 +58,14 @@ struct Driver<M> {
     inbox: Arc<Shared>,
     unparker: Arc<Unparker>,
     view: Arc<ClusterView>,
+    logs: Logs,
+}
+
+/// One for each kind of line.
+#[derive(Default)]
+struct Logs {
+    connected: LogLimit,
+    lost: LogLimit,
 }
 
 /// Drives what `make` makes with a waker, on a thread of its own.
@@ -76,6 +84,7 @@ pub(crate) fn drive<M: Machine>(
         inbox: Arc::new(Shared::new(waker.clone(), health.clone())),
         unparker,
         view: view.clone(),
+        logs: Logs::default(),
     };
     BusThread::spawn(view, waker, &health, move |departure| {
         driver.unparker.set_here();
@@ -146,11 +155,18 @@ impl<M: Machine> Driver<M> {
             let _span = match &event {
                 Event::Message(message) => Some(tracing::trace_span!("bus message", bytes = message.len()).entered()),
                 Event::Connected(true) => {
-                    tracing::info!("the bus is connected");
+                    if let Some(skipped) = self.logs.connected.happened() {
+                        tracing::info!(skipped, "the bus is connected");
+                    }
                     None
                 }
                 Event::Connected(false) => {
-                    tracing::warn!("the bus has lost its connection: this node and the others don't hear each other");
+                    if let Some(skipped) = self.logs.lost.happened() {
+                        tracing::warn!(
+                            skipped,
+                            "the bus has lost its connection: this node and the others don't hear each other"
+                        );
+                    }
                     None
                 }
                 Event::Receipt { .. } | Event::Missed => None,

@@ -22,6 +22,7 @@
 //! With `entity-sync`'s builder, it is `EntitySync::builder().bus(numbered(queue, config))`.
 
 mod bus;
+mod bus_health;
 mod delivery;
 mod driver;
 mod inbox;
@@ -36,13 +37,14 @@ mod tests;
 mod thread;
 
 pub use bus::{Bus, Inbox, NotSent, STOP_GRACE};
+pub use bus_health::BusHealth;
 pub use bytes::Bytes;
 pub use delivery::Undelivered;
 pub use entity_sync_core::cluster::{
     ClusterConfig, ClusterConfigError, ClusterCounts, ClusterEvent, ClusterSecret, ClusterStatus, ClusterView, Epoch,
-    JoinError, NodeId, Outcome, PeerState, PeerStatus, PlainConfig, ShortSecret,
+    Hearing, JoinError, NodeId, Outcome, PeerState, PeerStatus, PlainConfig, ShortSecret,
 };
-pub use entity_sync_runtime::{Health, LogLimit, Part, Severity, Trouble};
+pub use entity_sync_runtime::{Health, LogLimit, Outage, Part, Severity, Trouble};
 pub use member::{Clock, Join, Member, StartError, cluster_config};
 pub use none_to_spare::NoneToSpare;
 

@@ -8,6 +8,7 @@ use entity_sync_core::{Node, Timestamp};
 use entity_sync_runtime::Health;
 
 use crate::bus::{Bus, Inbox, STOP_GRACE};
+use crate::bus_health::BusHealth;
 use crate::delivery::Undelivered;
 use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
 use crate::inbox::{Event, Shared};
@@ -31,11 +32,13 @@ pub struct Numbered<B> {
 impl<B: Bus> Join for Numbered<B> {
     fn join(self: Box<Self>, node: Node, clock: Clock, health: Health) -> Result<Box<dyn Member>, StartError> {
         let Self { bus, config } = *self;
-        drive(clock, health, |now, waker| {
+        drive(clock, health.clone(), |now, waker| {
             let cluster = Cluster::new(node, config, now, waker)?;
+            let health = BusHealth::new(&health, cluster.view().clone());
             Ok(OverBus {
                 cluster,
                 bus,
+                health,
                 turns: 0,
                 told: 0,
             })
@@ -46,6 +49,7 @@ impl<B: Bus> Join for Numbered<B> {
 struct OverBus<B> {
     cluster: Cluster,
     bus: B,
+    health: BusHealth,
     /// How often the bus was connected and given all that there was to say.
     turns: u64,
     /// How much had been said by then. The others learn of it from digests, whatever became of it.
@@ -92,6 +96,7 @@ impl<B: Bus> Machine for OverBus<B> {
 
     fn put_out(&mut self, _: Timestamp, _: &Arc<Shared>) -> bool {
         log_events(&mut self.cluster);
+        self.health.look();
         for _ in 0..OUTPUTS_PER_TURN {
             let Some(output) = self.cluster.poll_output() else {
                 if self.cluster.view().is_connected() {
@@ -141,7 +146,7 @@ impl<B: Bus> Machine for OverBus<B> {
 pub fn log_events(cluster: &mut Cluster) {
     while let Some(event) = cluster.poll_event() {
         match event {
-            ClusterEvent::PeerLost { .. } => tracing::warn!("{event}"),
+            ClusterEvent::PeerLost { .. } | ClusterEvent::Deaf { .. } => tracing::warn!("{event}"),
             _ => tracing::info!("{event}"),
         }
     }

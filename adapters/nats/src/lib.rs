@@ -25,6 +25,7 @@ mod error;
 mod link;
 mod options;
 mod outgoing;
+mod rights;
 mod status;
 
 pub use bus::{Nats, check_topic};

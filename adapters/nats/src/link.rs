@@ -3,20 +3,22 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, Event, Server, Subject, Subscriber};
-use entity_sync_bus::{Inbox, LogLimit};
+use entity_sync_bus::{Inbox, LogLimit, Outage, Part, Severity};
 use entity_sync_runtime::supervise;
 use futures_core::Stream;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::options::Plan;
 use crate::outgoing::{Batch, Outgoing};
+use crate::rights::{Denied, Permission};
 use crate::status::{NatsStatus, count};
 
 /// How often the connection is looked at besides, as async-nats drops events when they are many.
@@ -37,6 +39,10 @@ pub(crate) struct Link {
     max_payload: AtomicUsize,
     was_too_large: AtomicBool,
     logs: Logs,
+    /// What this node may not do.
+    denied: Mutex<Denied>,
+    /// Where an operator is told what is wrong, once it is started.
+    part: OnceLock<Part>,
     /// Something has happened to the connection.
     look: Notify,
     /// The server is about to close.
@@ -51,9 +57,7 @@ pub(crate) struct Link {
 /// One for each kind of line.
 #[derive(Default)]
 struct Logs {
-    connected: LogLimit,
-    disconnected: LogLimit,
-    unreachable: LogLimit,
+    unreachable: Outage,
     error: LogLimit,
     slow: LogLimit,
     refused: LogLimit,
@@ -98,10 +102,16 @@ impl Link {
             Event::ServerError(error) => {
                 count(&counters.errors, 1);
                 self.error.notify_waiters();
-                self.status.set_last_error(Some(error.to_string()));
-                if let Some(before) = self.logs.error.happened() {
-                    tracing::error!(before, "{error}");
+                let error = error.to_string();
+                match Permission::of(&error) {
+                    Some(permission) => self.is_denied(permission),
+                    None => {
+                        if let Some(before) = self.logs.error.happened() {
+                            tracing::error!(before, "NATS: the server refused something: {error}");
+                        }
+                    }
                 }
+                self.status.set_last_error(Some(error));
             }
             // An attempt to connect; why it failed is told to `unreachable`.
             Event::ClientError(ClientError::Other(_)) => count(&counters.errors, 1),
@@ -120,9 +130,10 @@ impl Link {
         if reasons.is_empty() {
             return;
         }
-        if let Some(before) = self.logs.unreachable.happened() {
-            tracing::warn!(before, "NATS: no connection, trying on: {reasons}");
+        if let Some(before) = self.logs.unreachable.failed() {
+            tracing::warn!(before, "NATS: no connection, trying again: {reasons}");
         }
+        self.trouble(format!("no connection: {reasons}"));
         self.status.set_last_error(Some(reasons));
     }
 
@@ -131,9 +142,43 @@ impl Link {
         if self.status.counters().is_connected.swap(false, Ordering::Relaxed) {
             self.drop_messages(self.outgoing.connection(None));
             inbox.disconnected();
-            if let Some(before) = self.logs.disconnected.happened() {
-                tracing::warn!(before, "NATS: the connection is lost");
-            }
+            self.trouble("the connection is lost");
+        }
+    }
+
+    fn is_denied(&self, permission: Permission) {
+        let mut denied = self.denied.lock();
+        let to_be_logged = denied.add(Instant::now(), permission);
+        let Some(missing) = denied.missing() else { return };
+        if let Some(before) = to_be_logged {
+            tracing::error!(before, "NATS: {missing}");
+        }
+        drop(denied);
+        self.trouble(missing);
+    }
+
+    /// Tries again what was denied, and forgets what no longer is. Subscriptions that were denied are to be made again.
+    fn look_at_denied(&self) {
+        let mut denied = self.denied.lock();
+        let had_any = denied.missing().is_some();
+        for subject in denied.try_again(Instant::now()) {
+            self.outgoing.want_once_more(&subject);
+        }
+        if had_any && denied.missing().is_none() {
+            drop(denied);
+            self.is_well();
+        }
+    }
+
+    fn trouble(&self, message: impl Into<String>) {
+        if let Some(part) = self.part.get() {
+            part.report(Severity::NotReady, message);
+        }
+    }
+
+    fn is_well(&self) {
+        if let Some(part) = self.part.get() {
+            part.recover();
         }
     }
 
@@ -168,6 +213,8 @@ pub(crate) async fn run(
         _ = stopped.wait_for(Option::is_some) => return,
     };
     let Ok(inbox) = inbox else { return };
+    let _ = link.part.set(inbox.health().part("nats"));
+    link.trouble("not connected yet");
     let health = inbox.health().clone();
     supervise("entity-sync-nats", &health, go_on(&link, &plan, &inbox, stopped)).await;
 }
@@ -328,6 +375,11 @@ async fn subscribe(
         }
         return;
     }
+    if link.denied.lock().has_subscription(&topic)
+        && let Some(task) = subscriptions.remove(&topic)
+    {
+        task.abort();
+    }
     let Entry::Vacant(entry) = subscriptions.entry(topic) else {
         return;
     };
@@ -377,12 +429,15 @@ async fn watch(link: &Link, client: &Client, inbox: &Inbox) {
             link.outgoing.connection(Some(connects_now));
             counters.connects.store(connects_now, Ordering::Relaxed);
             counters.is_connected.store(true, Ordering::Relaxed);
+            link.denied.lock().clear();
+            link.logs.unreachable.is_over();
+            link.is_well();
             // Topics are subscribed to before anything is published over this connection: what is published from now on
             // is heard by this node, too.
             inbox.connected();
-            if let Some(before) = link.logs.connected.happened() {
-                tracing::info!(before, "NATS: connected");
-            }
+        }
+        if is_connected {
+            link.look_at_denied();
         }
         (connects, was_connected) = (connects_now, is_connected);
         let _ = tokio::time::timeout(LOOK_INTERVAL, link.look.notified()).await;

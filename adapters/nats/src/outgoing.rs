@@ -91,6 +91,15 @@ impl Outgoing {
         self.changed.notify_one();
     }
 
+    /// A topic is given out once more, if it still is one.
+    pub(crate) fn want_once_more(&self, topic: &str) {
+        let state = &mut *self.state.lock();
+        if state.wanted.contains(topic) {
+            state.batch.topics.insert(topic.into(), true);
+            self.changed.notify_one();
+        }
+    }
+
     /// Another connection, or none any more. Gives how many messages waited for the one before, and are dropped.
     pub(crate) fn connection(&self, connection: Option<u64>) -> usize {
         let mut state = self.state.lock();

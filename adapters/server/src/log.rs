@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use entity_sync_runtime::Health;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::{LogFormat, LogLevel};
 use queue::Queue;
@@ -83,10 +86,14 @@ pub(crate) fn start(level: LogLevel, format: LogFormat, health: &Health) {
         // Else an event that can't be formatted is complained about with a write that panics.
         .log_internal_errors(false)
         .with_writer(Log);
+    // It logs every event of a connection and every attempt to make one; our own lines say as much, at a limited rate.
+    let without = Targets::new()
+        .with_default(LevelFilter::TRACE)
+        .with_target("async_nats", LevelFilter::OFF);
     // A second one, as in tests that serve several times, changes nothing.
     let _ = match format {
-        LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => log.finish().with(without).try_init(),
+        LogFormat::Json => log.json().finish().with(without).try_init(),
     };
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use entity_sync_bus::{ClusterConfig, ClusterView, Health, LogLimit, StartError, log_events};
+use entity_sync_bus::{BusHealth, ClusterConfig, ClusterView, Health, LogLimit, StartError, log_events};
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_core::{Node, Timestamp};
 
@@ -16,6 +16,7 @@ use crate::error::ZmqError;
 use crate::links::{Change, Links, Side};
 use crate::monitor::{Event, Monitor};
 use crate::names::Names;
+use crate::places::PlaceReports;
 use crate::sockets::{self, Purpose, Security};
 use crate::view::ZmqView;
 use crate::zap::Doorman;
@@ -66,6 +67,8 @@ pub struct ZmqBus {
     greet_at: Option<Timestamp>,
     is_bound: bool,
     is_connected: bool,
+    health: BusHealth,
+    places: PlaceReports,
     logs: Logs,
 }
 
@@ -77,6 +80,7 @@ struct Logs {
     sending: LogLimit,
     receiving: LogLimit,
     connecting: LogLimit,
+    cut_off: LogLimit,
 }
 
 /// What [`ZmqBus::process`] has come to.
@@ -108,7 +112,7 @@ impl ZmqBus {
 
     pub(crate) fn with_view(
         config: &ZmqConfig,
-        cluster: ClusterConfig,
+        mut cluster: ClusterConfig,
         node: Node,
         now: Timestamp,
         waker: Waker,
@@ -116,6 +120,8 @@ impl ZmqBus {
         health: &Health,
     ) -> Result<Self, StartError> {
         config.check()?;
+        // Brokers forward everything to all. In a mesh, few nodes connect to themselves.
+        cluster.hears_itself = config.bind.is_empty();
         let context = zmq::Context::new();
         let curve = config.curve.as_ref();
         let client = || match curve {
@@ -159,6 +165,8 @@ impl ZmqBus {
         // At last, since it can't be undone.
         let cluster = Cluster::new(node, cluster, now, waker)?;
         let mut bus = Self {
+            health: BusHealth::new(health, cluster.view().clone()),
+            places: PlaceReports::new(&links, health, is_bound, now),
             cluster,
             publisher,
             subscriber,
@@ -186,6 +194,14 @@ impl ZmqBus {
         bus.publish();
         bus.make(connects);
         Ok(bus)
+    }
+
+    /// From now on, `health` shows whether this node is connected to others, and which peers and brokers it is not connected
+    /// to.
+    pub fn report_to(&mut self, health: &Health, now: Timestamp) {
+        self.health = BusHealth::new(health, self.cluster.view().clone());
+        self.places = PlaceReports::new(&self.links, health, self.is_bound, now);
+        self.places.changed(now, &self.links, self.links.counts());
     }
 
     /// Becomes readable when messages may have arrived. It is to be polled for nothing else, and is **edge-triggered** in
@@ -226,6 +242,7 @@ impl ZmqBus {
             let overdue = self.links.overdue(now);
             self.make(overdue);
             self.show_links(now);
+            self.places.log_overdue(now, &self.links);
         }
         let mut has_more = self.receive(now);
         // What has arrived comes first, but not for ever: the others wait for this node's digests.
@@ -238,6 +255,7 @@ impl ZmqBus {
             self.cluster.handle_timeout(now);
         }
         log_events(&mut self.cluster);
+        self.health.look();
         has_more |= self.publish();
         // Where there was more to say, what has arrived meanwhile comes before the rest of it.
         if has_more || std::mem::take(&mut self.is_touched) {
@@ -378,6 +396,7 @@ impl ZmqBus {
             return;
         };
         self.view.show(counts);
+        self.places.changed(now, &self.links, counts);
         let is_connected = self.is_bound || counts.connected_brokers > 0;
         if is_connected == self.is_connected {
             return;
@@ -393,7 +412,10 @@ impl ZmqBus {
         if !self.is_bound {
             match is_connected {
                 true => tracing::info!("connected to a broker"),
-                false => tracing::warn!("no broker is connected: changes are not exchanged until one is"),
+                false if self.logs.cut_off.happened().is_some() => {
+                    tracing::warn!("no broker is connected: changes are not exchanged until one is");
+                }
+                false => {}
             }
         }
     }

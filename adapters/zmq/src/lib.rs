@@ -49,6 +49,7 @@ mod error;
 mod links;
 mod monitor;
 mod names;
+mod places;
 mod sockets;
 mod thread;
 mod view;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use entity_sync_bus::LogLimit;
 use entity_sync_core::Timestamp;
 
-use crate::config::ZmqConfig;
+use crate::config::{BrokerEndpoints, ZmqConfig};
 use crate::endpoint::{DnsName, Endpoint, Kind};
 
 /// Addresses of one name that are made use of. DNS comes from the network too.
@@ -43,12 +43,20 @@ pub(crate) struct LinkCounts {
 pub(crate) struct Links {
     targets: Vec<Target>,
     names: Vec<DnsName>,
-    brokers: usize,
+    places: Vec<Place>,
     keep_vanished: Duration,
     connections: Connections,
     /// Since it was last counted what there is.
     has_changed: bool,
     too_many: LogLimit,
+}
+
+/// A peer or a broker of the configuration, which an operator knows by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Its endpoints, as they were given.
+    pub(crate) name: String,
+    pub(crate) is_broker: bool,
 }
 
 /// What is to be connected to.
@@ -76,8 +84,8 @@ enum State {
 /// An endpoint of the configuration.
 struct Target {
     side: Side,
-    /// Of which broker. Without, of a peer.
-    broker: Option<usize>,
+    /// Whose it is. None: of a name that has the addresses of all others.
+    place: Option<usize>,
     /// Whose addresses these are.
     name: Option<usize>,
     addresses: Vec<Known>,
@@ -93,35 +101,41 @@ impl Links {
     /// Of a configuration that was checked. Says what is to be connected to from the start.
     pub(crate) fn new(config: &ZmqConfig) -> (Self, Vec<Change>) {
         let mut links = Self {
-            brokers: config.brokers.len(),
             keep_vanished: config.keep_vanished,
             has_changed: true,
             ..Self::default()
         };
         let mut changes = Vec::new();
         for peer in &config.peers {
-            links.add(Side::Subscriber, None, peer, &mut changes);
+            let place = links.add_place(peer.to_string(), false);
+            links.add(Side::Subscriber, place, peer, &mut changes);
         }
         for name in &config.peer_names {
             links.add_name(Side::Subscriber, None, name);
         }
-        for (broker, endpoints) in config.brokers.iter().enumerate() {
-            links.add(Side::Publisher, Some(broker), &endpoints.frontend, &mut changes);
-            links.add(Side::Subscriber, Some(broker), &endpoints.backend, &mut changes);
+        for BrokerEndpoints { frontend, backend } in &config.brokers {
+            let place = links.add_place(format!("{frontend},{backend}"), true);
+            links.add(Side::Publisher, place, frontend, &mut changes);
+            links.add(Side::Subscriber, place, backend, &mut changes);
         }
         (links, changes)
     }
 
-    fn add(&mut self, side: Side, broker: Option<usize>, endpoint: &Endpoint, changes: &mut Vec<Change>) {
+    fn add_place(&mut self, name: String, is_broker: bool) -> Option<usize> {
+        self.places.push(Place { name, is_broker });
+        Some(self.places.len() - 1)
+    }
+
+    fn add(&mut self, side: Side, place: Option<usize>, endpoint: &Endpoint, changes: &mut Vec<Change>) {
         if let Kind::Named(name) = &endpoint.0 {
             // libzmq would look it up too, but on the thread that moves all bytes.
-            return self.add_name(side, broker, name);
+            return self.add_name(side, place, name);
         }
         let endpoint = endpoint.to_string();
         changes.extend(want(&mut self.connections, side, &endpoint));
         self.targets.push(Target {
             side,
-            broker,
+            place,
             name: None,
             addresses: vec![Known {
                 endpoint,
@@ -130,7 +144,7 @@ impl Links {
         });
     }
 
-    fn add_name(&mut self, side: Side, broker: Option<usize>, name: &DnsName) {
+    fn add_name(&mut self, side: Side, place: Option<usize>, name: &DnsName) {
         let known = self.names.iter().position(|it| it == name);
         let index = known.unwrap_or_else(|| {
             self.names.push(name.clone());
@@ -138,7 +152,7 @@ impl Links {
         });
         self.targets.push(Target {
             side,
-            broker,
+            place,
             name: Some(index),
             addresses: Vec::new(),
         });
@@ -247,25 +261,37 @@ impl Links {
         std::mem::take(&mut self.has_changed).then(|| self.counts())
     }
 
-    fn counts(&self) -> LinkCounts {
-        let of_peers = self.targets.iter().filter(|it| it.broker.is_none());
+    /// The peers and brokers that the configuration names.
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// Whether the place at this index is connected, with this side. A peer has no side to publish to.
+    pub(crate) fn is_connected(&self, place: usize, side: Side) -> bool {
+        let mut targets = self
+            .targets
+            .iter()
+            .filter(|it| it.place == Some(place) && it.side == side);
+        targets.all(|it| it.addresses.iter().any(|known| self.is_up(side, &known.endpoint)))
+    }
+
+    fn is_up(&self, side: Side, endpoint: &str) -> bool {
+        let connection = self.connections.get(&(side, endpoint.to_owned()));
+        connection.is_some_and(|it| it.state == State::Up)
+    }
+
+    pub(crate) fn counts(&self) -> LinkCounts {
+        let is_broker = |place: usize| self.places.get(place).is_some_and(|it| it.is_broker);
+        let of_peers = self.targets.iter().filter(|it| !it.place.is_some_and(is_broker));
         let peers: BTreeSet<_> = of_peers.flat_map(|it| &it.addresses).map(|it| &it.endpoint).collect();
-        let is_up = |side: Side, endpoint: &str| {
-            let connection = self.connections.get(&(side, endpoint.to_owned()));
-            connection.is_some_and(|it| it.state == State::Up)
-        };
-        let is_connected = |broker: &usize| {
-            let mut sides = self.targets.iter().filter(|it| it.broker == Some(*broker));
-            sides.all(|target| {
-                let mut addresses = target.addresses.iter();
-                addresses.any(|it| is_up(target.side, &it.endpoint))
-            })
-        };
+        let brokers = (0..self.places.len()).filter(|&it| is_broker(it));
+        let is_connected =
+            |it: &usize| self.is_connected(*it, Side::Publisher) && self.is_connected(*it, Side::Subscriber);
         LinkCounts {
             peers: peers.len() as u64,
-            connected_peers: peers.iter().filter(|it| is_up(Side::Subscriber, it)).count() as u64,
-            brokers: self.brokers as u64,
-            connected_brokers: (0..self.brokers).filter(is_connected).count() as u64,
+            connected_peers: peers.iter().filter(|it| self.is_up(Side::Subscriber, it)).count() as u64,
+            brokers: brokers.clone().count() as u64,
+            connected_brokers: brokers.filter(is_connected).count() as u64,
         }
     }
 }
@@ -291,7 +317,6 @@ fn unwant(connections: &mut Connections, side: Side, endpoint: &str) -> Option<C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::BrokerEndpoints;
 
     const SUB: Side = Side::Subscriber;
 
@@ -379,6 +404,9 @@ mod tests {
         assert_eq!(connected(&links), 1);
         links.set_up(at(0), Side::Publisher, "tcp://10.0.0.1:5".to_owned(), false);
         assert_eq!(links.changed_counts().map(|it| it.connected_brokers), Some(0));
+        assert_eq!(links.places()[1].name, "tcp://10.0.0.2:5,tcp://10.0.0.2:6");
+        let sides = [Side::Publisher, SUB].map(|side| [0, 1].map(|place| links.is_connected(place, side)));
+        assert_eq!(sides, [[false, false], [true, true]]);
         // Of nobody that was asked for.
         links.set_up(at(0), SUB, "tcp://10.0.0.9:6".to_owned(), true);
         assert_eq!((links.changed_counts(), links.counts().connected_peers), (None, 0));

@@ -65,6 +65,10 @@ pub struct ClusterConfig {
     /// Whether this node hears only of buckets that hold keys which its clients are subscribed to. It costs a subscription
     /// on the bus for each bucket, and pays only with very many nodes that each hold few keys: see `docs/cluster.md`.
     pub by_interest: bool,
+    /// Whether the bus brings this node what it publishes itself, under a topic that it hears. If it does, a node to which
+    /// nothing comes back for `lost_after_heartbeats` knows that it is cut off, although the bus says that it is connected.
+    /// Nodes may differ in it.
+    pub hears_itself: bool,
 }
 
 impl ClusterConfig {
@@ -84,6 +88,7 @@ impl ClusterConfig {
             max_peers: 1_000,
             forget_after: Duration::from_secs(600),
             by_interest: false,
+            hears_itself: true,
         }
     }
 

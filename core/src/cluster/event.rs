@@ -42,6 +42,13 @@ pub enum ClusterEvent {
         /// What people call it.
         name: String,
     },
+    /// The bus is connected, but this node's own messages don't come back.
+    Deaf {
+        /// Under which topic it publishes them.
+        topic: String,
+    },
+    /// This node's own messages come back again.
+    Hears,
 }
 
 impl fmt::Display for ClusterEvent {
@@ -54,6 +61,12 @@ impl fmt::Display for ClusterEvent {
             ),
             Self::PeerFound { node, name } => write!(f, "node {node} ({name:?}) is heard again"),
             Self::PeerLeft { node, name } => write!(f, "node {node} ({name:?}) has left"),
+            Self::Deaf { topic } => write!(
+                f,
+                "the bus is connected but does not bring back what this node publishes: it probably exchanges no changes \
+                 with others; check whether it may publish and subscribe to {topic:?}"
+            ),
+            Self::Hears => f.write_str("the bus brings back what this node publishes again"),
         }
     }
 }

@@ -21,6 +21,7 @@ mod config;
 mod deliveries;
 mod error;
 mod event;
+mod hearing;
 mod latecomers;
 mod message;
 mod peers;
@@ -52,6 +53,8 @@ pub use config::{ClusterConfig, ClusterConfigError, Epoch, NodeId};
 pub use error::JoinError;
 pub use event::ClusterEvent;
 use event::Events;
+pub use hearing::Hearing;
+use hearing::Listening;
 pub use message::MAX_MESSAGE_BYTES;
 use message::{Body, Digest, Reject, Sections, Sender};
 use peers::{Peer, State};
@@ -85,6 +88,7 @@ pub struct Cluster {
     next_answer: Timestamp,
     next_sweep: Option<Timestamp>,
     is_connected: bool,
+    listening: Listening,
 }
 
 /// What happens to a [`Cluster`].
@@ -135,8 +139,13 @@ impl Cluster {
         let counters = Arc::<ClusterCounters>::default();
         // Nodes that start together don't send their digests together.
         let phase = seed.hash_of(&config.node) % config.heartbeat.as_micros() as u64;
+        let listening = Listening::new(&config, now);
         Ok(Self {
-            view: Arc::new(ClusterView::new(Some(Identity::of(&config)), counters.clone())),
+            view: Arc::new(ClusterView::new(
+                Some(Identity::of(&config)),
+                listening.hearing(),
+                counters.clone(),
+            )),
             peers: BTreeMap::new(),
             repairs: Repairs::new(config.buckets, seed),
             events: Events::default(),
@@ -147,6 +156,7 @@ impl Cluster {
             next_answer: now,
             next_sweep: config.sweep_every.map(|every| now + every),
             is_connected: false,
+            listening,
             counters,
             config,
             node,
@@ -163,16 +173,12 @@ impl Cluster {
         match input {
             ClusterInput::Message(message) => self.receive(now, message),
             ClusterInput::Connected => {
-                self.is_connected = true;
-                self.view.set_connected(true);
+                self.set_connected(now, true);
                 self.grant_all(now);
                 // Tell the others early what they may have missed.
                 self.next_heartbeat = now;
             }
-            ClusterInput::Disconnected => {
-                self.is_connected = false;
-                self.view.set_connected(false);
-            }
+            ClusterInput::Disconnected => self.set_connected(now, false),
             ClusterInput::Reached => self.next_heartbeat = self.next_heartbeat.min(now),
         }
     }
@@ -203,6 +209,12 @@ impl Cluster {
             for peer in self.peers.values_mut() {
                 peer.grant(now, late + heartbeat / 2, heartbeat);
             }
+            self.listening.grant(now, late + heartbeat / 2);
+        }
+        if self.listening.handle_timeout(now) {
+            self.show_hearing();
+            let topic = self.topics.of_digests().to_owned();
+            self.events.push(ClusterEvent::Deaf { topic });
         }
         let mut lost = 0;
         for (&node, peer) in &mut self.peers {
@@ -263,6 +275,9 @@ impl Cluster {
         };
         if sender.node == self.config.node {
             if sender.epoch == self.config.epoch {
+                if let Body::Digest(digest) = body {
+                    self.hear_own_digest(now, digest.number);
+                }
                 return self.counters.echoes.add(1);
             }
             // A late message of an earlier run; or another node that calls itself the same.
@@ -415,8 +430,31 @@ impl Cluster {
         }
     }
 
+    fn set_connected(&mut self, now: Timestamp, is_connected: bool) {
+        self.is_connected = is_connected;
+        self.listening.connected(now, is_connected, self.telling.last_digest());
+        self.view.set_connected(is_connected);
+        self.show_hearing();
+    }
+
+    fn hear_own_digest(&mut self, now: Timestamp, number: u64) {
+        let before = self.listening.hearing();
+        self.listening.heard(now, number);
+        if self.listening.hearing() != before {
+            self.show_hearing();
+            if before == Hearing::Deaf {
+                self.events.push(ClusterEvent::Hears);
+            }
+        }
+    }
+
+    fn show_hearing(&self) {
+        self.view.set_hearing(self.listening.hearing());
+    }
+
     /// Nobody is taken for silent because nothing could be heard.
     fn grant_all(&mut self, now: Timestamp) {
+        self.listening.grant(now, Duration::MAX);
         for peer in self.peers.values_mut().filter(|it| it.state == State::Alive) {
             peer.heard = now;
         }

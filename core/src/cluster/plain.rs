@@ -14,7 +14,7 @@ use super::published::{Due, Message, Published};
 use super::repairs::Repairs;
 use super::status::{ClusterCounters, ClusterView};
 use super::waiting::{Pushed, Waiting};
-use super::{ClusterConfigError, JoinError};
+use super::{ClusterConfigError, Hearing, JoinError};
 use crate::hash::Seed;
 use crate::key::EntityKey;
 use crate::node::{LANES, Lane, Node, Outgoing};
@@ -219,7 +219,7 @@ impl PlainCluster {
         let mut topic_of = HashMap::with_hasher(seed);
         topic_of.extend(names.into_iter().zip(0..));
         Ok(Self {
-            view: Arc::new(ClusterView::new(None, counters.clone())),
+            view: Arc::new(ClusterView::new(None, Hearing::NotExpected, counters.clone())),
             counters,
             repairs: Repairs::new(1, seed),
             lane: Lane::new(seed),

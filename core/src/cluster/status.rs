@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::peers::{Peer, State};
-use super::{ClusterConfig, Epoch, NodeId};
+use super::{ClusterConfig, Epoch, Hearing, NodeId};
 use crate::counters::{Counter, counters};
 use crate::time::Timestamp;
 
@@ -82,6 +82,7 @@ pub struct ClusterView {
     counters: Arc<ClusterCounters>,
     is_connected: AtomicBool,
     has_been_connected: AtomicBool,
+    hearing: Mutex<Hearing>,
     shown: Mutex<Shown>,
 }
 
@@ -101,6 +102,8 @@ pub struct ClusterStatus {
     pub is_connected: bool,
     /// Whether it has ever been.
     pub has_been_connected: bool,
+    /// Whether this node hears itself.
+    pub hearing: Hearing,
     /// The other nodes, as of the last heartbeat.
     pub peers: Vec<PeerStatus>,
     /// Reads that wait for their turn because a change may have been missed, as of the last heartbeat.
@@ -179,12 +182,13 @@ impl PeerState {
 }
 
 impl ClusterView {
-    pub(super) fn new(identity: Option<Identity>, counters: Arc<ClusterCounters>) -> Self {
+    pub(super) fn new(identity: Option<Identity>, hearing: Hearing, counters: Arc<ClusterCounters>) -> Self {
         Self {
             identity,
             counters,
             is_connected: AtomicBool::new(false),
             has_been_connected: AtomicBool::new(false),
+            hearing: Mutex::new(hearing),
             shown: Mutex::default(),
         }
     }
@@ -196,6 +200,7 @@ impl ClusterView {
             identity: self.identity.clone(),
             is_connected: self.is_connected(),
             has_been_connected: self.has_been_connected(),
+            hearing: self.hearing(),
             peers: shown.peers.clone(),
             waiting_repairs: shown.waiting_repairs,
             counts: self.counters.snapshot(),
@@ -210,6 +215,11 @@ impl ClusterView {
     /// Whether the bus has ever been connected.
     pub fn has_been_connected(&self) -> bool {
         self.has_been_connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether this node hears itself.
+    pub fn hearing(&self) -> Hearing {
+        *self.hearing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is counted. Whoever carries messages may add what it had to drop.
@@ -232,6 +242,10 @@ impl ClusterView {
         if is_connected {
             self.has_been_connected.store(true, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn set_hearing(&self, hearing: Hearing) {
+        *self.hearing.lock().unwrap_or_else(PoisonError::into_inner) = hearing;
     }
 
     pub(super) fn show(&self, now: Timestamp, peers: &BTreeMap<NodeId, Peer>, waiting_repairs: usize) {

@@ -44,6 +44,11 @@ impl Telling {
         }
     }
 
+    /// The number of the last digest.
+    pub(super) fn last_digest(&self) -> u64 {
+        self.digest
+    }
+
     pub(super) fn begin_digest(&mut self) {
         self.next_bucket = Some(0);
     }

@@ -3,6 +3,7 @@
 mod digests;
 mod echoes;
 mod frozen;
+mod hearing;
 mod interest;
 mod plain;
 mod repairing;

@@ -1,6 +1,6 @@
 //! What there is to say of a cluster, as JSON and for the metrics page.
 
-use entity_sync_bus::{ClusterView, PeerState};
+use entity_sync_bus::{ClusterView, Hearing, PeerState};
 use serde_json::{Value, json};
 
 use crate::metrics::Number;
@@ -37,11 +37,21 @@ pub(crate) fn to_json(view: &ClusterView) -> String {
         "epoch": identity.map(|it| it.epoch.to_string()),
         "connected": status.is_connected,
         "has_been_connected": status.has_been_connected,
+        "hears_itself": hears_itself(status.hearing),
         "waiting_repairs": status.waiting_repairs,
         "peers": peers,
         "counts": Value::Object(counts.collect()),
     })
     .to_string()
+}
+
+/// `null` if it can't be told, or not yet.
+fn hears_itself(hearing: Hearing) -> Option<bool> {
+    match hearing {
+        Hearing::NotExpected | Hearing::Waiting => None,
+        Hearing::Hears => Some(true),
+        Hearing::Deaf => Some(false),
+    }
 }
 
 /// What is counted, for the metrics page.
@@ -63,6 +73,11 @@ pub(crate) fn numbers(view: &ClusterView) -> Vec<Number> {
             "cluster_connected".into(),
             "Whether the bus is connected.",
             u64::from(status.is_connected),
+        ),
+        (
+            "cluster_deaf".into(),
+            "Whether the bus is connected but brings back nothing that this node publishes.",
+            u64::from(status.hearing == Hearing::Deaf),
         ),
         ("cluster_peers".into(), "Other nodes that are heard.", alive as u64),
         (
