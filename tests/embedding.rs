@@ -1,10 +1,12 @@
 //! The examples of `docs/migrating.md`, which are those of the Go original's README, run.
 
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use entity_sync::{Audience, Builder, Entity, EntityKey, EntitySync, ReadError, Request, Rows};
-use entity_sync_tests::Client;
+use entity_sync_tests::{Client, wait_for};
 
 fn key(entity: &str, id: &str) -> EntityKey {
     EntityKey::new(entity, id).unwrap()
@@ -86,6 +88,197 @@ fn other_messages_pass_through() {
     let said = ("me".to_owned(), r#"{"hello":"world"}"#.to_owned());
     assert_eq!(messages.recv().unwrap(), said);
     assert_eq!(client.row(), "thank you");
+}
+
+/// A push of a key to a client that is subscribed to it, and how long it takes.
+fn push(sync: &EntitySync, client: &mut Client) -> Duration {
+    let start = Instant::now();
+    sync.notify(&key("items", "1")).unwrap();
+    client.row();
+    start.elapsed()
+}
+
+fn numbers() -> (Arc<Mutex<Vec<(String, u64)>>>, impl Fn(&str, &[u8]) + Send + Sync) {
+    let heard = Arc::<Mutex<Vec<(String, u64)>>>::default();
+    let hear = heard.clone();
+    let note = move |secret: &str, bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        let number = text
+            .split(':')
+            .nth(1)
+            .and_then(|it| it.split([',', '}']).next()?.parse().ok());
+        hear.lock().unwrap().push((secret.to_owned(), number.unwrap()));
+    };
+    (heard, note)
+}
+
+#[test]
+fn a_handler_that_blocks_holds_up_nobody_but_its_own_client() {
+    let (heard, note) = numbers();
+    let sync = start(
+        EntitySync::builder()
+            .reactors(NonZeroUsize::MIN)
+            .others(Entity::read(|_| Ok(Rows::one("row"))))
+            .on_message(move |message| {
+                if message.secret() == "slow" {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                note(message.secret(), message.payload().as_bytes());
+            }),
+    );
+    let mut slow = subscribed(&sync, "slow", "items", "2");
+    let mut other = subscribed(&sync, "quick", "items", "1");
+    for number in 0..6 {
+        slow.send(&format!(r#"{{"n":{number}}}"#));
+    }
+    let begin = Instant::now();
+    let mut worst = Duration::ZERO;
+    let mut said = 0;
+    while begin.elapsed() < Duration::from_secs(2) {
+        worst = worst.max(push(&sync, &mut other));
+        other.send(&format!(r#"{{"n":{said}}}"#));
+        said += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("worst push beside a handler of 500 ms: {worst:?}");
+    assert!(worst < Duration::from_millis(400), "{worst:?}");
+    let of = |who: &str| -> Vec<u64> {
+        let heard = heard.lock().unwrap();
+        heard.iter().filter(|it| it.0 == who).map(|it| it.1).collect()
+    };
+    wait_for("all messages", || {
+        of("slow").len() == 6 && of("quick").len() as u64 == said
+    });
+    // In order, each.
+    assert_eq!(of("slow"), (0..6).collect::<Vec<_>>());
+    assert_eq!(of("quick"), (0..said).collect::<Vec<_>>());
+}
+
+/// Far more than any socket takes: whoever sends it waits, once the queue is full, and it is all handled in the end.
+#[test]
+fn a_client_that_sends_faster_than_its_messages_are_handled_is_slowed_down() {
+    const MESSAGES: u64 = 600;
+    let gate = Arc::new((Mutex::new(false), Condvar::new()));
+    let (heard, note) = numbers();
+    let at_gate = gate.clone();
+    let sync = start(
+        EntitySync::builder()
+            .reactors(NonZeroUsize::MIN)
+            .others(Entity::read(|_| Ok(Rows::one("row"))))
+            .on_message(move |message| {
+                if message.secret() == "flood" {
+                    let (is_open, opened) = &*at_gate;
+                    let is_open = is_open.lock().unwrap();
+                    drop(opened.wait_while(is_open, |is_open| !*is_open).unwrap());
+                }
+                note(message.secret(), message.payload().as_bytes());
+            }),
+    );
+    let mut other = subscribed(&sync, "other", "items", "1");
+    let mut flood = subscribed(&sync, "flood", "items", "2");
+    let sent = Arc::new(AtomicU64::new(0));
+    let counted = sent.clone();
+    let thread = std::thread::spawn(move || {
+        let filler = "x".repeat(60_000);
+        for number in 0..MESSAGES {
+            flood.send(&format!(r#"{{"n":{number},"x":"{filler}"}}"#));
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+        flood
+    });
+    // Its sender waits.
+    let mut before = u64::MAX;
+    wait_for("the sender to be held up", || {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = sent.load(Ordering::SeqCst);
+        std::mem::replace(&mut before, now) == now && now > 0
+    });
+    let held_up_at = sent.load(Ordering::SeqCst);
+    let taken = sync.handle().shard_counts().messages;
+    println!("held up after {held_up_at} of {MESSAGES} messages of 60 KB, {taken} of which were taken");
+    assert!(taken <= 20, "{taken} messages of 60 KB in memory");
+    assert!(held_up_at < MESSAGES / 2, "{held_up_at}");
+    // Others go on.
+    other.send(r#"{"n":7}"#);
+    wait_for("the other", || heard.lock().unwrap().contains(&("other".to_owned(), 7)));
+    push(&sync, &mut other);
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    let count = || heard.lock().unwrap().iter().filter(|it| it.0 == "flood").count() as u64;
+    wait_for("all of them", || count() == MESSAGES);
+    let heard = heard.lock().unwrap();
+    let of_flood: Vec<_> = heard.iter().filter(|it| it.0 == "flood").map(|it| it.1).collect();
+    assert_eq!(of_flood, (0..MESSAGES).collect::<Vec<_>>());
+    drop(thread.join().unwrap());
+}
+
+#[test]
+fn a_handler_that_panics_is_counted_and_the_next_message_handled() {
+    let (heard, note) = numbers();
+    let sync = start(
+        EntitySync::builder()
+            .others(Entity::read(|_| Ok(Rows::none())))
+            .on_message(move |message| {
+                note(message.secret(), message.payload().as_bytes());
+                if message.payload().as_bytes() == br#"{"n":1}"# {
+                    panic!("as a test wants it to");
+                }
+            }),
+    );
+    let mut client = subscribed(&sync, "me", "items", "1");
+    for number in 0..3 {
+        client.send(&format!(r#"{{"n":{number}}}"#));
+    }
+    wait_for("all messages", || heard.lock().unwrap().len() == 3);
+    assert_eq!(sync.handle().counters().message_panics.get(), 1);
+    assert!(sync.handle().health().is_alive());
+}
+
+#[test]
+fn a_shutdown_waits_for_messages_within_its_time() {
+    for (timeout, handled) in [(10_000, 3), (300, 1)] {
+        let (heard, note) = numbers();
+        let (begun, has_begun) = mpsc::channel();
+        let sync = start(
+            EntitySync::builder()
+                .others(Entity::read(|_| Ok(Rows::none())))
+                .on_message(move |message| {
+                    let _ = begun.send(());
+                    note(message.secret(), message.payload().as_bytes());
+                    std::thread::sleep(Duration::from_millis(1_000));
+                }),
+        );
+        let mut client = subscribed(&sync, "me", "items", "1");
+        for number in 0..3 {
+            client.send(&format!(r#"{{"n":{number}}}"#));
+        }
+        client.sync();
+        has_begun.recv().unwrap();
+        let start = Instant::now();
+        drop(client);
+        sync.shutdown(Duration::from_millis(timeout));
+        assert!(
+            start.elapsed() < Duration::from_millis(timeout + 2_500),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(heard.lock().unwrap().len(), handled, "{timeout} ms");
+    }
+}
+
+#[test]
+fn a_direct_handler_is_called_on_the_reactor() {
+    let (heard, on) = mpsc::channel();
+    let sync = start(
+        EntitySync::builder()
+            .others(Entity::read(|_| Ok(Rows::none())))
+            .on_message(|_| panic!("the later one counts"))
+            .on_message_direct(move |_| heard.send(std::thread::current().name().map(str::to_owned)).unwrap()),
+    );
+    let mut client = subscribed(&sync, "", "items", "1");
+    client.send(r#"{"hello":"world"}"#);
+    let name = on.recv().unwrap().unwrap();
+    assert!(name.contains("reactor"), "{name}");
 }
 
 /// Two servers, and a queue of the application's between them.

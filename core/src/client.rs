@@ -1,7 +1,10 @@
 //! [`Client`]: one connection as the application sees it; and [`Incoming`], what a client says to the application.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+// Not the model checker's: it is lent to one thread.
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -33,6 +36,22 @@ pub struct Incoming<'a> {
     pub(crate) id: ClientId,
     pub(crate) secret: &'a str,
     pub(crate) payload: Payload<'a>,
+    /// Set to have the client not read from behind this message. `None`: it is too late for that.
+    pub(crate) pauses: Option<&'a AtomicBool>,
+}
+
+/// A message that was kept for later: see [`Incoming::keep`].
+#[derive(Clone)]
+pub struct KeptMessage {
+    client: Client,
+    secret: Box<str>,
+    payload: KeptPayload,
+}
+
+#[derive(Clone)]
+enum KeptPayload {
+    Text(Box<str>),
+    Binary(Box<[u8]>),
 }
 
 /// The exact bytes of a message.
@@ -95,6 +114,8 @@ pub(crate) enum Command {
     Unsubscribe(Whose),
     /// Reads that began with this ticket or before don't count.
     Reread(Whose, Ticket),
+    /// Reading from it goes on.
+    ReadOn(ConnId),
 }
 
 /// A [`Selector`] on one shard.
@@ -140,6 +161,12 @@ impl Client {
         self.node.disconnect(&Selector::Client(self.id), code, reason)
     }
 
+    /// Reading from the client goes on after [`Incoming::stop_reading`].
+    pub fn read_on(&self) {
+        // It has no limit.
+        let _ = self.node.command(self.id.shard, Command::ReadOn(self.id.conn));
+    }
+
     fn send(&self, opcode: OpCode, payload: &[u8]) -> Result<(), SendError> {
         let frame = data_frame(opcode, payload);
         let conn = self.id.conn;
@@ -166,6 +193,62 @@ impl<'a> Incoming<'a> {
     /// A way to whoever says it, to keep.
     pub fn client(&self) -> Client {
         Client::new(self.node.clone(), self.id)
+    }
+
+    /// A copy to keep, for work that would hold up the reactor.
+    pub fn keep(&self) -> KeptMessage {
+        KeptMessage {
+            client: self.client(),
+            secret: self.secret.into(),
+            payload: match self.payload {
+                Payload::Text(text) => KeptPayload::Text(text.into()),
+                Payload::Binary(bytes) => KeptPayload::Binary(bytes.into()),
+            },
+        }
+    }
+
+    /// Behind this message nothing more is read from the client until [`Client::read_on`], so that TCP slows down the client
+    /// and nobody else. The client isn't taken for dead meanwhile. With a message that was kept, it does nothing.
+    pub fn stop_reading(&self) {
+        if let Some(pauses) = self.pauses {
+            pauses.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl KeptMessage {
+    /// Who said it.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Bytes of memory that it holds, about.
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.secret.len() + self.payload().as_bytes().len()
+    }
+
+    fn payload(&self) -> Payload<'_> {
+        match &self.payload {
+            KeptPayload::Text(text) => Payload::Text(text),
+            KeptPayload::Binary(bytes) => Payload::Binary(bytes),
+        }
+    }
+
+    /// Calls a handler with it, as a reactor would. A panic is caught and counted; says whether there was none.
+    pub fn handle(&self, handler: impl FnOnce(Incoming<'_>)) -> bool {
+        let incoming = Incoming {
+            node: &self.client.node,
+            id: self.client.id,
+            secret: &self.secret,
+            payload: self.payload(),
+            pauses: None,
+        };
+        // It is shown nothing that could be half changed.
+        let is_well = catch_unwind(AssertUnwindSafe(|| handler(incoming))).is_ok();
+        if !is_well {
+            self.client.node.counters().message_panics.add(1);
+        }
+        is_well
     }
 }
 
@@ -216,6 +299,16 @@ impl fmt::Debug for Incoming<'_> {
         f.debug_struct("Incoming")
             .field("id", &self.id)
             .field("bytes", &self.payload.as_bytes().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for KeptMessage {
+    /// Without the secret and the payload, as [`Incoming`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeptMessage")
+            .field("id", &self.client.id)
+            .field("bytes", &self.payload().as_bytes().len())
             .finish_non_exhaustive()
     }
 }

@@ -96,6 +96,8 @@ counters! {
         late_reads,
         /// Calls of the resolver that panicked.
         resolver_panics,
+        /// Calls of `on_message` for messages that were kept for later that panicked.
+        message_panics,
         /// Reads that had to wait, because as many of their entity were running as may.
         queued_reads,
         /// Reads begun only to look whether something has changed: the store may have settled, or a change been missed.

@@ -80,7 +80,9 @@ mod ws;
 
 pub use admission::{Opening, Refused};
 pub use bytes::Bytes;
-pub use client::{Client, ClientId, Incoming, InvalidCloseCode, OnMessage, PassThrough, Payload, Selector, SendError};
+pub use client::{
+    Client, ClientId, Incoming, InvalidCloseCode, KeptMessage, OnMessage, PassThrough, Payload, Selector, SendError,
+};
 pub use config::{Config, HttpDate, LIMITS_FIELD};
 pub use core::{Core, CoreOutput};
 pub use counters::{Counter, NodeCounters, NodeCounts, ShardCounters, ShardCounts};

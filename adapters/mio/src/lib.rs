@@ -43,9 +43,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use entity_sync_core::{
     Audience, AudienceRule, Client, ClientId, Delivery, DrainOptions, Entities, EntityKey, EntityOptions, Hosts,
-    Incident, Incoming, InvalidCloseCode, LATENCY_BOUNDS, LatencyCounts, Misdeed, NodeCounters, NodeCounts, Origins,
-    PassThrough, Payload, ReadError, Refusal, Request, RowError, Rows, Seed, Selector, SendError, ShardCounts,
-    UnknownEntity, asks_for_snapshots,
+    Incident, Incoming, InvalidCloseCode, KeptMessage, LATENCY_BOUNDS, LatencyCounts, Misdeed, NodeCounters,
+    NodeCounts, Origins, PassThrough, Payload, ReadError, Refusal, Request, RowError, Rows, Seed, Selector, SendError,
+    ShardCounts, UnknownEntity, asks_for_snapshots,
 };
 use entity_sync_core::{Node, Timestamp};
 pub use entity_sync_runtime::{Health, Part, Severity, Trouble};

@@ -338,7 +338,9 @@ impl Api {
 
     fn cluster(&self) -> Result<Answer, ApiError> {
         let cluster = self.parts.cluster.as_ref().ok_or_else(ApiError::no_cluster)?;
-        Ok(json(StatusCode::OK, cluster::to_json(cluster)))
+        let mut shown = cluster::to_json(cluster);
+        shown["troubles"] = health::shown(&self.parts.health.troubles(), true);
+        Ok(json(StatusCode::OK, shown.to_string()))
     }
 
     /// Whoever has the token is no web page. Without one, the name tells a page that had its own name lead here.

@@ -19,6 +19,7 @@
 //! ```
 
 mod entity;
+mod messages;
 #[cfg(test)]
 mod tests;
 
@@ -36,14 +37,20 @@ use entity_sync_mio::{
     StartError, UnknownEntity,
 };
 
+use messages::{Handler, Messages};
+
 use crate::values::{self, ValueError};
 pub use entity::Entity;
 pub(crate) use entity::Routes;
+
+/// Messages of so many clients are handled at once, unless it is said otherwise.
+const MESSAGE_THREADS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 
 /// A running server. Dropping it stops it at once; [`shutdown`](Self::shutdown) is kinder.
 #[derive(Debug)]
 pub struct EntitySync {
     server: Server,
+    messages: Option<Messages>,
     pool: Pool,
     member: Option<Box<dyn Member>>,
 }
@@ -57,6 +64,8 @@ pub struct Builder {
     entities: BTreeMap<String, Entity>,
     others: Option<Entity>,
     pool: PoolConfig,
+    on_message: Option<Handler>,
+    message_threads: NonZeroUsize,
     bus: Option<Box<dyn Join>>,
     config: Config,
 }
@@ -76,7 +85,7 @@ pub enum BuildError {
     NoEntity,
     /// An address is taken, or the system refuses something.
     Start(StartError),
-    /// The system refuses a thread for reads.
+    /// The system refuses a thread for reads or messages.
     Threads(io::Error),
     /// The cluster can't be joined.
     Bus(bus::StartError),
@@ -94,6 +103,8 @@ impl EntitySync {
             entities: BTreeMap::new(),
             others: None,
             pool: PoolConfig::default(),
+            on_message: None,
+            message_threads: MESSAGE_THREADS,
             bus: None,
             config: Config::new([]),
         }
@@ -147,13 +158,14 @@ impl EntitySync {
     }
 
     /// Stops accepting, tells every client that it goes away (close code 1001) behind what it has queued, and waits for
-    /// them; waits until the bus has what was notified, and says goodbye to the cluster; and waits for running reads; each
+    /// them and for the handling of their messages; waits until the bus has what was notified, and says goodbye to the cluster; and waits for running reads; each
     /// for about `timeout` at most.
     ///
     /// # Errors
     /// [`Undelivered`]: what the bus did not get, so that other nodes may not know of it. The server has ended all the same.
     pub fn shutdown(self, timeout: Duration) -> Result<(), Undelivered> {
         self.server.shutdown(timeout);
+        finish(self.messages.as_ref(), timeout);
         let left = leave(self.member, timeout);
         self.pool.shutdown(timeout);
         left
@@ -166,9 +178,16 @@ impl EntitySync {
     /// As [`shutdown`](Self::shutdown).
     pub fn drain(self, options: DrainOptions, timeout: Duration) -> Result<(), Undelivered> {
         self.server.drain(options, timeout);
+        finish(self.messages.as_ref(), timeout);
         let left = leave(self.member, timeout);
         self.pool.shutdown(timeout);
         left
+    }
+}
+
+fn finish(messages: Option<&Messages>, timeout: Duration) {
+    if let Some(messages) = messages {
+        messages.shutdown(timeout);
     }
 }
 
@@ -217,10 +236,29 @@ impl Builder {
         self
     }
 
-    /// What becomes of messages that have no action, and so are the application's. It is called on a reactor's thread,
-    /// which must not block.
+    /// What becomes of messages that have no action, and so are the application's. It may block: it is called on threads of
+    /// its own, for the messages of each client in their order, one at a time. A client that sends faster than its messages
+    /// are handled is not read from, with 64 messages or 256 KiB of them waiting; others are not held up. If it panics,
+    /// that is caught, logged and counted.
+    ///
+    /// A message is handled even if its client has gone or was disconnected after it came.
     pub fn on_message(mut self, on_message: impl Fn(Incoming<'_>) + Send + Sync + 'static) -> Self {
+        self.on_message = Some(Box::new(on_message));
+        self
+    }
+
+    /// As [`on_message`](Self::on_message), for a handler that never blocks: it is called on the thread that serves the
+    /// client and many others, all of which wait for it. It saves a copy of each message and the way to another thread.
+    pub fn on_message_direct(mut self, on_message: impl Fn(Incoming<'_>) + Send + Sync + 'static) -> Self {
+        self.on_message = None;
         self.config.core.on_message = Some(Arc::new(on_message));
+        self
+    }
+
+    /// How many clients' messages are handled at once at most, instead of 32: [`on_message`](Self::on_message) is called on as
+    /// many threads, which are started when they are needed.
+    pub fn message_threads(mut self, threads: NonZeroUsize) -> Self {
+        self.message_threads = threads;
         self
     }
 
@@ -269,6 +307,8 @@ impl Builder {
             entities,
             others,
             pool,
+            on_message,
+            message_threads,
             bus,
             mut config,
         } = self;
@@ -305,12 +345,26 @@ impl Builder {
             routes.by_name.insert(name, resolver);
         }
         config.core.entities = registered;
+        let messages = match on_message {
+            Some(handler) => {
+                let messages = Messages::start(handler, message_threads, config.health.clone());
+                let messages = messages.map_err(BuildError::Threads)?;
+                config.core.on_message = Some(Arc::new(messages.intake()));
+                Some(messages)
+            }
+            None => None,
+        };
         let server = Server::start(config, routes).map_err(BuildError::Start)?;
         let member = match bus {
             Some(bus) => Some(join(bus, server.handle()).map_err(BuildError::Bus)?),
             None => None,
         };
-        Ok(EntitySync { server, pool, member })
+        Ok(EntitySync {
+            server,
+            messages,
+            pool,
+            member,
+        })
     }
 }
 
@@ -343,7 +397,11 @@ impl fmt::Display for BuildError {
                 "there is no entity: say how one is read with Builder::entity, or how all are with Builder::others",
             ),
             Self::Start(error) => error.fmt(f),
-            Self::Threads(error) => write!(f, "the system refused a thread for reads: {}", Refused(error)),
+            Self::Threads(error) => write!(
+                f,
+                "the system refused a thread for reads or messages: {}",
+                Refused(error)
+            ),
             Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
         }
     }

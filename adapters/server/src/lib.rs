@@ -50,8 +50,8 @@ pub use builder::{BuildError, Builder, Entity, EntitySync};
 pub use entity_sync_bus::Undelivered;
 pub use entity_sync_mio::{
     Audience, AudienceRule, Client, ClientId, Config, Delivery, DrainOptions, EntityKey, Handle, Health, Incident,
-    Incoming, InvalidCloseCode, Payload, Pool, PoolConfig, ReadError, Reply, Request, Resolver, RowError, Rows,
-    Selector, SendError, Severity, StartError, Trouble, UnknownEntity,
+    Incoming, InvalidCloseCode, KeptMessage, Payload, Pool, PoolConfig, ReadError, Reply, Request, Resolver, RowError,
+    Rows, Selector, SendError, Severity, StartError, Trouble, UnknownEntity,
 };
 
 /// The programs of the README and of the page for those who come from Go compile.

@@ -47,7 +47,7 @@ impl PlaceReports {
         for (index, (report, place)) in self.places.iter_mut().zip(links.places()).enumerate() {
             let Some(side) = missing(links, index) else {
                 report.part.recover();
-                if report.state == State::Logged && report.logs.happened().is_some() {
+                if report.state == State::Logged && report.logs.of_kind("connected").is_some() {
                     tracing::info!("connected to ZeroMQ {} {}", kind(place.is_broker), place.name);
                 }
                 report.state = State::Up;
@@ -80,9 +80,11 @@ impl PlaceReports {
                 continue;
             }
             report.state = State::Logged;
-            if let (Some(skipped), Some(side), Some(place)) =
-                (report.logs.happened(), missing(links, index), links.places().get(index))
-            {
+            if let (Some(skipped), Some(side), Some(place)) = (
+                report.logs.of_kind("lost"),
+                missing(links, index),
+                links.places().get(index),
+            ) {
                 let counts = links.counts();
                 tracing::warn!(
                     skipped,

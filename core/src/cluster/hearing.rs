@@ -61,7 +61,7 @@ impl Listening {
 
     /// For so long nothing could be heard, whatever the bus has brought.
     pub(super) fn grant(&mut self, now: Timestamp, time: Duration) {
-        self.since += time.min(now.since(self.since));
+        self.since = self.since + time.min(now.since(self.since));
     }
 
     /// A digest of this node has come back.

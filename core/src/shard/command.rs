@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::pause::Pause;
 use super::{ConnId, Phase, Shard};
 use crate::client::{Command, Whose};
 use crate::flights::Ticket;
@@ -68,6 +69,10 @@ impl Shard {
                 }
                 Some(Command::Send { conn, frame }) => {
                     self.send(conn, frame);
+                    continue;
+                }
+                Some(Command::ReadOn(conn)) => {
+                    self.resume(conn, Pause::Application);
                     continue;
                 }
                 Some(Command::Close { whose, frame }) => (What::Close(frame), whose),

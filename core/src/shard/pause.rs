@@ -11,6 +11,8 @@ pub(super) enum Pause {
     Backlog = 1,
     /// It has changed its secret more often than `max_secret_changes` in `secret_window`.
     SecretRate = 2,
+    /// The application has more of its messages than it can take.
+    Application = 4,
 }
 
 /// The reasons for which a connection is not read from: a bit for each.
@@ -36,7 +38,7 @@ impl Pauses {
 
     /// Signs of life may lie unread through no fault of the client's.
     pub(super) fn hides_life(self) -> bool {
-        self.has(Pause::Backlog) || self.has(Pause::SecretRate)
+        self.any()
     }
 
     fn set(&mut self, why: Pause) {

@@ -2,6 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+// Not the model checker's: it is lent to one thread.
+use std::sync::atomic::AtomicBool;
 
 use smallvec::SmallVec;
 
@@ -262,21 +264,26 @@ impl Shard {
     }
 
     /// Gives a message to the application.
-    fn pass(&self, conn: ConnId, payload: Payload<'_>) {
+    fn pass(&mut self, conn: ConnId, payload: Payload<'_>) {
         let Some(on_message) = &self.node.config().on_message else {
             self.counters.rejected_messages.add_alone(1);
             return;
         };
+        let pauses = AtomicBool::new(false);
         let incoming = Incoming {
             node: &self.node,
             id: self.client_id(conn),
             secret: self.secret_of(conn),
             payload,
+            pauses: Some(&pauses),
         };
         self.counters.passed_messages.add_alone(1);
         // It is shown nothing that could be half changed, and other clients are not to suffer for it.
         if catch_unwind(AssertUnwindSafe(|| on_message(incoming))).is_err() {
             self.counters.handler_panics.add_alone(1);
+        }
+        if pauses.into_inner() {
+            self.pause(conn, Pause::Application);
         }
     }
 

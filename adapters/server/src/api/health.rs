@@ -23,7 +23,9 @@ impl Api {
         if self.parts.is_stopping.load(Ordering::Relaxed) {
             return Err(ApiError::unhealthy(StoreError::Closed));
         }
-        if self.parts.cluster.as_ref().is_some_and(|it| !it.has_been_connected()) {
+        // Most buses report to the server's health why they are not.
+        let is_cut_off = self.parts.cluster.as_ref().is_some_and(|it| !it.has_been_connected());
+        if is_cut_off && self.parts.health.is_ready() {
             return Err(ApiError::not_connected());
         }
         self.check(headers, Severity::NotReady).await
@@ -69,7 +71,7 @@ fn error(worst: &Trouble, tells: bool) -> Value {
     json!({ "code": worst.severity.to_string(), "message": message, "hint": hint })
 }
 
-fn shown(troubles: &[Trouble], tells: bool) -> Value {
+pub(super) fn shown(troubles: &[Trouble], tells: bool) -> Value {
     let shown = troubles.iter().map(|it| {
         let mut shown = json!({
             "severity": it.severity.to_string(),

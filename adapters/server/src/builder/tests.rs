@@ -67,7 +67,7 @@ fn threads_that_the_system_refuses_are_told_of() {
             .status();
         assert!(limited.expect("prlimit runs").success());
         let said = builder().pool(pool).start().expect_err("refused").to_string();
-        let told = "the system refused a thread for reads: Resource temporarily unavailable (os error 11); allow its user \
+        let told = "the system refused a thread for reads or messages: Resource temporarily unavailable (os error 11); allow its user \
                     more threads (ulimit -u), or it more memory (ulimit -v), or its container more of both";
         assert_eq!(said, told);
         return;

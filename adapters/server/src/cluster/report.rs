@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::metrics::Number;
 
-/// What `GET /cluster` answers.
-pub(crate) fn to_json(view: &ClusterView) -> String {
+/// What `GET /cluster` answers, but for the troubles.
+pub(crate) fn to_json(view: &ClusterView) -> Value {
     let status = view.status();
     let peers: Vec<_> = status
         .peers
@@ -42,7 +42,6 @@ pub(crate) fn to_json(view: &ClusterView) -> String {
         "peers": peers,
         "counts": Value::Object(counts.collect()),
     })
-    .to_string()
 }
 
 /// `null` if it can't be told, or not yet.

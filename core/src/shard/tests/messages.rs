@@ -206,3 +206,78 @@ fn messages_beyond_the_outbox_end_the_connection() {
     assert!(net.has_ended(a) && net.has_ended(b));
     assert_eq!(net.shards[0].connections(), 1);
 }
+
+/// What lies behind in the same bytes waits too, and others don't.
+#[test]
+fn the_application_may_stop_reading_from_one_client() {
+    let heard = Heard::default();
+    let hear = heard.clone();
+    let mut net = Net::new(1, |config| {
+        config.on_message = Some(Arc::new(move |incoming: Incoming<'_>| {
+            incoming.stop_reading();
+            let bytes = incoming.payload().as_bytes().to_vec();
+            lock(&hear).push((incoming.id(), String::new(), true, bytes));
+        }));
+    });
+    let (a, b) = (net.connect(0), net.connect(0));
+    let said = |number: usize| frame(1, format!("{{\"n\":{number}}}").as_bytes());
+    net.receive(a, [said(1), said(2), said(3)].concat());
+    net.receive(b, said(7));
+    let numbers = || lock(&heard).iter().map(|it| (it.0, it.3[5])).collect::<Vec<_>>();
+    assert_eq!(numbers(), [(a, b'1'), (b, b'7')]);
+    assert!(net.shards[0].is_paused(a.conn));
+    let client = |id: ClientId| crate::client::Client::new(net.node.clone(), id);
+    let (of_a, of_b) = (client(a), client(b));
+    // Nobody is taken for dead who is not read from.
+    net.wait_until(net.now + Duration::from_secs(600));
+    assert_eq!(net.counts(0).connections, 2);
+    for expected in [b'2', b'3'] {
+        of_a.read_on();
+        net.run();
+        assert_eq!(numbers().last(), Some(&(a, expected)));
+        assert!(net.shards[0].is_paused(a.conn));
+    }
+    of_a.read_on();
+    of_a.read_on();
+    net.run();
+    assert!(!net.shards[0].is_paused(a.conn) && net.shards[0].is_paused(b.conn));
+    net.receive(a, said(4));
+    assert_eq!(numbers().last(), Some(&(a, b'4')));
+    // A client that has gone.
+    of_b.close(1000, "").unwrap();
+    net.run();
+    of_b.read_on();
+    net.run();
+}
+
+#[test]
+fn a_message_may_be_kept_and_handled_later() {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let keep = kept.clone();
+    let mut net = Net::new(1, |config| {
+        config.on_message = Some(Arc::new(move |incoming: Incoming<'_>| {
+            lock(&keep).push(incoming.keep())
+        }));
+    });
+    let a = net.connect(0);
+    net.secret(a, "s");
+    net.say(a, r#"{"hello":1}"#);
+    net.receive(a, frame(2, b"{\"raw\":\"\xff\"}"));
+    let kept = std::mem::take(&mut *lock(&kept));
+    let mut seen = Vec::new();
+    for message in &kept {
+        let is_well = message.handle(|incoming| {
+            incoming.stop_reading();
+            incoming.client().send_text("thank you").unwrap();
+            let is_text = matches!(incoming.payload(), Payload::Text(_));
+            seen.push((incoming.id(), incoming.secret().to_owned(), is_text));
+        });
+        assert!(is_well && message.size() > message.client().id().to_string().len());
+    }
+    assert_eq!(seen, [(a, "s".to_owned(), true), (a, "s".to_owned(), false)]);
+    net.run();
+    assert!(!net.shards[0].is_paused(a.conn));
+    assert_eq!(net.frames(a), ["thank you", "thank you"]);
+    assert!(!kept[0].handle(|_| panic!("this handler panics")));
+    assert_eq!(net.node.counters().message_panics.get(), 1);
+}
