@@ -256,7 +256,7 @@ fn a_shutdown_waits_for_messages_within_its_time() {
         has_begun.recv().unwrap();
         let start = Instant::now();
         drop(client);
-        sync.shutdown(Duration::from_millis(timeout));
+        sync.shutdown(Duration::from_millis(timeout)).unwrap();
         assert!(
             start.elapsed() < Duration::from_millis(timeout + 2_500),
             "{:?}",
