@@ -77,6 +77,7 @@ impl fmt::Display for BusOptions {
                 peers,
                 peer_names,
                 brokers,
+                allow_unauthenticated: _,
             } => {
                 f.write_str("ZeroMQ")?;
                 if !bind.is_empty() {

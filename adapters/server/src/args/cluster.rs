@@ -268,7 +268,7 @@ impl ClusterArgs {
     /// No flag is ignored: whoever gives one that does nothing here meant another bus.
     fn refuse_what_is_for_other_buses(&self) -> Result<(), ArgsError> {
         use WhichBus::{Nats, Nsq, Zmq};
-        let flags: [(&str, &[WhichBus], bool); 16] = [
+        let flags: [(&str, &[WhichBus], bool); 17] = [
             ("--zmq-bind", &[Zmq], !self.zmq_bind.is_empty()),
             ("--zmq-peer", &[Zmq], !self.zmq_peer.is_empty()),
             ("--zmq-peer-dns", &[Zmq], !self.zmq_peer_dns.is_empty()),
