@@ -60,7 +60,7 @@ pub(crate) fn ours(count: usize, pace: Duration) -> Result<Vec<u64>, Box<dyn Err
         return Err("a key was unknown".into());
     }
     let _ = member.leave(Duration::from_secs(1));
-    server.shutdown(Duration::from_secs(1));
+    let _ = server.shutdown(Duration::from_secs(1));
     Ok(latencies)
 }
 

@@ -58,6 +58,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let _ = tokio::signal::ctrl_c().await;
     };
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
-    tokio::task::spawn_blocking(|| sync.shutdown(Duration::from_secs(5))).await?;
+    tokio::task::spawn_blocking(|| sync.shutdown(Duration::from_secs(5))).await??;
     Ok(())
 }
