@@ -99,8 +99,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "a read that a connection waits for is never asked for",
         file: "core/src/shard/deliver.rs",
-        good: "            self.node.want(self.now, self.index, flight, standing.joined());\n",
-        bad: "            let _ = (flight, standing);\n",
+        good: "            self.node\n                .want(self.now, self.index, flight, standing.joined(), Some(client));\n",
+        bad: "            let _ = (flight, standing, client);\n",
         found_by: Seeds(20),
     },
     Bug {
@@ -183,8 +183,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "a begun group is replaced by a newer one",
         file: "core/src/outbox.rs",
-        good: "let behind = self.fixed + self.controls;",
-        bad: "let behind = 0;",
+        good: "match lent || sent > 0 {",
+        bad: "match lent {",
         found_by: Seeds(20),
     },
     Bug {
@@ -211,7 +211,7 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "a flight that waits for its turn is not forgotten with its last subscriber",
         file: "core/src/node/reads.rs",
-        good: "self.0.entities.of(flight.entity).forget(turn);",
+        good: "self.0.entities.of(flight.entity).forget(id, turn);",
         bad: "let _ = turn;",
         found_by: Seeds(50),
     },
@@ -332,7 +332,7 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "progress in writing doesn't count as life: slow clients are thrown out",
         file: "core/src/shard/mod.rs",
-        good: "                    // The peer has taken bytes.\n                    state.last_alive = self.now;",
+        good: "                    // The peer has taken bytes.\n                    state.last_alive = patient_now;",
         bad: "",
         found_by: Seeds(4000),
     },
