@@ -153,8 +153,11 @@ fn a_full_api_says_so_to_callers_and_operators() {
     let mut holder = TcpStream::connect(process.api).unwrap();
     holder.set_read_timeout(Some(entity_sync_tests::PATIENCE)).unwrap();
     holder
-        .write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .write_all(
+            b"PUT /entities/items/1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n",
+        )
         .unwrap();
+    // Its body is waited for: a connection that had nothing to do would give way.
     assert!(holder.read(&mut [0; 512]).unwrap() > 0);
     let (status, error) = process.call("PUT", "/entities/items/1", "x");
     assert_eq!(status, 503, "{error}");

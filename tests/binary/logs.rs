@@ -41,7 +41,9 @@ fn it_serves_and_drains_with_a_log_that_cannot_be_written() {
         command.stderr(stderr);
         // Every turn of a reactor logs something, and so does a bus.
         let flags = ["--log", "trace", "--bus", "nats", "--nats", "nats://127.0.0.1:1"];
-        let mut process = Process::start_from(&mut command, ":memory:", &flags);
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data.db");
+        let mut process = Process::start_from(&mut command, data.to_str().unwrap(), &flags);
         let mut client = subscribed(&process, "1");
         client.send("not json");
         process.put("1", "row");

@@ -26,8 +26,8 @@ fn serve_with_a_saboteur(victim: String) -> ! {
 }
 
 /// Runs the test of this name again, as the server in which a thread dies.
-fn sabotaged(test: &str, victim: &str, flags: &str) -> Process {
-    let flags = format!("--listen 127.0.0.1:0 --api 127.0.0.1:0 --reactors 2 --data :memory: {flags}");
+fn sabotaged(test: &str, victim: &str, data: &str, flags: &str) -> Process {
+    let flags = format!("--listen 127.0.0.1:0 --api 127.0.0.1:0 --reactors 2 --data {data} {flags}");
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", test, "--nocapture"])
@@ -49,7 +49,7 @@ fn a_dead_reactor_ends_the_process() {
         serve_with_a_saboteur(victim);
     }
     let name = "binary::threads::a_dead_reactor_ends_the_process";
-    let process = sabotaged(name, "reactor-0", "");
+    let process = sabotaged(name, "reactor-0", ":memory:", "");
     // Sooner or later, one comes to the first reactor.
     let begun = std::time::Instant::now();
     let mut streams = Vec::new();
@@ -74,7 +74,9 @@ fn a_dead_bus_ends_the_process() {
     let name = "binary::threads::a_dead_bus_ends_the_process";
     // The bus's thread says that it is connected.
     let flags = format!("--bus zmq --zmq-bind {}:7000", own_address());
-    let (code, said) = ended(sabotaged(name, "entity-sync bus", &flags));
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data.db");
+    let (code, said) = ended(sabotaged(name, "entity-sync bus", data.to_str().unwrap(), &flags));
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("ended: entity-sync bus: thread died: sabotage"), "{said}");
 }

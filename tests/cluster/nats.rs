@@ -74,8 +74,9 @@ fn a_node_is_ready_once_its_bus_has_been_connected() {
     wait_for("the loss", || node.cluster()["connected"] == false);
     // Its clients would miss what others change. It goes on serving those it has.
     wait_for("it to be not ready", || is_ready() == 503);
-    let (_, said) = node.call("GET", "/cluster", "");
-    assert!(said.contains("no connection: 127.0.0.1"), "{said}");
+    wait_for("the reason", || {
+        node.call("GET", "/cluster", "").1.contains("no connection: 127.0.0.1")
+    });
     nats.resume();
     wait_for("the bus again", || is_ready() == 200);
 }

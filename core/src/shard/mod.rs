@@ -100,6 +100,8 @@ pub struct Shard {
     urgent: VecDeque<ConnId>,
     /// So many of these may go before the next slice of a walk.
     urgent_first: u32,
+    /// So many outputs more before the node's inbox is looked at.
+    until_inbox: u32,
     endings: VecDeque<Ending>,
     /// Connections whose input is to be worked on further.
     backlog: VecDeque<ConnId>,
@@ -121,6 +123,9 @@ pub struct Shard {
     /// By [`Misdeed::kind`].
     incidents: LogQuota<u8>,
 }
+
+/// Outputs after which a shard looks at what it has to do for the node, even if it never runs out of others.
+const INBOX_EVERY: u32 = 64;
 
 /// Flushes of urgent connections between two slices of a walk, or two commands.
 const URGENT_BETWEEN: u32 = 64;
@@ -154,6 +159,7 @@ impl Shard {
             ready: VecDeque::new(),
             urgent: VecDeque::new(),
             urgent_first: URGENT_BETWEEN,
+            until_inbox: INBOX_EVERY,
             endings: VecDeque::new(),
             backlog: VecDeque::new(),
             work_left: 0,
@@ -286,6 +292,7 @@ impl Shard {
         self.advance(now);
         // One turn for each output: neither waits for all of the other.
         let (mut may_obey, mut may_work) = (true, true);
+        self.until_inbox = self.until_inbox.saturating_sub(1);
         loop {
             if may_work && !self.has_orders() {
                 may_work = false;
@@ -318,6 +325,13 @@ impl Shard {
             if let Some(flight) = self.inbox.marks.pop_front() {
                 self.take(flight);
                 continue;
+            }
+            // Those who keep this shard busy must not keep it from what others notify.
+            if self.until_inbox == 0 && self.inbox.commands.is_empty() {
+                self.until_inbox = INBOX_EVERY;
+                if self.node.take_inbox(self.now, self.index, &mut self.inbox) {
+                    continue;
+                }
             }
             // Only now, so that a connection with several new groups gets them in one write.
             if let Some(conn) = self.front_of(false) {

@@ -439,3 +439,37 @@ fn subscriptions_of_many_end_in_parts() {
         assert_eq!(net.shards[0].subscriptions(), 0);
     }
 }
+
+#[test]
+fn a_client_that_always_has_more_to_say_keeps_nobody_from_being_pushed() {
+    let mut net = Net::new(1, |_| {});
+    let (loud, other) = (net.connect(0), net.connect(0));
+    net.subscribe(other, "items", "1");
+    net.run();
+    let now = net.now;
+    let mut flood = Vec::new();
+    (0..10_000).for_each(|_| flood.extend(frame(9, b"")));
+    let hear = |shard: &mut Shard| {
+        let bytes = &mut flood.clone()[..];
+        shard.handle(now, Input::Received { conn: loud.conn, bytes });
+    };
+    hear(&mut net.shards[0]);
+    net.node.notify(now, &key("items", "1")).unwrap();
+    for outputs in 0.. {
+        assert!(outputs < 200, "it is held up for as long as the other goes on");
+        let is_push = match net.shards[0].poll_output(now).expect("there is more to do") {
+            Output::Broadcast(_) => true,
+            Output::Flush(flush) => {
+                flush.write(|_, _| Sent::All);
+                false
+            }
+            _ => false,
+        };
+        if is_push {
+            break;
+        }
+        if !net.shards[0].is_paused(loud.conn) {
+            hear(&mut net.shards[0]);
+        }
+    }
+}

@@ -158,7 +158,7 @@ impl Queue {
             // For another connection.
             self.work.notify_one();
         }
-        let test = is_test.then_some(Test(self));
+        let test = is_test.then(|| Test(self));
         Some(Batch {
             group,
             items,
