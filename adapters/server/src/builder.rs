@@ -218,7 +218,7 @@ impl Builder {
 
     /// A name by which requests may call the server, such as `sync.example.com`, or `.example.com` for all names below it.
     /// Several are possible; IP addresses and `localhost` are allowed besides. With none, as
-    /// [`Hosts::Auto`](entity_sync_mio::Hosts::Auto) says.
+    /// [`Hosts::Auto`] says.
     pub fn allowed_host(mut self, name: impl Into<String>) -> Self {
         self.hosts.push(name.into());
         self
