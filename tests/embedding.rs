@@ -98,8 +98,11 @@ fn push(sync: &EntitySync, client: &mut Client) -> Duration {
     start.elapsed()
 }
 
-fn numbers() -> (Arc<Mutex<Vec<(String, u64)>>>, impl Fn(&str, &[u8]) + Send + Sync) {
-    let heard = Arc::<Mutex<Vec<(String, u64)>>>::default();
+/// Secrets, and the numbers that came with them.
+type Heard = Arc<Mutex<Vec<(String, u64)>>>;
+
+fn numbers() -> (Heard, impl Fn(&str, &[u8]) + Send + Sync) {
+    let heard = Heard::default();
     let hear = heard.clone();
     let note = move |secret: &str, bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);

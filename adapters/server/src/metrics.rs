@@ -281,10 +281,13 @@ fn encode_troubles(health: &Health, encoder: &mut DescriptorEncoder<'_>) -> Resu
     Ok(())
 }
 
+/// What a family counts, and a number for each source.
+type Family = (&'static str, Vec<(String, u64)>);
+
 /// Each family once, with a sample for each source.
 fn encode_sources(encoder: &mut DescriptorEncoder<'_>, sources: Vec<(String, Vec<Number>)>) -> std::fmt::Result {
     let mut names: Vec<String> = Vec::new();
-    let mut families: BTreeMap<Cow<'static, str>, (&'static str, Vec<(String, u64)>)> = BTreeMap::new();
+    let mut families: BTreeMap<Cow<'static, str>, Family> = BTreeMap::new();
     for (source, numbers) in sources {
         // The encoder writes labels as they are.
         let source = source.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");

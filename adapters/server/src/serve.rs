@@ -140,10 +140,10 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     ));
 
     server.shutdown(GRACE);
-    if let Some(member) = &mut member {
-        if let Err(undelivered) = member.leave(GRACE) {
-            tracing::warn!("{undelivered}");
-        }
+    if let Some(member) = &mut member
+        && let Err(undelivered) = member.leave(GRACE)
+    {
+        tracing::warn!("{undelivered}");
     }
     drop((databases, http));
     let closed = store.map_or(Ok(()), |store| store.close().map_err(ServeError::Store));

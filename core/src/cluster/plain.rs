@@ -503,7 +503,7 @@ impl PlainCluster {
             self.begin_to_look(now);
         }
         let is_told = self.wait(now, &key, is_counted, !is_expected);
-        if !is_applied && !(is_expected && is_told) {
+        if !(is_applied || is_expected && is_told) {
             self.node.hear(now, key.as_ref());
         }
     }

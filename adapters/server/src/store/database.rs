@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use entity_sync_core::EntityKey;
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, TransactionBehavior};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
 
 use super::{Location, StoreError};
 
@@ -99,12 +100,10 @@ fn check_writable(path: &Path) -> Result<(), OpenError> {
     for suffix in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
-        match accessat(CWD, &name, Access::WRITE_OK, AtFlags::EACCESS) {
-            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS | rustix::io::Errno::PERM) => {
-                return Err(OpenError::ReadOnlyFile(name.into()));
-            }
-            // One that is not there yet is none to worry about, and anything else SQLite meets itself.
-            _ => {}
+        // One that is not there yet is none to worry about, and anything else SQLite meets itself.
+        let may_write = accessat(CWD, &name, Access::WRITE_OK, AtFlags::EACCESS);
+        if let Err(Errno::ACCESS | Errno::ROFS | Errno::PERM) = may_write {
+            return Err(OpenError::ReadOnlyFile(name.into()));
         }
     }
     Ok(())

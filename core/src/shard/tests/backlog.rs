@@ -265,9 +265,10 @@ fn a_secret_is_skipped_only_if_another_follows_before_anything_that_needs_it() {
 }
 
 fn snapshots() -> Entities {
-    let mut options = EntityOptions::default();
-    options.snapshot = true;
-    Entities::any(options)
+    Entities::any(EntityOptions {
+        snapshot: true,
+        ..EntityOptions::default()
+    })
 }
 
 #[test]
@@ -403,11 +404,13 @@ fn an_order_that_concerns_many_is_carried_out_in_parts() {
     net.node.disconnect(&Selector::Secret("s".into()), 4000, "").unwrap();
     net.node.client(ids[1]).send_text("after").unwrap();
     // A part of it; the output is given again.
-    drop(net.shards[0].poll_output(now));
+    let _ = net.shards[0].poll_output(now);
     assert!(net.shards[0].has_orders());
-    let mut opening = Opening::default();
-    opening.secret = Some("s".into());
-    opening.is_upgraded = true;
+    let opening = Opening {
+        secret: Some("s".into()),
+        is_upgraded: true,
+        ..Opening::default()
+    };
     let late = net.open(0, &opening).unwrap();
     net.run();
     assert_eq!(net.frames(ids[1]), ["before", "close 4000"]);

@@ -115,7 +115,7 @@ fn all_beginnings_of_messages_together_have_a_limit() {
     assert_eq!(net.counts(0).input_bytes, 190);
     net.receive(b, &message(1000)[..90]);
     assert_eq!(net.all_frames([a, b]).concat(), [""; 0], "its share");
-    net.receive(b, &[0; 90]);
+    net.receive(b, [0; 90]);
     assert_eq!(net.frames(b), ["close 1013 no room for more input"]);
     assert_eq!((net.counts(1).input_bytes, net.counts(1).refused_input), (0, 1));
     // Nor does a request that is never done cost more.
