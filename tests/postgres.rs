@@ -53,7 +53,11 @@ fn client(process: &Process, token: &str, keys: &[(&str, &str)]) -> Client {
 fn metric(process: &Process, name: &str) -> u64 {
     let (_, text) = process.call("GET", "/metrics", "");
     let mut lines = text.lines();
-    let line = lines.find(|line| line.starts_with(&format!("entity_sync_{name}{{source=")));
+    let is_it = |line: &&str| {
+        let rest = line.strip_prefix("entity_sync_").and_then(|it| it.strip_prefix(name));
+        rest.is_some_and(|it| it.starts_with("{source=") || it.starts_with(' '))
+    };
+    let line = lines.find(is_it);
     let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }

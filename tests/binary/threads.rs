@@ -72,8 +72,9 @@ fn a_dead_bus_ends_the_process() {
         serve_with_a_saboteur(victim);
     }
     let name = "binary::threads::a_dead_bus_ends_the_process";
-    // The bus's thread says that it is connected.
-    let flags = format!("--bus zmq --zmq-bind {}:7000", own_address());
+    // The bus's thread says that it can't reach the other node.
+    let host = own_address();
+    let flags = format!("--bus zmq --zmq-bind {host}:7000 --zmq-peer {host}:7001");
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data.db");
     let (code, said) = ended(sabotaged(name, "entity-sync bus", data.to_str().unwrap(), &flags));

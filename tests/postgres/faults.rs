@@ -61,7 +61,7 @@ fn what_can_not_be_converted_is_not_found(postgres: &Postgres) {
     });
     // Nothing is tried again, and nothing is wrong.
     std::thread::sleep(std::time::Duration::from_millis(500));
-    assert_eq!(metric(&process, "failed_reads_total"), 0);
+    assert_eq!(metric(&process, "errors_total{kind=\"failed_read\"}"), 0);
     assert_eq!(process.call("GET", "/readyz", "").1, r#"{"status":"ok"}"#);
 }
 

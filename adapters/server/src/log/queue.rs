@@ -1,7 +1,9 @@
 //! [`Queue`]: lines between those who log and the thread that writes them.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::mem;
+use std::os::fd::AsFd;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -53,7 +55,7 @@ impl Queue {
     pub(super) fn start(&'static self) {
         self.started.call_once(|| {
             // Nothing but a bug here ends it, and what is known of that is in the log.
-            let _ = spawn_restarting("log", &Health::default(), || self.write_all_to(io::stderr()));
+            let _ = spawn_restarting("log", &Health::default(), || self.write_all_to(standard_error()));
         });
     }
 
@@ -171,6 +173,14 @@ fn write(out: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
         }
     }
     (written, Ok(()))
+}
+
+/// `io::Stderr` says that all is well when the descriptor can't be written to.
+fn standard_error() -> Box<dyn Write> {
+    match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(own) => Box::new(File::from(own)),
+        Err(_) => Box::new(io::stderr()),
+    }
 }
 
 #[cfg(test)]
