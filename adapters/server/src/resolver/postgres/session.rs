@@ -274,7 +274,12 @@ fn describe(error: &tokio_postgres::Error) -> String {
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         let reason = describe(&error);
-        match error.code().cloned() {
+        let code = if is_bad_hex(&error) {
+            Some(SqlState::INVALID_TEXT_REPRESENTATION)
+        } else {
+            error.code().cloned()
+        };
+        match code {
             Some(code) if !error.is_closed() => Self::Refused { code, reason },
             code => Self::Lost { code, reason },
         }
@@ -324,6 +329,12 @@ impl Failure {
             Self::Refused { .. } | Self::Lost { .. } => ReadError::Failed,
         }
     }
+}
+
+/// Text that is no `bytea` has the code of a role that does not exist, 22023.
+fn is_bad_hex(error: &tokio_postgres::Error) -> bool {
+    let routine = error.as_db_error().and_then(|it| it.routine());
+    routine.is_some_and(|it| it.starts_with("hex_decode"))
 }
 
 fn is_no_such_value(code: &SqlState) -> bool {
