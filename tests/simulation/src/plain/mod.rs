@@ -38,6 +38,8 @@ pub struct PlainWorld {
     ended: (Stats, ClusterCounts),
     /// When the queue was restarted last.
     restarted: Option<Timestamp>,
+    /// A node was started after that.
+    has_newcomer: bool,
     /// What has changed since all was settled, and whether a node of the original has published it.
     changes: BTreeMap<u8, (Timestamp, bool)>,
     trace: Option<Trace>,
@@ -88,6 +90,7 @@ impl Simulation for PlainWorld {
             PlainOp::RestartQueue => {
                 self.queue.restart(self.now, self.sites.len(), &mut self.rng);
                 self.restarted = Some(self.now);
+                self.has_newcomer = false;
                 self.lose_messages();
                 self.sites.iter_mut().for_each(|it| it.world.lose_count());
             }
@@ -197,6 +200,7 @@ impl Simulation for PlainWorld {
             }
         }
         self.restarted = None;
+        self.has_newcomer = false;
         Ok(())
     }
 
@@ -240,6 +244,7 @@ impl PlainWorld {
             repair_rate: [100, 10_000][rng.usize(..2)],
             ended: Default::default(),
             restarted: None,
+            has_newcomer: false,
             changes: BTreeMap::new(),
             trace: traced.then(Trace::default),
             rng,
@@ -336,6 +341,7 @@ impl PlainWorld {
         // It would have told the original of these.
         if self.restarted.is_some() {
             self.changes.clear();
+            self.has_newcomer = true;
         }
         self.queue.forget(number);
         self.ended.0 += site.world.stats();
@@ -462,7 +468,12 @@ impl PlainWorld {
 
     /// The node of the original is to hear of it.
     fn note_change(&mut self, key: u8, by_original: bool) {
-        self.changes.insert(key, (self.now, by_original));
+        // Who has started since the queue did can't know that others are on their way back.
+        if self.has_newcomer {
+            self.changes.remove(&key);
+        } else {
+            self.changes.insert(key, (self.now, by_original));
+        }
     }
 
     /// What was on its way to a node is gone. Of what the original has published nobody knows any more which keys it was.
