@@ -226,9 +226,8 @@ pub(crate) const BUGS: &[Bug] = &[
         name: "Delivery::Every: a group takes the place of the one before",
         file: "core/src/outbox.rs",
         good: "let older = if every { None } else { self.position_of(topic) };",
-        bad: "let behind = self.fixed + self.controls;
-        let is_of = |it: &Item| matches!(it, Item::Group { topic: of, .. } if *of == topic);
-        let older = self.items.iter().skip(behind).position(is_of).map(|at| at + behind);",
+        bad: "let is_of = |it: &Item| matches!(it, Item::Group { topic: of, .. } if *of == topic);
+        let older = self.waiting.iter().position(is_of);",
         found_by: Seeds(50),
     },
     Bug {
