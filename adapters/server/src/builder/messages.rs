@@ -147,7 +147,8 @@ fn take(shared: &Arc<Shared>, incoming: &Incoming<'_>) {
         return;
     }
     state.turns.push_back(incoming.id());
-    if state.idle_threads > 0 {
+    // One that has been woken counts as idle until it has taken its turn.
+    if state.turns.len() <= state.idle_threads {
         shared.work.notify_one();
     } else if state.threads < shared.max_threads {
         state.threads += 1;
