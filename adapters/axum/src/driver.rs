@@ -236,7 +236,9 @@ impl Future for Driver {
         if this.is_closed && this.guest.shard().connections() == 0 && is_done {
             return Poll::Ready(());
         }
-        if this.streams.call(cx.waker()) || !is_done || this.is_due(cx) {
+        // Called in any case, as it sets the waker.
+        let is_called = this.streams.call(cx.waker());
+        if is_called || !this.called.is_empty() || !is_done || this.is_due(cx) {
             cx.waker().wake_by_ref();
         }
         Poll::Pending

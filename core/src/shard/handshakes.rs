@@ -2,7 +2,8 @@
 //!
 //! Silent connections cost a peer nothing. So there are only so many, and an address has only a share of these: beyond its
 //! share, its own oldest gives way to its newest; when all places are taken, the oldest of all does. A peer that upgrades
-//! is done within a moment, so accepting rests until the oldest has had one.
+//! is done within a moment, which each connection has: accepting rests until the oldest of all has had one, and beyond its
+//! address's share a newcomer ends if the oldest has not.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -18,6 +19,10 @@ use crate::time::Timestamp;
 
 /// How long a connection has, however many others come.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// An address's part of its share on each shard, unless its whole share is smaller: many clients may be behind one proxy, and
+/// a driver accepts several before it reads from the first.
+const MIN_PER_ADDRESS: usize = 256;
 
 /// How long a driver waits before it asks again whether some have finished.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -54,7 +59,8 @@ impl Handshakes {
         let part = |all: usize| all.div_ceil(shards.max(1)).max(1);
         Self {
             limit: part(config.max_upgrading),
-            limit_per_address: part(config.max_upgrading_per_address),
+            limit_per_address: part(config.max_upgrading_per_address)
+                .max(config.max_upgrading_per_address.min(MIN_PER_ADDRESS)),
             limit_bytes: part(config.max_upgrade_bytes),
             pending: HashMap::with_hasher(config.seed),
             bytes: 0,
@@ -75,12 +81,14 @@ impl Handshakes {
         }
     }
 
-    /// A connection begins. Says which other one has to end for it.
+    /// A connection begins. Says which one has to end for it, or that it has to end itself.
     pub(super) fn begin(&mut self, now: Timestamp, conn: ConnId, peer: Option<IpAddr>) -> Option<ConnId> {
         let address = peer.map(network_of);
         let queue = self.by_address.entry(address).or_default();
         let gives_way = if queue.count >= self.limit_per_address {
-            queue.order.front()
+            let oldest = queue.order.front();
+            let had_time = |it: &&ConnId| self.pending.get(*it).is_some_and(|it| it.since + GRACE <= now);
+            Some(oldest.filter(had_time).unwrap_or(&conn))
         } else if self.pending.len() >= self.limit {
             self.order.front()
         } else {
@@ -107,14 +115,18 @@ impl Handshakes {
         }
     }
 
-    /// A connection that has to end, since all requests together are too long. `conn`, whose request was just added to, is the
-    /// last that does.
+    /// A connection that has to end, since all requests together are too long: one that holds bytes, of the address of `conn`
+    /// if there is one. `conn`, whose request was just added to, is the last that does.
     pub(super) fn beyond_bytes(&self, conn: ConnId) -> Option<ConnId> {
         if self.bytes <= self.limit_bytes {
             return None;
         }
-        let is_other = |it: &&ConnId| **it != conn && self.pending.contains_key(*it);
-        self.order.iter().find(is_other).copied().or(Some(conn))
+        let address = self.pending.get(&conn)?.address;
+        let holds = |it: &&ConnId| **it != conn && self.pending.get(*it).is_some_and(|it| it.bytes > 0);
+        let is_own = |it: &&ConnId| holds(it) && self.pending.get(*it).is_some_and(|it| it.address == address);
+        let others = || self.order.iter();
+        let oldest = others().find(is_own).or_else(|| others().find(holds));
+        Some(oldest.copied().unwrap_or(conn))
     }
 
     /// A connection has finished or ended. Others are ignored.
@@ -177,16 +189,41 @@ mod tests {
             assert_eq!(it.begin(at(0), conn(number), address(1)), None);
         }
         for number in 2..9 {
-            assert_eq!(it.begin(at(0), conn(number), address(1)), Some(conn(number - 2)));
+            let now = at(number * 1000);
+            assert_eq!(it.begin(now, conn(number), address(1)), Some(conn(number - 2)));
             it.end(conn(number - 2));
         }
         // What has finished is not counted, and an IPv6 /64 is one address.
         it.end(conn(7));
-        assert_eq!(it.begin(at(0), conn(20), address(1)), None);
+        assert_eq!(it.begin(at(8000), conn(20), address(1)), None);
         let v6 = |last: u16| Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]));
         assert_eq!(it.begin(at(0), conn(30), v6(1)), None);
         assert_eq!(it.begin(at(0), conn(31), v6(2)), None);
-        assert_eq!(it.begin(at(0), conn(32), v6(3)), Some(conn(30)));
+        assert_eq!(it.begin(at(1000), conn(32), v6(3)), Some(conn(30)));
+    }
+
+    #[test]
+    fn within_its_first_second_none_gives_way_to_a_newcomer() {
+        let mut it = handshakes(10, 2);
+        for number in 0..2 {
+            assert_eq!(it.begin(at(0), conn(number), address(1)), None);
+        }
+        assert_eq!(it.begin(at(999), conn(2), address(1)), Some(conn(2)));
+        it.end(conn(2));
+        // One that upgrades makes room at once.
+        it.end(conn(0));
+        assert_eq!(it.begin(at(999), conn(3), address(1)), None);
+        assert_eq!(it.begin(at(1000), conn(4), address(1)), Some(conn(1)));
+    }
+
+    #[test]
+    fn however_many_shards_there_are_an_address_may_have_several() {
+        let mut config = Config::new(Seed(1, 2));
+        for (shards, expected) in [(1, 1024), (4, 256), (64, 256)] {
+            assert_eq!(Handshakes::new(&config, shards).limit_per_address, expected);
+        }
+        config.max_upgrading_per_address = 10;
+        assert_eq!(Handshakes::new(&config, 64).limit_per_address, 10);
     }
 
     #[test]
@@ -224,6 +261,20 @@ mod tests {
         assert_eq!(it.beyond_bytes(conn(2)), Some(conn(2)));
         it.end(conn(2));
         assert_eq!(it.bytes, 0);
+    }
+
+    #[test]
+    fn requests_that_are_too_long_are_paid_for_by_those_who_send_them() {
+        let mut it = handshakes(10, 10);
+        for (number, last) in [(0, 1), (1, 2), (2, 2), (3, 3)] {
+            it.begin(at(0), conn(number), address(last));
+        }
+        it.holds(conn(1), 60);
+        it.holds(conn(3), 60);
+        // Neither the oldest, which holds nothing, nor a neighbour that holds nothing.
+        assert_eq!(it.beyond_bytes(conn(3)), Some(conn(1)));
+        it.holds(conn(2), 1);
+        assert_eq!(it.beyond_bytes(conn(2)), Some(conn(1)), "its own address's");
     }
 
     #[test]

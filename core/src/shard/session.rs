@@ -237,6 +237,10 @@ impl Shard {
         // another secret follows need not be put in force.
         if !matches!(decoded, Ok(ClientMessage::Secret(_)) | Err(_)) {
             self.put_in_force(conn, secret);
+            if !self.is_open(conn) {
+                // There was no room for the secret.
+                return;
+            }
         }
         match decoded {
             Ok(ClientMessage::Subscribe(key)) => self.subscribe(conn, key),
@@ -280,9 +284,9 @@ impl Shard {
         self.counters.passed_messages.add_alone(1);
         // It is shown nothing that could be half changed, and other clients are not to suffer for it.
         if catch_unwind(AssertUnwindSafe(|| on_message(incoming))).is_err() {
+            // If it wanted a pause, it may not have told anybody who is to end it.
             self.counters.handler_panics.add_alone(1);
-        }
-        if pauses.into_inner() {
+        } else if pauses.into_inner() {
             self.pause(conn, Pause::Application);
         }
     }
@@ -314,11 +318,7 @@ impl Shard {
             return self.refuse_subscription(conn);
         }
         let topic_bytes = found.map_or_else(|| Subscriptions::topic_bytes(key.len()), |_| 0);
-        let bytes = Subscriptions::BYTES + topic_bytes;
-        // As if the others were like this one.
-        let own = self.subscriptions.count_of(conn.0.index).saturating_mul(bytes);
-        let (limit, total) = (config.max_total_subscription_bytes, &self.node.totals().subscriptions);
-        if !total.has_room(limit, own, bytes, self.node.admission().open()) {
+        if !self.has_room_for(conn, Subscriptions::BYTES + topic_bytes) {
             return self.refuse_subscription(conn);
         }
         let topic = found.unwrap_or_else(|| self.join_topic(key, audience, hash));
@@ -329,6 +329,15 @@ impl Shard {
         if with_snapshot {
             self.want(conn, topic);
         }
+    }
+
+    /// Whether the subscriptions of all leave room for one more of so many bytes.
+    fn has_room_for(&self, conn: ConnId, bytes: usize) -> bool {
+        let limit = self.node.config().max_total_subscription_bytes;
+        // As if the connection's others were like this one.
+        let own = self.subscriptions.count_of(conn.0.index).saturating_mul(bytes);
+        let total = &self.node.totals().subscriptions;
+        total.has_room(limit, own, bytes, self.node.admission().open())
     }
 
     fn refuse_subscription(&mut self, conn: ConnId) {
@@ -425,6 +434,15 @@ impl Shard {
             // the new topic that this connection receives; one before it shows in the old topic.
             let hash = self.name_hash(conn, key_hash, &audience);
             let found = self.subscriptions.find(&key, &audience, hash);
+            // Others stay in the old topic, so that this one comes in addition.
+            if found.is_none()
+                && self.subscriptions.member_count(old) > 1
+                && !self.has_room_for(conn, Subscriptions::topic_bytes(key.len()))
+            {
+                self.leave(conn, old);
+                self.refuse_subscription(conn);
+                continue;
+            }
             let new = found.unwrap_or_else(|| self.join_topic(key, audience, hash));
             let standing = Standing::since(self.node.current_ticket());
             // Which it is too if this connection alone wants it.

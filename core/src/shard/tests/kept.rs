@@ -128,3 +128,62 @@ fn all_beginnings_of_messages_together_have_a_limit() {
     assert_eq!((net.counts(0).input_bytes, net.counts(0).messages), (0, 1));
     assert_eq!(net.frames(a), [""; 0]);
 }
+
+#[test]
+fn nothing_counts_behind_a_secret_that_finds_no_room() {
+    let passed = Arc::<AtomicUsize>::default();
+    let counted = passed.clone();
+    let mut net = Net::new(1, move |config| {
+        config.max_total_secret_bytes = 10;
+        config.on_message = Some(Arc::new(move |_: Incoming<'_>| {
+            _ = counted.fetch_add(1, Ordering::Relaxed)
+        }));
+    });
+    let id = net.connect(0);
+    let mut bytes = frame(1, br#"{"action":"secret","body":"0123456789abcdef"}"#);
+    bytes.extend(frame(
+        1,
+        br#"{"action":"subscribe","body":{"entity":"items","id":"1"}}"#,
+    ));
+    bytes.extend(frame(1, br#"{"hello":1}"#));
+    net.receive(id, &bytes[..]);
+    assert_eq!(net.frames(id), ["close 1013 no room for more input"]);
+    assert_eq!((net.shards[0].subscriptions(), passed.load(Ordering::Relaxed)), (0, 0));
+}
+
+#[test]
+fn a_change_of_the_secret_finds_the_limit_of_subscriptions_too() {
+    let bytes = Subscriptions::BYTES + Subscriptions::topic_bytes("items1".len());
+    let mut net = Net::new(1, |config| config.max_total_subscription_bytes = 8 * bytes);
+    let ids: Vec<_> = (0..10).map(|_| net.connect(0)).collect();
+    for &id in &ids {
+        net.subscribe(id, "items", "1");
+    }
+    assert_eq!(net.counts(0).refused_subscriptions, 0, "one topic for all");
+    // Each comes to be alone in a topic.
+    for (number, &id) in ids.iter().enumerate() {
+        net.secret(id, &number.to_string());
+    }
+    let counts = net.counts(0);
+    assert!(
+        counts.subscription_bytes <= 8 * bytes as u64,
+        "{}",
+        counts.subscription_bytes
+    );
+    assert!(counts.refused_subscriptions > 0);
+    assert_eq!(counts.subscriptions + counts.refused_subscriptions, 10);
+}
+
+#[test]
+fn a_handler_that_panics_pauses_nobody() {
+    let mut net = Net::new(1, |config| {
+        config.on_message = Some(Arc::new(|incoming: Incoming<'_>| {
+            incoming.stop_reading();
+            panic!("before anybody was told");
+        }));
+    });
+    let id = net.connect(0);
+    net.receive(id, &frame(1, br#"{"hello":1}"#)[..]);
+    assert_eq!(net.counts(0).handler_panics, 1);
+    assert!(!net.shards[0].is_paused(id.conn));
+}
