@@ -273,12 +273,13 @@ impl PlainBus for Nsq {
             } else {
                 Arc::default()
             },
-            is_confirmed: owed.is_confirmed(),
             owed: Some(owed),
         };
-        for waiting in self.thread.iter().flat_map(|it| &it.waiting) {
-            // If there is no room, it is dropped, and with the last of them the receipt.
-            let _ = waiting.try_send(publish.clone());
+        let all = self.thread.iter().flat_map(|it| &it.waiting);
+        let refusing = all.filter(|it| it.try_send(publish.clone()).is_err()).count();
+        // Where there is no room anywhere, the receipt is dropped, and it is published again.
+        if refusing < self.shared.nsqds.len() {
+            (self.shared.counters.not_kept).fetch_add(refusing as u64, std::sync::atomic::Ordering::Relaxed);
         }
     }
 

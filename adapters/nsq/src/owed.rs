@@ -12,7 +12,6 @@ use crate::status::{Shared, add};
 /// none of them is waited for any more.
 pub(crate) struct Owed {
     receipt: Mutex<Option<Receipt>>,
-    is_confirmed: Confirmed,
     /// Some nsqd will never take it.
     is_unfit: AtomicBool,
     /// Some nsqd has refused it, for good or for now.
@@ -20,37 +19,21 @@ pub(crate) struct Owed {
     shared: Arc<Shared>,
 }
 
-/// Whether some nsqd has a message.
-#[derive(Clone, Default)]
-pub(crate) struct Confirmed(Arc<AtomicBool>);
-
-impl Confirmed {
-    pub(crate) fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 impl Owed {
     pub(crate) fn new(receipt: Receipt, shared: Arc<Shared>) -> Self {
         add(&shared.counters.published);
         Self {
             receipt: Mutex::new(Some(receipt)),
-            is_confirmed: Confirmed::default(),
             is_unfit: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
             shared,
         }
     }
 
-    pub(crate) fn is_confirmed(&self) -> Confirmed {
-        self.is_confirmed.clone()
-    }
-
     /// An nsqd has the message.
     pub(crate) fn confirm(&self) {
         if let Some(receipt) = self.receipt.lock().take() {
             add(&self.shared.counters.confirmed);
-            self.is_confirmed.0.store(true, Ordering::Relaxed);
             receipt.confirm();
         }
     }

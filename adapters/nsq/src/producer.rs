@@ -11,12 +11,15 @@ use tokio::time::{Instant, sleep};
 use crate::backoff::Backoff;
 use crate::error::{Answer, Said, SessionError};
 use crate::link::Link;
-use crate::owed::{Confirmed, Owed};
+use crate::owed::Owed;
 use crate::status::{Nsqd, Shared, add};
 use crate::wire::{self, Frame};
 
 /// How many messages may wait to be sent, and how many may be unanswered.
 pub(crate) const MAX_WAITING: usize = 1024;
+
+/// While a connection is made, what waits for it is looked at so often.
+const KEEP_EVERY: Duration = Duration::from_millis(10);
 
 /// How many messages are kept for an nsqd that is down while another one takes them.
 const MAX_KEPT: usize = 10_000;
@@ -30,7 +33,6 @@ pub(crate) struct Publish {
     pub(crate) kind: Arc<[u8]>,
     /// What is owed for it, shared by all nsqds that it is published to. Nothing for one that another nsqd has.
     pub(crate) owed: Option<Arc<Owed>>,
-    pub(crate) is_confirmed: Confirmed,
 }
 
 pub(crate) struct Producer {
@@ -68,15 +70,11 @@ impl Kept {
         self.by_kind.insert(publish.kind.clone(), publish);
     }
 
-    /// The next one, if another nsqd has it: all others are published again anyway.
+    /// The next one, whether another nsqd has it, does not have it yet, or never will: the last are published again and so come
+    /// twice, but nobody knows yet which these are.
     fn next(&mut self) -> Option<Publish> {
-        loop {
-            let kind = self.by_kind.keys().next()?.clone();
-            let publish = self.by_kind.remove(&kind)?;
-            if publish.is_confirmed.get() {
-                return Some(publish);
-            }
-        }
+        let kind = self.by_kind.keys().next()?.clone();
+        self.by_kind.remove(&kind)
     }
 }
 
@@ -96,7 +94,8 @@ impl Producer {
         loop {
             reached.mark_unchanged();
             let mut lived = Duration::ZERO;
-            let error = match Link::open(&shared, nsqd).await {
+            let opened = self.open(nsqd).await;
+            let error = match opened {
                 Err(error) => error,
                 Ok(mut link) => {
                     if std::mem::replace(&mut was_connected, true) {
@@ -132,6 +131,25 @@ impl Producer {
                         None => return,
                     },
                 }
+            }
+        }
+    }
+
+    /// Connects, which may take long. Until then what waits is kept, but for the last that came: they are published first.
+    async fn open(&mut self, nsqd: &Nsqd) -> Result<Link, SessionError> {
+        let shared = self.shared.clone();
+        let opened = Link::open(&shared, nsqd);
+        tokio::pin!(opened);
+        loop {
+            tokio::select! {
+                biased;
+                opened = &mut opened => return opened,
+                () = sleep(KEEP_EVERY), if self.kept.is_used => {}
+            }
+            while self.waiting.len() > MAX_WAITING / 2
+                && let Ok(publish) = self.waiting.try_recv()
+            {
+                self.kept.keep(&shared, publish);
             }
         }
     }

@@ -144,6 +144,35 @@ fn an_nsqd_that_is_cut_off_does_not_delay_what_the_other_can_take() {
     assert_eq!(nsqds[1].count(b"PUB items\n"), 3_000);
 }
 
+/// Nor does it lose anything by that.
+#[test]
+fn what_waits_for_an_nsqd_that_does_not_answer_is_kept() {
+    let nsqds = [Nsqd::start(), Nsqd::start()];
+    // A node that hears only this one.
+    let other = Node::connected(&nsqds[0]);
+    nsqds[0].misbehave(|it| it.is_stuck = true);
+    let mut config: Config = config(&[&nsqds[0], &nsqds[1]]);
+    // Longer than all that is published before takes.
+    config.timeout = Duration::from_secs(5);
+    config.heartbeat = Duration::from_secs(60);
+    let mut node = Node::start(config, &["items"]);
+    assert_eq!(node.next(), Told::Connected);
+    for number in 0..3_000 {
+        node.publish(number, "items", body(number as usize).as_bytes());
+        let told = [node.next(), node.next()];
+        assert!(told.contains(&confirmed(number)), "{told:?}");
+    }
+    assert_eq!(node.counts().not_kept, 0);
+    nsqds[0].behave();
+    let mut heard = std::collections::HashSet::new();
+    while heard.len() < 3_000 {
+        if let Told::Message(message) = other.next() {
+            heard.insert(message);
+        }
+    }
+    assert_eq!(node.counts().not_kept, 0);
+}
+
 #[test]
 fn a_message_that_only_one_refuses_is_taken_by_the_other() {
     let nsqds = [Nsqd::start(), Nsqd::start()];
