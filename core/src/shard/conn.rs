@@ -56,6 +56,9 @@ pub(super) struct Extra {
     pub(super) wanted: u32,
     /// How many there may be; 0 is 1.
     pub(super) max_wanted: u32,
+    /// The bytes of rows that were queued when others found no room behind them; 0 once those are asked for again. They are when
+    /// half of that has gone: large rows that a slow client has no room for would be read over and over.
+    pub(super) refused_at: usize,
     /// [`Timers`] will look after those reads.
     pub(super) is_timed: bool,
 }

@@ -201,6 +201,7 @@ impl Shard {
                     let extra = state.extra();
                     extra.dirty.push_back(topic);
                     extra.max_wanted = 1;
+                    extra.refused_at = extra.outbox.group_bytes();
                     self.subscriptions.set_walked_standing(standing.dirty());
                 }
             },
@@ -274,6 +275,8 @@ impl Shard {
             let Some(extra) = state.extra.as_mut().filter(|it| !it.dirty.is_empty()) else {
                 return;
             };
+            let refused_at = extra.refused_at;
+            let room = if refused_at > 0 { room.min(refused_at / 2) } else { room };
             if extra.outbox.group_bytes() > room {
                 return;
             }
@@ -283,6 +286,7 @@ impl Shard {
                 }
                 return;
             }
+            extra.refused_at = 0;
             if let Some(topic) = extra.dirty.pop_front() {
                 self.want(conn, topic);
             }

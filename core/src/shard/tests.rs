@@ -30,7 +30,7 @@ fn a_connection_is_as_small_as_the_architecture_page_says() {
     assert_eq!(size_of::<Conn>(), 32);
     assert_eq!(Slots::<Conn>::SLOT_BYTES, 40);
     assert_eq!(Secrets::BYTES_PER_CONNECTION, 12);
-    assert_eq!(size_of::<Extra>(), 248);
+    assert_eq!(size_of::<Extra>(), 256);
     assert_eq!(size_of::<(Timestamp, ConnId)>(), 16, "an entry of a timer queue");
     assert_eq!(Subscriptions::LIST_BYTES, 24);
     assert_eq!(Subscriptions::ENTRY_BYTES, 8);

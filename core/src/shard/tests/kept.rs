@@ -187,3 +187,31 @@ fn a_handler_that_panics_pauses_nobody() {
     assert_eq!(net.counts(0).handler_panics, 1);
     assert!(!net.shards[0].is_paused(id.conn));
 }
+
+#[test]
+fn rows_for_which_a_blocked_client_has_no_room_are_not_read_over_and_over() {
+    let mut net = Net::new(1, |config| config.max_outbox_bytes = 10_000);
+    let slow = net.connect(0);
+    net.subscribe(slow, "items", "small");
+    net.subscribe(slow, "items", "large");
+    net.peer(slow).room = Some(0);
+    net.store.padding.store(3000, Ordering::Relaxed);
+    net.change("items", "small", 1);
+    net.store.padding.store(8000, Ordering::Relaxed);
+    net.node.notify(net.now, &key("items", "large")).unwrap();
+    // Not until there is nothing left to do: there would be more for ever.
+    for _ in 0..100 {
+        match net.shards[0].poll_output(net.now) {
+            Some(Output::Broadcast(broadcast)) => broadcast.for_each(|_, _| Sent::Busy),
+            Some(Output::Flush(flush)) => flush.write(|_, _| Sent::Busy),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    let reads = net.node.counters().reads.get();
+    assert!(reads <= 3, "{reads} reads");
+    // It comes once there is room.
+    net.unblock(slow);
+    let received = String::from_utf8_lossy(&net.peer(slow).received).into_owned();
+    assert!(received.contains("items/small v1") && received.contains("items/large v1"));
+}
