@@ -57,6 +57,7 @@ pub use files::raise_file_limit;
 pub use guest::Guest;
 use guest::{GuestWaker, Place};
 use listener::{is_only_v6, listen, overlap};
+pub use memory::memory_bytes;
 pub use pool::{Pool, PoolConfig, PoolCounters};
 use reactor::{Reactor, ReactorCounters};
 pub use refused::Refused;
@@ -90,7 +91,7 @@ impl Config {
     /// have not come whole.
     pub fn new(listen: impl IntoIterator<Item = SocketAddr>) -> Self {
         let mut core = entity_sync_core::Config::new(random_seed());
-        if let Some(memory) = memory::bytes() {
+        if let Some(memory) = memory_bytes() {
             core.max_total_subscription_bytes = memory / 4;
             core.max_total_secret_bytes = memory / 16;
             core.max_total_input_bytes = memory / 16;

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-/// The machine's memory in bytes, or what the process's group may use of it. `None` where nobody says.
-pub(crate) fn bytes() -> Option<usize> {
+/// The machine's memory in bytes, or what the process's control group may use of it. `None` where the system does not say.
+pub fn memory_bytes() -> Option<usize> {
     let groups = [
         "/sys/fs/cgroup/memory.max",
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",

@@ -83,18 +83,9 @@ impl AsRef<[u8]> for Body {
     }
 }
 
-/// A sixteenth of the memory that this process may have: the machine's, or what its control group allows. 64 MiB at least.
+/// A sixteenth of the memory that this process may have, and 64 MiB at least.
 pub(super) fn default_limit() -> usize {
-    let number = |text: String| text.trim().parse::<usize>().ok();
-    let of_group = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
-        .ok()
-        .and_then(number);
-    let of_machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        kib.checked_mul(1024)
-    });
-    let all = of_group.into_iter().chain(of_machine).min().unwrap_or_default();
+    let all = entity_sync_mio::memory_bytes().unwrap_or_default();
     (all / 16).max(64 << 20)
 }
 

@@ -37,6 +37,9 @@ pub(super) struct EntityTable {
     pub(super) delivery: Option<Which>,
 }
 
+/// The names of an [`EntityTable`]'s fields.
+const SETTINGS: [&str; 5] = ["resolver", "query", "audience", "snapshot", "delivery"];
+
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum WhoShares {
@@ -64,7 +67,7 @@ pub(super) fn read(path: &Path, given: &ArgMatches) -> Result<Contents, ArgsErro
             return Err(ArgsError::UnknownKey {
                 path: path.to_owned(),
                 key: key.clone(),
-                similar: similar(key, &flags),
+                similar: similar(key, flags.iter().map(String::as_str)),
             });
         }
         let bad_kind = || ArgsError::BadKind {
@@ -96,6 +99,14 @@ fn entities_of(path: &Path, entities: Value) -> Result<BTreeMap<String, EntityTa
     };
     let mut tables = BTreeMap::new();
     for (name, table) in entities {
+        let mut keys = table.as_table().into_iter().flat_map(Table::keys);
+        if let Some(key) = keys.find(|key| !SETTINGS.contains(&key.as_str())) {
+            let advice = match similar(key, SETTINGS.into_iter()) {
+                Some(similar) => format!("did you mean {similar:?}?"),
+                None => format!("an entity has {}", SETTINGS.join(", ")),
+            };
+            return Err(bad(&name, format!("there is no {key:?}; {advice}")));
+        }
         let table = table
             .try_into()
             .map_err(|error: toml::de::Error| bad(&name, error.message().to_owned()))?;
@@ -112,11 +123,11 @@ fn flags() -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// The flag that was meant, if one is much like it.
-fn similar(key: &str, flags: &[String]) -> Option<String> {
-    let alike = |flag: &String| strsim::jaro_winkler(&key.replace('_', "-"), flag);
-    let best = flags.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)))?;
-    (alike(best) > 0.8).then(|| best.clone())
+/// The name that was meant, if one is much like it.
+fn similar<'a>(key: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let alike = |name: &str| strsim::jaro_winkler(&key.replace('_', "-"), name);
+    let best = names.max_by(|a, b| alike(a).total_cmp(&alike(b)))?;
+    (alike(best) > 0.8).then(|| best.to_owned())
 }
 
 fn plain(value: &Value) -> Option<String> {
