@@ -12,22 +12,18 @@ pub fn binary() -> PathBuf {
     BINARY
         .get_or_init(|| {
             let own = std::env::current_exe().unwrap();
-            let mut profile = own.parent().unwrap();
+            let folder = own.parent().unwrap();
             // Tests are in a folder beside the programs.
-            if profile.ends_with("deps") {
-                profile = profile.parent().unwrap();
-            }
+            let is_test = folder.ends_with("deps");
+            let profile = if is_test { folder.parent().unwrap() } else { folder };
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let mut build = Command::new(cargo);
-            build.args([
-                "build",
-                "--quiet",
-                "--locked",
-                "-p",
-                "entity-sync",
-                "--bin",
-                "entity-sync",
-            ]);
+            build.args(["build", "--quiet", "--locked", "--bin", "entity-sync"]);
+            // What `cargo test --workspace` has built serves for this too, as long as crates have the same features.
+            build.args(match is_test {
+                true => &["--workspace", "--tests"][..],
+                false => &["-p", "entity-sync"],
+            });
             build.arg("--target-dir").arg(profile.parent().unwrap());
             if profile.ends_with("release") {
                 build.arg("--release");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use entity_sync_bus::{Severity, Told};
 use entity_sync_nsq::Config;
 use entity_sync_tests::nsqd::Nsqd;
-use entity_sync_tests::wait_for;
+use entity_sync_tests::{PATIENCE, wait_for};
 
 use crate::node::{BODY, Node, at, config, confirmed, message};
 
@@ -148,14 +148,18 @@ fn an_nsqd_that_is_cut_off_does_not_delay_what_the_other_can_take() {
 #[test]
 fn what_waits_for_an_nsqd_that_does_not_answer_is_kept() {
     let nsqds = [Nsqd::start(), Nsqd::start()];
+    // Longer than all that is published takes: a node that lost its connection would miss what nsqd had for it.
+    let patient = |nsqds: &[&Nsqd]| {
+        let mut config = config(nsqds);
+        config.timeout = PATIENCE;
+        config.heartbeat = PATIENCE;
+        config
+    };
     // A node that hears only this one.
-    let other = Node::connected(&nsqds[0]);
+    let other = Node::start(patient(&[&nsqds[0]]), &["items"]);
+    assert_eq!(other.next(), Told::Connected);
     nsqds[0].misbehave(|it| it.is_stuck = true);
-    let mut config: Config = config(&[&nsqds[0], &nsqds[1]]);
-    // Longer than all that is published before takes.
-    config.timeout = Duration::from_secs(5);
-    config.heartbeat = Duration::from_secs(60);
-    let mut node = Node::start(config, &["items"]);
+    let mut node = Node::start(patient(&[&nsqds[0], &nsqds[1]]), &["items"]);
     assert_eq!(node.next(), Told::Connected);
     for number in 0..3_000 {
         node.publish(number, "items", body(number as usize).as_bytes());
