@@ -67,7 +67,7 @@ pub use address::Address;
 pub use connections::Connections;
 use error::ApiError;
 use extract::Reading;
-pub use listener::{Listener, UnixSocket};
+pub use listener::{Listener, UnixSocket, bind_port};
 use memory::Memory;
 use route::Route;
 pub use token::Token;

@@ -44,7 +44,10 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         .build()
         .map_err(ServeError::System)?;
     // Before anything is created, asked or told: if the address is in use, another one of us runs already.
-    let listener = runtime.block_on(listen(&options.api))?;
+    let listener = {
+        let _runtime = runtime.enter();
+        listen(&options.api)?
+    };
     let died = Arc::<Notify>::default();
     let to_end = died.clone();
     health.when_dead(move |_| to_end.notify_one());
@@ -161,9 +164,9 @@ fn dead(health: &Health) -> Result<(), ServeError> {
 }
 
 /// Who connects already waits until the API is served.
-async fn listen(address: &api::Address) -> Result<ApiListener, ServeError> {
+fn listen(address: &api::Address) -> Result<ApiListener, ServeError> {
     let bound = match address {
-        &api::Address::Tcp(address) => TcpListener::bind(address).await.map(ApiListener::Tcp),
+        &api::Address::Tcp(address) => api::bind_port(address).map(ApiListener::Tcp),
         api::Address::Unix(path) => api::UnixSocket::bind(path).map(ApiListener::Unix),
     };
     bound.map_err(|source| ServeError::Api {

@@ -3,12 +3,13 @@
 use std::fs::{self, File, Permissions, TryLockError};
 use std::future::Future;
 use std::io::{ErrorKind, Result};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 /// Owner and group may connect.
 const MODE: u32 = 0o660;
@@ -35,6 +36,21 @@ impl Listener for TcpListener {
         let _ = stream.set_nodelay(true);
         Ok(stream)
     }
+}
+
+/// Listens at a port, where thousands may wait to be accepted.
+///
+/// # Errors
+/// Whatever the system refuses.
+pub fn bind_port(address: SocketAddr) -> Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // So that a restart finds its port, although the one before has left connections that are being closed.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG.unsigned_abs())
 }
 
 /// A socket in the file system, which goes when this is dropped. A file with `.lock` after its name stays beside it.
@@ -240,6 +256,19 @@ mod tests {
                 caller
             })
             .collect();
+        assert_eq!(waiting.len(), count);
+    }
+
+    #[tokio::test]
+    async fn hundreds_may_wait_at_a_port_too() {
+        let listener = bind_port(([127, 0, 0, 1], 0).into()).expect("bound");
+        let address = listener.local_addr().expect("bound");
+        let system = fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux");
+        let count = system.trim().parse::<usize>().expect("a number").min(400);
+        // One that finds no room is asked again after a second.
+        let within = std::time::Duration::from_millis(900);
+        let connect = || std::net::TcpStream::connect_timeout(&address, within).expect("it waits");
+        let waiting: Vec<_> = (0..count).map(|_| connect()).collect();
         assert_eq!(waiting.len(), count);
     }
 
