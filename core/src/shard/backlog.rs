@@ -52,7 +52,7 @@ impl Shard {
                 self.resume(conn, Pause::Backlog);
             } else {
                 state.extra().held = held;
-                self.backlog.push_back(conn);
+                self.list_backlog(conn);
             }
             self.count_input(conn);
             return;
@@ -73,6 +73,17 @@ impl Shard {
         held.extend_from_slice(bytes);
         if !is_listed {
             self.pause(conn, Pause::Backlog);
+            self.list_backlog(conn);
+        }
+    }
+
+    /// Has a connection wait for its next turn, unless it is paused for another reason as well.
+    pub(super) fn list_backlog(&mut self, conn: ConnId) {
+        if self
+            .conns
+            .get(conn.0)
+            .is_some_and(|it| it.pauses.is_only(Pause::Backlog))
+        {
             self.backlog.push_back(conn);
         }
     }

@@ -304,6 +304,14 @@ impl Shard {
         }
     }
 
+    /// Rows of this topic are being read, are owed, or have not reached all its members yet.
+    pub(super) fn is_awaited(&self, topic: TopicId) -> bool {
+        let flight = self.subscriptions.topic(topic).map(|it| it.flight);
+        self.subscriptions.walked_topic() == Some(topic)
+            || flight.is_some_and(|it| self.node.is_busy(self.index, it))
+            || self.task.as_ref().is_some_and(|it| it.will_want(topic))
+    }
+
     /// Asks for a read for one member of a topic.
     pub(super) fn want(&mut self, conn: ConnId, topic: TopicId) {
         if let Some(standing) = self.note_wanting(conn, topic)

@@ -3,6 +3,7 @@
 //! - this file: the interface, and the life of a connection;
 //! - `interface`: the words it is spoken in;
 //! - `conn`: what is kept for a connection;
+//! - `consistency`: what must be true of all that is kept;
 //! - `handshakes`: connections that have not finished their upgrade, and which of them gives way;
 //! - `session`: what a client's bytes do;
 //! - `backlog`: how much of a client's input is worked on at once;
@@ -17,6 +18,7 @@
 mod backlog;
 mod command;
 mod conn;
+mod consistency;
 mod deliver;
 mod drain;
 mod handshakes;
@@ -46,7 +48,7 @@ use crate::log_quota::LogQuota;
 use crate::node::{Inbox, Node};
 use crate::patience::Patience;
 use crate::slots::Slots;
-use crate::subscriptions::{Left, Standing, Subscriptions, TopicId};
+use crate::subscriptions::{Left, Subscriptions};
 use crate::time::Timestamp;
 
 use command::Task;
@@ -414,47 +416,6 @@ impl Shard {
     /// The node this shard belongs to.
     pub fn node(&self) -> &Node {
         &self.node
-    }
-
-    /// Panics unless the tables agree with each other. For tests and simulations; it visits everything.
-    #[doc(hidden)]
-    pub fn assert_consistent(&self) {
-        self.subscriptions.assert_consistent();
-        self.secrets.assert_consistent(self.conns.len());
-        self.assert_counted();
-        for (id, state) in self.conns.iter() {
-            let conn = ConnId(id);
-            let (mut wanted, mut dirty) = (0, Vec::new());
-            for topic in self.subscriptions.topics_of(id.index) {
-                let standing = self.subscriptions.standing(id.index, topic);
-                if standing.is_some_and(Standing::wants) {
-                    wanted += 1;
-                    assert!(self.is_awaited(topic), "{conn:?} waits for a read that nobody owes");
-                }
-                dirty.extend(standing.filter(|it| it.is_dirty()).map(|_| topic));
-            }
-            assert_eq!(self.ready.contains(&conn), state.listed);
-            assert_eq!(self.urgent.contains(&conn), state.is_urgent);
-            let is_listed = state.listed || state.is_urgent;
-            assert!(is_listed || !state.can_flush(), "{conn:?} is forgotten");
-            let Some(extra) = &state.extra else {
-                assert_eq!((wanted, dirty.len()), (0, 0));
-                continue;
-            };
-            assert_eq!(wanted, extra.wanted);
-            assert_eq!(dirty.len(), extra.dirty.len());
-            assert!(dirty.iter().all(|topic| extra.dirty.contains(topic)));
-            assert!(dirty.is_empty() || wanted > 0 || !extra.outbox.is_empty());
-            extra.outbox.assert_consistent();
-        }
-    }
-
-    /// Rows of this topic are being read, are owed, or have not reached all its members yet.
-    fn is_awaited(&self, topic: TopicId) -> bool {
-        let flight = self.subscriptions.topic(topic).map(|it| it.flight);
-        self.subscriptions.walked_topic() == Some(topic)
-            || flight.is_some_and(|it| self.node.is_busy(self.index, it))
-            || self.task.as_ref().is_some_and(|it| it.will_want(topic))
     }
 
     fn advance(&mut self, now: Timestamp) {

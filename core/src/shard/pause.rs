@@ -79,8 +79,8 @@ impl Shard {
                 // What it has sent meanwhile could not be seen.
                 state.last_alive = patient_now;
                 self.resumed.push_back(conn);
-            } else if state.pauses.is_only(Pause::Backlog) {
-                self.backlog.push_back(conn);
+            } else {
+                self.list_backlog(conn);
             }
         }
     }

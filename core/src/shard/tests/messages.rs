@@ -209,6 +209,24 @@ fn messages_beyond_the_outbox_end_the_connection() {
 
 /// What lies behind in the same bytes waits too, and others don't.
 #[test]
+fn a_client_that_is_stopped_and_goes_on_again_and_again_has_one_turn_at_a_time() {
+    let heard = Arc::<AtomicUsize>::default();
+    let hear = heard.clone();
+    let mut net = Net::new(1, |config| {
+        config.on_message = Some(Arc::new(move |incoming: Incoming<'_>| {
+            incoming.stop_reading();
+            incoming.client().read_on();
+            hear.fetch_add(1, Ordering::Relaxed);
+        }));
+    });
+    let id = net.connect(0);
+    // The shard looks after each output that it has one turn and not several.
+    net.receive(id, frame(1, b"{\"n\":1}").repeat(1000));
+    assert_eq!(heard.load(Ordering::Relaxed), 1000);
+    assert!(!net.shards[0].is_paused(id.conn));
+}
+
+#[test]
 fn the_application_may_stop_reading_from_one_client() {
     let heard = Heard::default();
     let hear = heard.clone();
