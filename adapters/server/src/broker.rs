@@ -1,13 +1,12 @@
 //! [`broker`]: the whole of `entity-sync broker`.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 
-use entity_sync_mio::{Health, Refused, Severity, Trouble};
+use entity_sync_mio::{Health, Refused, Trouble};
 use entity_sync_zmq::{Broker, BrokerConfig, Endpoint, ZmqError};
-use tokio::sync::Notify;
 
 use crate::args::{BrokerOptions, LogFormat, LogLevel};
+use crate::death::Death;
 use crate::log;
 use crate::signals::{self, Signals};
 
@@ -28,9 +27,7 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
         let mut config = BrokerConfig::new(options.frontend.clone(), options.backend.clone());
         config.health = health.clone();
         config.allow_unauthenticated = options.zmq_allow_unauthenticated;
-        let died = Arc::<Notify>::default();
-        let to_end = died.clone();
-        health.when_dead(move |_| to_end.notify_one());
+        let death = Death::watch(&health);
         let broker = Broker::start(&config).map_err(BrokerError::Zmq)?;
         let mut out = io::stdout().lock();
         // If nobody listens, it forwards all the same.
@@ -40,14 +37,10 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
         drop(out);
         tokio::select! {
             () = signals.stop() => {}
-            () = died.notified() => {}
+            () = death.happens() => {}
         }
         broker.stop();
-        let mut troubles = health.troubles().into_iter();
-        match troubles.find(|it| it.severity == Severity::Dead) {
-            Some(trouble) => Err(BrokerError::Died(trouble)),
-            None => Ok(()),
-        }
+        death.check().map_err(BrokerError::Died)
     })
 }
 

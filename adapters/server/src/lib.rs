@@ -27,6 +27,8 @@ pub mod client;
 #[cfg(feature = "binary")]
 pub mod cluster;
 #[cfg(feature = "binary")]
+mod death;
+#[cfg(feature = "binary")]
 mod files;
 #[cfg(feature = "binary")]
 mod greeting;
