@@ -33,6 +33,8 @@ mod files;
 #[cfg(feature = "binary")]
 mod greeting;
 #[cfg(feature = "binary")]
+pub mod keys;
+#[cfg(feature = "binary")]
 pub mod log;
 #[cfg(feature = "binary")]
 pub mod metrics;

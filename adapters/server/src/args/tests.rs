@@ -3,6 +3,7 @@ use entity_sync_mio::Delivery;
 use super::*;
 
 mod cluster;
+mod curve;
 
 fn parse(args: &[&str]) -> Result<Options, String> {
     let all = ["entity-sync"].iter().chain(args);
