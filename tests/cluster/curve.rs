@@ -66,7 +66,7 @@ fn in_a_mesh_with_one_key_file_only_those_who_have_it_hear_each_other() {
         nodes[id as usize % 2].put(id, &format!("{id} encrypted"));
     }
     settle(&cluster.data(), &crowds[..2]);
-    // Whoever is refused says so, and who refuses, too.
+    // Each says so: the two refuse the others, and these refuse the two.
     for node in nodes {
         wait_for(&format!("the refusal, {}", node.name), || node.log().contains(REFUSED));
     }
