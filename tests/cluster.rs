@@ -7,6 +7,7 @@
 //! [`Costs::check`].
 
 mod brokers;
+mod curve;
 mod cut;
 mod hostile;
 mod killed;

@@ -177,6 +177,14 @@ impl Node {
         peers.iter().filter(|it| it["state"] == state).count()
     }
 
+    /// How much memory it has.
+    pub fn resident_bytes(&self) -> u64 {
+        let pid = self.running.as_ref().unwrap().child.id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+    }
+
     /// What it has logged in all of its runs.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -219,6 +227,7 @@ pub fn call(
 pub struct Broker {
     frontend: SocketAddr,
     backend: SocketAddr,
+    flags: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -226,10 +235,16 @@ pub struct Broker {
 impl Broker {
     /// One that runs.
     pub fn start(folder: &Path, name: &str) -> Self {
+        Self::start_with(folder, name, Vec::new())
+    }
+
+    /// One that runs with these flags besides.
+    pub fn start_with(folder: &Path, name: &str, flags: Vec<String>) -> Self {
         let address = own_address();
         let mut broker = Self {
             frontend: SocketAddr::new(address, 7100),
             backend: SocketAddr::new(address, 7101),
+            flags,
             log: folder.join(format!("{name}.log")),
             child: None,
         };
@@ -245,6 +260,7 @@ impl Broker {
         command.arg("broker");
         command.args(["--frontend", &self.frontend.to_string()]);
         command.args(["--backend", &self.backend.to_string()]);
+        command.args(&self.flags);
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut greeting = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let is_up = greeting.any(|line| line.contains("--zmq-broker"));
@@ -259,6 +275,11 @@ impl Broker {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// What it has logged since it was started last.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// As nodes write them.

@@ -1,10 +1,11 @@
-//! [`Undelivered`]: what a bus does not have yet, and [`Flush`], somebody who waits until it has.
+//! [`Undelivered`]: what a bus does not have yet; [`HandedOver`], what it has; and [`Flush`], somebody who waits for it.
 
 use std::fmt;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use entity_sync_core::EntityKey;
+use entity_sync_core::cluster::ClusterView;
 
 /// Changes that were notified on this node, and of which the other nodes have perhaps not been told.
 ///
@@ -19,6 +20,16 @@ pub struct Undelivered {
     pub others: u64,
     /// The bus's thread has ended, or does not answer. Nobody knows what the bus has.
     pub is_unknown: bool,
+}
+
+/// How much of what a numbered cluster says its bus was given: for drivers of a
+/// [`Cluster`](entity_sync_core::cluster::Cluster) of their own.
+#[derive(Debug, Default)]
+pub struct HandedOver {
+    /// How often the bus was connected and given all that there was to say.
+    times: u64,
+    /// How much had been said by then. The others learn of it from digests, whatever became of it.
+    published: u64,
 }
 
 /// Somebody who waits until the bus has everything that was notified before.
@@ -46,6 +57,35 @@ impl Undelivered {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.others == 0 && !self.is_unknown
+    }
+}
+
+impl HandedOver {
+    /// The bus is connected, and was given all that there is to say.
+    pub fn all(&mut self, view: &ClusterView) {
+        self.times += 1;
+        self.published = view.counters().published.get();
+    }
+
+    /// How much was said that nobody can have heard.
+    pub fn missing(&self, view: &ClusterView) -> u64 {
+        view.counters().published.get().saturating_sub(self.published)
+    }
+
+    /// A mark behind what was notified so far.
+    pub fn mark(&self) -> u64 {
+        self.times
+    }
+
+    /// What was notified before a mark and the bus was not given.
+    ///
+    /// # Errors
+    /// [`Undelivered`].
+    pub fn look(&self, mark: u64, view: &ClusterView) -> Result<(), Undelivered> {
+        match self.missing(view) {
+            0 if self.times > mark => Ok(()),
+            missing => Err(Undelivered::messages(missing)),
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! [`Driver`]: drives a cluster and its bus, of either kind.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use entity_sync_runtime::{Health, LogLimit};
 use crate::delivery::Undelivered;
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Member, StartError};
-use crate::thread::{BusThread, Departure, Unparker};
+use crate::thread::{BusThread, Driven, Next, Unparker};
 
 /// Events that are handled before what they lead to is published, and the time looked at.
 pub(crate) const EVENTS_PER_TURN: usize = 1024;
@@ -86,64 +85,55 @@ pub(crate) fn drive<M: Machine>(
         view: view.clone(),
         logs: Logs::default(),
     };
-    BusThread::spawn(view, waker, &health, move |departure| {
-        driver.unparker.set_here();
-        driver.run_and_end(departure);
-    })
+    BusThread::spawn(view, waker, &health, driver)
+}
+
+impl<M: Machine> Driven for Driver<M> {
+    fn begin(&mut self) {
+        self.unparker.set_here();
+        self.machine.start(&self.inbox);
+    }
+
+    fn turn(&mut self) -> Next {
+        let mut has_more = self.take_in();
+        let now = (self.clock)();
+        // What has arrived comes first, but not for ever: the others wait for this node's digests.
+        if self.machine.poll_timeout().is_some_and(|at| at <= now) {
+            self.machine.handle_timeout(now);
+        }
+        has_more |= self.machine.put_out(now, &self.inbox);
+        match has_more {
+            true => Next::Again,
+            false => Next::Within(self.machine.poll_timeout().map(|at| at.since((self.clock)()))),
+        }
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        self.unparker.park(timeout);
+    }
+
+    fn mark(&mut self) -> u64 {
+        self.machine.mark((self.clock)())
+    }
+
+    fn look(&self, mark: u64) -> Result<(), Undelivered> {
+        self.machine.look(mark)
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.machine.has_unsent()
+    }
+
+    fn leave(&mut self, timeout: Duration) {
+        self.machine.leave((self.clock)(), &self.inbox, timeout);
+    }
+
+    fn give_up(&mut self) {
+        self.machine.handle((self.clock)(), Event::Connected(false));
+    }
 }
 
 impl<M: Machine> Driver<M> {
-    fn run_and_end(mut self, departure: &Departure) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run(departure))) {
-            self.machine.handle((self.clock)(), Event::Connected(false));
-            // Whoever started the thread reports it.
-            resume_unwind(panic);
-        }
-    }
-
-    fn run(&mut self, departure: &Departure) {
-        self.machine.start(&self.inbox);
-        loop {
-            // Before anything is looked at: what was notified before it is to leave is still told.
-            let time_left = departure.time_left();
-            let mut has_more = self.take_in();
-            let now = (self.clock)();
-            // What has arrived comes first, but not for ever: the others wait for this node's digests.
-            if self.machine.poll_timeout().is_some_and(|at| at <= now) {
-                self.machine.handle_timeout(now);
-            }
-            has_more |= self.machine.put_out(now, &self.inbox);
-            let machine = std::cell::RefCell::new(&mut self.machine);
-            let mut is_marked = false;
-            let until_flush = departure.answer_flushes(
-                || {
-                    is_marked = true;
-                    machine.borrow_mut().mark(now)
-                },
-                |mark| machine.borrow().look(mark),
-            );
-            // What it has taken is to be put out.
-            has_more |= is_marked;
-            // What others go on sending is no reason to stay.
-            if let Some(timeout) = time_left
-                && (timeout.is_zero() || !self.machine.has_unsent())
-            {
-                let mark = self.machine.mark(now);
-                if self.machine.has_unsent()
-                    && let Err(undelivered) = self.machine.look(mark)
-                {
-                    departure.leave_behind(undelivered);
-                }
-                return self.machine.leave(now, &self.inbox, timeout);
-            }
-            if !has_more {
-                let until_timeout = self.machine.poll_timeout().map(|at| at.since((self.clock)()));
-                let until = until_timeout.into_iter().chain(time_left).chain(until_flush);
-                self.unparker.park(until.min());
-            }
-        }
-    }
-
     /// Says whether there may be more.
     fn take_in(&mut self) -> bool {
         let now = (self.clock)();

@@ -39,7 +39,7 @@ mod thread;
 pub use bus::{Bus, Inbox, NotSent, STOP_GRACE};
 pub use bus_health::BusHealth;
 pub use bytes::Bytes;
-pub use delivery::Undelivered;
+pub use delivery::{HandedOver, Undelivered};
 pub use entity_sync_core::cluster::{
     ClusterConfig, ClusterConfigError, ClusterCounts, ClusterEvent, ClusterSecret, ClusterStatus, ClusterView, Epoch,
     Hearing, JoinError, NodeId, Outcome, PeerState, PeerStatus, PlainConfig, ShortSecret,
@@ -52,4 +52,4 @@ pub use numbered::{Numbered, log_events, numbered};
 pub use plain::{BadTopic, PlainBus, PlainInbox, Receipt};
 pub use plain_cluster::{Plain, plain};
 pub use probe::{Probe, Told};
-pub use thread::{BusThread, Departure};
+pub use thread::{BusThread, Driven, Next};

@@ -9,7 +9,7 @@ use entity_sync_runtime::Health;
 
 use crate::bus::{Bus, Inbox, STOP_GRACE};
 use crate::bus_health::BusHealth;
-use crate::delivery::Undelivered;
+use crate::delivery::{HandedOver, Undelivered};
 use crate::driver::{Machine, OUTPUTS_PER_TURN, drive};
 use crate::inbox::{Event, Shared};
 use crate::member::{Clock, Join, Member, StartError};
@@ -39,8 +39,7 @@ impl<B: Bus> Join for Numbered<B> {
                 cluster,
                 bus,
                 health,
-                turns: 0,
-                told: 0,
+                handed_over: HandedOver::default(),
             })
         })
     }
@@ -50,17 +49,7 @@ struct OverBus<B> {
     cluster: Cluster,
     bus: B,
     health: BusHealth,
-    /// How often the bus was connected and given all that there was to say.
-    turns: u64,
-    /// How much had been said by then. The others learn of it from digests, whatever became of it.
-    told: u64,
-}
-
-impl<B> OverBus<B> {
-    /// How much was said that nobody can have heard.
-    fn untold(&self) -> u64 {
-        self.cluster.view().counters().published.get().saturating_sub(self.told)
-    }
+    handed_over: HandedOver,
 }
 
 impl<B: Bus> Machine for OverBus<B> {
@@ -100,8 +89,7 @@ impl<B: Bus> Machine for OverBus<B> {
         for _ in 0..OUTPUTS_PER_TURN {
             let Some(output) = self.cluster.poll_output() else {
                 if self.cluster.view().is_connected() {
-                    self.turns += 1;
-                    self.told = self.cluster.view().counters().published.get();
+                    self.handed_over.all(self.cluster.view());
                 }
                 return false;
             };
@@ -116,18 +104,15 @@ impl<B: Bus> Machine for OverBus<B> {
     }
 
     fn has_unsent(&self) -> bool {
-        self.untold() > 0
+        self.handed_over.missing(self.cluster.view()) > 0
     }
 
     fn mark(&mut self, _: Timestamp) -> u64 {
-        self.turns
+        self.handed_over.mark()
     }
 
     fn look(&self, mark: u64) -> Result<(), Undelivered> {
-        if self.turns > mark && self.untold() == 0 {
-            return Ok(());
-        }
-        Err(Undelivered::messages(self.untold()))
+        self.handed_over.look(mark, self.cluster.view())
     }
 
     fn leave(&mut self, now: Timestamp, inbox: &Arc<Shared>, timeout: Duration) {

@@ -1,6 +1,8 @@
-//! [`BusThread`]: a cluster that is driven on a thread of its own; how that is told to go, and waited for.
+//! [`BusThread`]: drives a cluster and its bus on a thread of its own, until it is told to leave.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
@@ -29,10 +31,50 @@ pub struct BusThread {
     view: Arc<ClusterView>,
 }
 
-/// Tells a bus's thread when it is to go.
+/// What a [`BusThread`] drives: a cluster with its bus.
+pub trait Driven: Send + 'static {
+    /// Called first, on the thread.
+    fn begin(&mut self) {}
+
+    /// Takes in what has arrived, hands the bus what was notified, and does what it is time for: a part of it, if there is
+    /// much.
+    fn turn(&mut self) -> Next;
+
+    /// Waits until there may be something to do, or was since the last turn, but no longer than this. It may return early.
+    fn wait(&mut self, timeout: Option<Duration>);
+
+    /// Sets a mark behind everything that was notified so far.
+    fn mark(&mut self) -> u64;
+
+    /// What was notified before a mark and the bus does not have.
+    ///
+    /// # Errors
+    /// [`Undelivered`].
+    fn look(&self, mark: u64) -> Result<(), Undelivered>;
+
+    /// Whether something waits until the bus can take it. It is waited for when the node leaves.
+    fn has_unsent(&self) -> bool;
+
+    /// Says goodbye, and stops the bus, in about this time.
+    fn leave(&mut self, timeout: Duration);
+
+    /// Something of this has panicked: the node is not connected any more.
+    fn give_up(&mut self);
+}
+
+/// What a turn has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// There is more to do.
+    Again,
+    /// All is done, until something happens or this time is over.
+    Within(Option<Duration>),
+}
+
+/// What those who wait and the thread tell each other.
 #[derive(Default)]
-pub struct Departure {
-    /// Until when it may take, once it is to.
+struct Departure {
+    /// Until when it may take, once it is to leave.
     leave_by: OnceLock<Instant>,
     is_over: Mutex<bool>,
     over: Condvar,
@@ -42,8 +84,7 @@ pub struct Departure {
 }
 
 impl BusThread {
-    /// Runs `drive` on a new thread. When it is woken by `waker` and [`Departure::time_left`] gives something, it is to
-    /// leave the cluster in that time, and return.
+    /// Drives this on a new thread, until it is told to leave. `waker` ends what [`Driven::wait`] waits for.
     ///
     /// # Errors
     /// [`StartError::Thread`].
@@ -51,13 +92,13 @@ impl BusThread {
         view: Arc<ClusterView>,
         waker: Waker,
         health: &Health,
-        drive: impl FnOnce(&Departure) + Send + 'static,
+        driven: impl Driven,
     ) -> Result<Box<dyn Member>, StartError> {
         let departure = Arc::<Departure>::default();
         let of_thread = departure.clone();
         entity_sync_runtime::spawn("entity-sync bus", health, move || {
             let _over = OverAtLast(&of_thread);
-            drive(&of_thread);
+            of_thread.drive(driven);
         })
         .map_err(StartError::Thread)?;
         Ok(Box::new(Self { departure, waker, view }))
@@ -70,22 +111,58 @@ impl BusThread {
 }
 
 impl Departure {
+    fn drive(&self, mut driven: impl Driven) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run(&mut driven))) {
+            driven.give_up();
+            // Whoever started the thread reports it.
+            resume_unwind(panic);
+        }
+    }
+
+    fn run(&self, driven: &mut impl Driven) {
+        driven.begin();
+        loop {
+            // Before anything is looked at: what was notified before it is to leave is still told.
+            let time_left = self.time_left();
+            let next = driven.turn();
+            let (has_marked, until_flush) = self.answer_flushes(driven);
+            // What others go on sending is no reason to stay.
+            if let Some(timeout) = time_left
+                && (timeout.is_zero() || !driven.has_unsent())
+            {
+                let mark = driven.mark();
+                if driven.has_unsent()
+                    && let Err(undelivered) = driven.look(mark)
+                {
+                    *self.undelivered.lock() = undelivered;
+                }
+                return driven.leave(timeout);
+            }
+            // What is before a new mark is to be handed over.
+            if let (Next::Within(until), false) = (next, has_marked) {
+                driven.wait(until.into_iter().chain(time_left).chain(until_flush).min());
+            }
+        }
+    }
+
     /// How long the thread may take to leave; `None` while it is to stay.
-    pub fn time_left(&self) -> Option<Duration> {
+    fn time_left(&self) -> Option<Duration> {
         let by = self.leave_by.get()?;
         Some(by.saturating_duration_since(Instant::now()))
     }
 
-    /// Tells those who wait for the bus to have what they have notified. `look` says whether it has what was notified before
-    /// a mark, which `mark` sets now. Returns when to look again at the latest.
-    pub fn answer_flushes(
-        &self,
-        mut mark: impl FnMut() -> u64,
-        mut look: impl FnMut(u64) -> Result<(), Undelivered>,
-    ) -> Option<Duration> {
+    /// Tells those who wait for the bus to have what they have notified. Says whether a new one waits, and when to look again
+    /// at the latest.
+    fn answer_flushes(&self, driven: &mut impl Driven) -> (bool, Option<Duration>) {
+        let driven = RefCell::new(driven);
+        let mut has_marked = false;
         let mut next = None;
         self.flushes.lock().retain_mut(|flush| {
-            let answer = look(flush.mark(&mut mark));
+            let mark = flush.mark(|| {
+                has_marked = true;
+                driven.borrow_mut().mark()
+            });
+            let answer = driven.borrow().look(mark);
             let time_left = flush.time_left();
             let is_over = answer.is_ok() || time_left.is_zero();
             if is_over {
@@ -95,12 +172,7 @@ impl Departure {
             }
             !is_over
         });
-        next
-    }
-
-    /// Says what the bus does not have although the thread leaves now.
-    pub fn leave_behind(&self, undelivered: Undelivered) {
-        *self.undelivered.lock() = undelivered;
+        (has_marked, next)
     }
 
     /// Says whether the thread has ended in time.

@@ -81,7 +81,12 @@ impl Link {
     fn event(&self, event: &Event) {
         let counters = self.status.counters();
         match event {
-            Event::Connected | Event::Disconnected => self.look.notify_one(),
+            Event::Connected => self.look.notify_one(),
+            Event::Disconnected => {
+                // What comes from now on is of the next connection, also if that is noticed later.
+                self.denied.lock().clear();
+                self.look.notify_one();
+            }
             Event::Closed => self.closed.notify_one(),
             Event::Draining => {}
             Event::LameDuckMode => {
@@ -135,6 +140,24 @@ impl Link {
         }
         self.trouble(format!("no connection: {reasons}"));
         self.status.set_last_error(Some(reasons));
+    }
+
+    /// There is a connection, the one of this number.
+    fn connected(&self, number: u64, inbox: &Inbox) {
+        let counters = self.status.counters();
+        self.outgoing.connection(Some(number));
+        counters.connects.store(number, Ordering::Relaxed);
+        counters.is_connected.store(true, Ordering::Relaxed);
+        self.logs.unreachable.is_over();
+        let missing = self.denied.lock().missing();
+        match &missing {
+            Some(missing) => self.trouble(missing.as_str()),
+            None => self.is_well(),
+        }
+        self.status.set_last_error(missing);
+        // Topics are subscribed to before anything is published over this connection: what is published from now on
+        // is heard by this node, too.
+        inbox.connected();
     }
 
     /// There is no connection any more, if there was one.
@@ -224,6 +247,7 @@ async fn go_on(link: &Arc<Link>, plan: &Plan, inbox: &Inbox, mut stopped: watch:
     while serve(link, plan, inbox, &mut stopped).await == End::Failed {
         tracing::error!("NATS: its client has failed, and another one is started");
         count(&link.status.counters().errors, 1);
+        link.denied.lock().clear();
         link.lost(inbox);
         let again = tokio::time::sleep(RESTART_DELAY);
         tokio::select! {
@@ -425,16 +449,7 @@ async fn watch(link: &Link, client: &Client, inbox: &Inbox) {
         }
         if is_connected && (!was_connected || is_another) {
             link.max_payload.store(client.max_payload(), Ordering::Relaxed);
-            link.status.set_last_error(None);
-            link.outgoing.connection(Some(connects_now));
-            counters.connects.store(connects_now, Ordering::Relaxed);
-            counters.is_connected.store(true, Ordering::Relaxed);
-            link.denied.lock().clear();
-            link.logs.unreachable.is_over();
-            link.is_well();
-            // Topics are subscribed to before anything is published over this connection: what is published from now on
-            // is heard by this node, too.
-            inbox.connected();
+            link.connected(connects_now, inbox);
         }
         if is_connected {
             link.look_at_denied();
@@ -491,7 +506,8 @@ async fn farewell(link: &Link, client: &Client) {
 mod tests {
     use std::thread;
 
-    use entity_sync_bus::{Probe, Told};
+    use async_nats::ServerError;
+    use entity_sync_bus::{Health, Probe, Told};
 
     use super::*;
 
@@ -505,6 +521,35 @@ mod tests {
 
     fn switch<'a>(link: &'a Link, inbox: &'a Inbox) -> DeadMansSwitch<'a> {
         DeadMansSwitch { link, inbox }
+    }
+
+    /// The connection is noticed some time after it was made, and by then the server may have said no to something.
+    #[test]
+    fn what_was_denied_before_the_connection_was_noticed_is_not_forgotten() {
+        let (link, probe) = (Link::default(), Probe::new());
+        let (inbox, health) = (probe.inbox(), Health::default());
+        let _ = link.part.set(health.part("nats"));
+        let deny = |text: &str| link.event(&Event::ServerError(ServerError::Other(text.to_owned())));
+        let says = |text: &str| health.troubles().iter().any(|it| it.message.contains(text));
+        link.event(&Event::Connected);
+        deny("Permissions Violation for Subscription to \"first\"");
+        link.connected(1, &inbox);
+        assert!(says("may not subscribe to \"first\""), "{:?}", health.troubles());
+        // With another one, it has to be said again.
+        link.event(&Event::Disconnected);
+        link.event(&Event::Connected);
+        deny("Permissions Violation for Publish to \"second\"");
+        link.lost(&inbox);
+        link.connected(2, &inbox);
+        assert!(
+            !says("first") && says("may not publish to \"second\""),
+            "{:?}",
+            health.troubles()
+        );
+        link.event(&Event::Disconnected);
+        link.event(&Event::Connected);
+        link.connected(3, &inbox);
+        assert_eq!(health.troubles(), []);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Denied {
         last.logs.failed()
     }
 
-    /// There is another connection.
+    /// There is no connection any more.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }

@@ -3,7 +3,9 @@
 //! What a flag says goes before what the environment says, and that before what the file says. All three go through the
 //! same checks: the file's values become arguments that are read after the others.
 
+mod broker;
 mod cluster;
+mod curve;
 mod error;
 mod file;
 mod limits;
@@ -32,8 +34,10 @@ use crate::cluster::ClusterOptions;
 use crate::resolver::Source;
 use crate::store::Location;
 use crate::values::{address, host, origin, origins, path};
-pub use cluster::BrokerOptions;
+use broker::BrokerArgs;
+pub use broker::BrokerOptions;
 use cluster::ClusterArgs;
+pub use curve::CurveError;
 pub use error::ArgsError;
 use file::EntityTable;
 pub use limits::Limits;
@@ -58,6 +62,8 @@ pub enum Task {
     Call(Call),
     /// Forward what nodes of a cluster publish.
     Broker(BrokerOptions),
+    /// Write new keys of CURVE to this file.
+    ZmqKeys(PathBuf),
     /// Print the completions of a shell.
     Completions(clap_complete::Shell),
 }
@@ -184,6 +190,7 @@ impl Task {
             Command::Watch(watch) => Self::Watch(watch),
             Command::Call(call) => Self::Call(call),
             Command::Broker(broker) => Self::Broker(broker.check().map_err(|error| refused(error, &sources))?),
+            Command::ZmqKeys { file } => Self::ZmqKeys(file),
             Command::Completions { shell } => Self::Completions(shell),
         };
         Ok((task, sources))
@@ -243,7 +250,15 @@ enum Command {
     ///
     /// Nodes connect with --bus zmq --zmq-broker FRONTEND,BACKEND. Two brokers carry everything twice, which is harmless, so
     /// that one may fail.
-    Broker(BrokerOptions),
+    Broker(BrokerArgs),
+    /// Write a new key of CURVE to a file, with which ZeroMQ's connections are encrypted, and print its public key
+    ///
+    /// Only the file's owner may read it. The public key is written to FILE.pub, too. Nothing is written over.
+    /// Example: entity-sync zmq-keys cluster.key
+    ZmqKeys {
+        /// Where the secret key is to be
+        file: PathBuf,
+    },
     /// Print what makes a shell complete the flags
     ///
     /// Example: entity-sync completions bash > /etc/bash_completion.d/entity-sync

@@ -1,13 +1,12 @@
 //! [`broker`]: the whole of `entity-sync broker`.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 
-use entity_sync_mio::{Health, Refused, Severity, Trouble};
-use entity_sync_zmq::{Broker, BrokerConfig, Endpoint, ZmqError};
-use tokio::sync::Notify;
+use entity_sync_mio::{Health, Refused, Trouble};
+use entity_sync_zmq::{Broker, BrokerConfig, CurveServer, Endpoint, ZmqError};
 
 use crate::args::{BrokerOptions, LogFormat, LogLevel};
+use crate::death::Death;
 use crate::log;
 use crate::signals::{self, Signals};
 
@@ -27,32 +26,27 @@ pub fn broker(options: &BrokerOptions) -> Result<(), BrokerError> {
         let mut signals = Signals::listen().map_err(BrokerError::System)?;
         let mut config = BrokerConfig::new(options.frontend.clone(), options.backend.clone());
         config.health = health.clone();
+        config.curve.clone_from(&options.curve);
         config.allow_unauthenticated = options.zmq_allow_unauthenticated;
-        let died = Arc::<Notify>::default();
-        let to_end = died.clone();
-        health.when_dead(move |_| to_end.notify_one());
+        let death = Death::watch(&health);
         let broker = Broker::start(&config).map_err(BrokerError::Zmq)?;
         let mut out = io::stdout().lock();
         // If nobody listens, it forwards all the same.
         let _ = out
-            .write_all(greeting(broker.frontend(), broker.backend()).as_bytes())
+            .write_all(greeting(broker.frontend(), broker.backend(), options.curve.as_ref()).as_bytes())
             .and_then(|()| out.flush());
         drop(out);
         tokio::select! {
             () = signals.stop() => {}
-            () = died.notified() => {}
+            () = death.happens() => {}
         }
         broker.stop();
-        let mut troubles = health.troubles().into_iter();
-        match troubles.find(|it| it.severity == Severity::Dead) {
-            Some(trouble) => Err(BrokerError::Died(trouble)),
-            None => Ok(()),
-        }
+        death.check().map_err(BrokerError::Died)
     })
 }
 
 /// Says where it is, and what nodes are to be told of it.
-fn greeting(frontend: &str, backend: &str) -> String {
+fn greeting(frontend: &str, backend: &str, curve: Option<&CurveServer>) -> String {
     let wildcard_port = |it: &str| it.parse().ok().and_then(|it: Endpoint| it.wildcard_port());
     let [to_frontend, to_backend] = [frontend, backend].map(|it| match wildcard_port(it) {
         Some(port) => format!("tcp://HOST:{port}"),
@@ -62,8 +56,19 @@ fn greeting(frontend: &str, backend: &str) -> String {
         "Entity Sync's broker is running.\n  frontend {frontend}\n  backend  {backend}\n\
          Nodes connect with: --bus zmq --zmq-broker {to_frontend},{to_backend}"
     );
+    if curve.is_some() {
+        text += " --zmq-curve-secret-file FILE";
+    }
     if [frontend, backend].iter().any(|it| wildcard_port(it).is_some()) {
         text += " (HOST is an address or a name of this machine)";
+    }
+    if let Some(server) = curve {
+        let public = server.keys.public;
+        text += match server.allowed == [public] {
+            true => "\nConnections are encrypted: FILE is a copy of this broker's.",
+            false => "\nConnections are encrypted: nodes have keys of their own, and --zmq-curve-server-key-file.",
+        };
+        text += &format!(" Its public key is {public}");
     }
     text + "\n"
 }
@@ -102,20 +107,36 @@ impl std::error::Error for BrokerError {
 
 #[cfg(test)]
 mod tests {
+    use entity_sync_zmq::CurveKeyPair;
+
     use super::*;
 
     #[test]
     fn nodes_are_told_what_they_can_connect_to() {
         assert_eq!(
-            greeting("tcp://127.0.0.1:7100", "tcp://127.0.0.1:7101"),
+            greeting("tcp://127.0.0.1:7100", "tcp://127.0.0.1:7101", None),
             "Entity Sync's broker is running.\n  frontend tcp://127.0.0.1:7100\n  backend  tcp://127.0.0.1:7101\n\
              Nodes connect with: --bus zmq --zmq-broker tcp://127.0.0.1:7100,tcp://127.0.0.1:7101\n"
         );
         for wildcard in ["*", "0.0.0.0", "[::]"] {
-            let text = greeting(&format!("tcp://{wildcard}:7100"), "ipc:///run/backend");
+            let text = greeting(&format!("tcp://{wildcard}:7100"), "ipc:///run/backend", None);
             let told =
                 "--zmq-broker tcp://HOST:7100,ipc:///run/backend (HOST is an address or a name of this machine)\n";
             assert!(text.ends_with(told), "{text}");
         }
+        let mut server = CurveServer::shared(CurveKeyPair {
+            public: [0; 32].into(),
+            secret: [1; 32].into(),
+        });
+        let said = || greeting("ipc:///a", "ipc:///b", Some(&server));
+        let told = "--zmq-broker ipc:///a,ipc:///b --zmq-curve-secret-file FILE\nConnections are encrypted: FILE is a copy of this \
+                    broker's. Its public key is 0000000000000000000000000000000000000000\n";
+        assert!(said().ends_with(told), "{}", said());
+        server.allowed = vec![[2; 32].into()];
+        let said = greeting("ipc:///a", "ipc:///b", Some(&server));
+        assert!(
+            said.contains("nodes have keys of their own, and --zmq-curve-server-key-file. Its"),
+            "{said}"
+        );
     }
 }

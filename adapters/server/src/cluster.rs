@@ -10,7 +10,7 @@ use entity_sync_bus::{
 };
 use entity_sync_nats::{Nats, NatsAuth, NatsConfig};
 use entity_sync_nsq::Nsq;
-use entity_sync_zmq::{BrokerEndpoints, DnsName, Endpoint, ZmqConfig, zmq};
+use entity_sync_zmq::{BrokerEndpoints, Curve, DnsName, Endpoint, ZmqConfig, zmq};
 
 pub(crate) use report::{numbers, to_json};
 
@@ -48,6 +48,8 @@ pub enum BusOptions {
         peer_names: Vec<DnsName>,
         /// Forwarders.
         brokers: Vec<BrokerEndpoints>,
+        /// What connections are encrypted with.
+        curve: Option<Box<Curve>>,
         /// Other machines may connect to this node without authentication.
         allow_unauthenticated: bool,
     },
@@ -77,6 +79,7 @@ impl fmt::Display for BusOptions {
                 peers,
                 peer_names,
                 brokers,
+                curve,
                 allow_unauthenticated: _,
             } => {
                 f.write_str("ZeroMQ")?;
@@ -92,7 +95,10 @@ impl fmt::Display for BusOptions {
                 if !others.is_empty() {
                     write!(f, ", with {}", others.join(", "))?;
                 }
-                Ok(())
+                match curve {
+                    Some(_) => f.write_str(", encrypted"),
+                    None => Ok(()),
+                }
             }
             Self::Nats { servers, .. } => write!(f, "NATS at {}", list(servers)),
             Self::Nsq { nsqd, .. } => write!(f, "NSQ at {}", list(nsqd)),
@@ -146,6 +152,7 @@ impl ClusterOptions {
                 peers,
                 peer_names,
                 brokers,
+                curve,
                 allow_unauthenticated,
             } => {
                 let mut links = ZmqConfig::default();
@@ -153,6 +160,7 @@ impl ClusterOptions {
                 links.peers.clone_from(peers);
                 links.peer_names.clone_from(peer_names);
                 links.brokers.clone_from(brokers);
+                links.curve = curve.as_deref().cloned();
                 links.allow_unauthenticated = *allow_unauthenticated;
                 Box::new(zmq(links, config))
             }

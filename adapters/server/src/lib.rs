@@ -27,9 +27,13 @@ pub mod client;
 #[cfg(feature = "binary")]
 pub mod cluster;
 #[cfg(feature = "binary")]
+mod death;
+#[cfg(feature = "binary")]
 mod files;
 #[cfg(feature = "binary")]
 mod greeting;
+#[cfg(feature = "binary")]
+pub mod keys;
 #[cfg(feature = "binary")]
 pub mod log;
 #[cfg(feature = "binary")]

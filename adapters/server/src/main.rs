@@ -21,9 +21,10 @@ fn main() -> ExitCode {
         Task::Watch(watch) => client::watch::watch(&watch, &mut stdout(), &mut Log).map_err(of_client),
         Task::Call(call) => client::api::call(&call, &mut stdin(), &mut stdout()).map_err(of_client),
         Task::Broker(options) => {
-            let flags = &["--frontend", "--backend"];
+            let flags = &["--frontend", "--backend", "--zmq-curve-secret-file"];
             entity_sync::broker::broker(&options).map_err(|error| sources.explain(&error, flags))
         }
+        Task::ZmqKeys(file) => entity_sync::keys::zmq_keys(&file, &mut stdout()).map_err(|error| error.to_string()),
         Task::Completions(shell) => completions(shell),
         _ => Ok(()),
     };

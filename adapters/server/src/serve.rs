@@ -7,15 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use entity_sync_mio::{
-    Config, EntityKey, Handle, Health, Hosts, Origins, Refused, Server, Severity, StartError, Trouble,
-};
+use entity_sync_mio::{Config, EntityKey, Handle, Hosts, Origins, Refused, Server, StartError, Trouble};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
 
 use crate::api;
 use crate::args::Options;
 use crate::cluster;
+use crate::death::Death;
 use crate::files;
 use crate::greeting::{greet, warn_of_open_store};
 use crate::log;
@@ -48,9 +46,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         let _runtime = runtime.enter();
         listen(&options.api)?
     };
-    let died = Arc::<Notify>::default();
-    let to_end = died.clone();
-    health.when_dead(move |_| to_end.notify_one());
+    let death = Death::watch(&health);
     // The store tells of changes to the server, which reads from the store.
     let handle = Arc::new(OnceLock::<Handle>::new());
     let told = handle.clone();
@@ -139,7 +135,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         listener,
         api::Api::new(parts),
         &is_stopping,
-        &died,
+        &death,
     ));
 
     server.shutdown(GRACE);
@@ -151,16 +147,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     drop((databases, http));
     let closed = store.map_or(Ok(()), |store| store.close().map_err(ServeError::Store));
     // First why it ended: that the rest could not end well follows from it.
-    dead(&health).and(served).and(closed)
-}
-
-/// Whether a part that can't be begun again has died, and which.
-fn dead(health: &Health) -> Result<(), ServeError> {
-    let mut troubles = health.troubles().into_iter();
-    match troubles.find(|it| it.severity == Severity::Dead) {
-        Some(trouble) => Err(ServeError::Died(trouble)),
-        None => Ok(()),
-    }
+    death.check().map_err(ServeError::Died).and(served).and(closed)
 }
 
 /// Who connects already waits until the API is served.
@@ -187,7 +174,7 @@ async fn serve_api(
     listener: ApiListener,
     service: api::Api,
     is_stopping: &AtomicBool,
-    died: &Notify,
+    death: &Death,
 ) -> Result<(), ServeError> {
     // Before it says that it is ready, so that a signal sent from then on is heard.
     let mut signals = Signals::listen().map_err(ServeError::System)?;
@@ -209,7 +196,7 @@ async fn serve_api(
     };
     tokio::select! {
         () = signals.stop() => {}
-        () = died.notified() => {}
+        () = death.happens() => {}
         ended = &mut serving => {
             is_stopping.store(true, Ordering::Relaxed);
             return Err(ServeError::ApiEnded(ended.err()));

@@ -15,6 +15,7 @@ use crate::config::{ZmqConfig, check_local};
 use crate::curve::{CurveServer, check_curve};
 use crate::endpoint::Endpoint;
 use crate::error::ZmqError;
+use crate::monitor::{Event, Monitor};
 use crate::sockets::{self, Purpose, Security};
 use crate::zap::Doorman;
 
@@ -117,11 +118,20 @@ impl Broker {
         };
         let frontend = sockets::open(&context, zmq::XSUB, Purpose::Subscribe, &options, security())?;
         let backend = sockets::open(&context, zmq::XPUB, Purpose::Publish, &options, security())?;
+        // Before they bind, so that nobody is refused unseen.
+        let monitors = match server {
+            Some(_) => vec![
+                Monitor::attach(&context, &frontend, "frontend")?,
+                Monitor::attach(&context, &backend, "backend")?,
+            ],
+            None => Vec::new(),
+        };
         let bound_frontend = sockets::bind(&frontend, &config.frontend)?;
         let bound_backend = sockets::bind(&backend, &config.backend)?;
         let poll = Poll::new().map_err(ZmqError::Thread)?;
         let waker = mio::Waker::new(poll.registry(), WAKER).map_err(ZmqError::Thread)?;
-        for fd in [frontend.get_fd()?, backend.get_fd()?] {
+        let of_monitors = monitors.iter().map(Monitor::fd).collect::<Result<Vec<_>, _>>()?;
+        for fd in [frontend.get_fd()?, backend.get_fd()?].into_iter().chain(of_monitors) {
             poll.registry()
                 .register(&mut SourceFd(&fd), SOCKET, Interest::READABLE)
                 .map_err(ZmqError::Thread)?;
@@ -136,6 +146,8 @@ impl Broker {
         let forwarder = Forwarder {
             frontend,
             backend,
+            monitors,
+            refusals: LogLimit::default(),
             _doorman: doorman,
             message: zmq::Message::new(),
             shared: shared.clone(),
@@ -195,6 +207,9 @@ impl Drop for Broker {
 struct Forwarder {
     frontend: zmq::Socket,
     backend: zmq::Socket,
+    /// Of both, with CURVE.
+    monitors: Vec<Monitor>,
+    refusals: LogLimit,
     /// It answers for the sockets above, and so is dropped after them.
     _doorman: Option<Doorman>,
     message: zmq::Message,
@@ -210,6 +225,7 @@ impl Forwarder {
             // and nothing was sent meanwhile.
             let forwarded = self.forward_messages();
             let subscribed = self.forward_subscriptions();
+            self.look_at_refusals();
             if forwarded || subscribed {
                 continue;
             }
@@ -221,6 +237,18 @@ impl Forwarder {
                     std::thread::sleep(PAUSE);
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn look_at_refusals(&mut self) {
+        for monitor in &mut self.monitors {
+            while let Some(event) = monitor.next() {
+                if let Event::Refused(endpoint) = event
+                    && let Some(skipped) = self.refusals.happened()
+                {
+                    tracing::warn!(endpoint, skipped, "a connection was refused: are the keys right?");
+                }
             }
         }
     }

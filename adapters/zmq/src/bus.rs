@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use entity_sync_bus::{BusHealth, ClusterConfig, ClusterView, Health, LogLimit, StartError, log_events};
+use entity_sync_bus::{BusHealth, ClusterConfig, ClusterView, HandedOver, Health, LogLimit, StartError, log_events};
 use entity_sync_core::cluster::{Cluster, ClusterInput, ClusterOutput};
 use entity_sync_core::{Node, Timestamp};
 
@@ -67,6 +67,7 @@ pub struct ZmqBus {
     greet_at: Option<Timestamp>,
     is_bound: bool,
     is_connected: bool,
+    handed_over: HandedOver,
     health: BusHealth,
     places: PlaceReports,
     logs: Logs,
@@ -187,6 +188,7 @@ impl ZmqBus {
             next_look: now,
             greet_at: None,
             is_connected: false,
+            handed_over: HandedOver::default(),
             logs: Logs::default(),
         };
         // The others hear of a mesh's first node later, but it is there.
@@ -273,6 +275,10 @@ impl ZmqBus {
     pub fn publish(&mut self) -> bool {
         for _ in 0..BUDGET {
             let Some(output) = self.cluster.poll_output() else {
+                // Who has connected hears nothing before it is greeted, and then all.
+                if self.is_connected && self.greet_at.is_none() {
+                    self.handed_over.all(self.cluster.view());
+                }
                 return false;
             };
             let done = match output {
@@ -304,8 +310,19 @@ impl ZmqBus {
 
     /// This node leaves: says goodbye, and waits until everything is sent, for about `linger` at most, all in all.
     pub fn leave(mut self, linger: Duration) {
+        self.say_goodbye(linger);
+        // Closing the context waits for what is to be sent.
+        drop(self);
+    }
+
+    /// What is said then is sent when this is dropped, in about this time.
+    pub(crate) fn say_goodbye(&mut self, linger: Duration) {
         let start = Instant::now();
         let time_left = || linger.saturating_sub(start.elapsed());
+        // With a broker that is down, libzmq would keep what is said for it, and wait for it to come back.
+        for endpoint in self.links.not_up(Side::Publisher) {
+            let _ = self.publisher.disconnect(endpoint);
+        }
         self.publish_last(time_left);
         self.cluster.leave();
         self.publish_last(time_left);
@@ -313,8 +330,6 @@ impl ZmqBus {
         if let Err(error) = self.publisher.set_linger(sockets::ms(linger)) {
             tracing::warn!(%error, "libzmq does not wait for the last messages to be sent");
         }
-        // Closing the context waits for them.
-        drop(self);
     }
 
     fn publish_last(&mut self, time_left: impl Fn() -> Duration) {
@@ -461,6 +476,11 @@ impl ZmqBus {
                 }
             }
         }
+    }
+
+    /// What libzmq was given to send.
+    pub(crate) fn handed_over(&self) -> &HandedOver {
+        &self.handed_over
     }
 
     /// The thread that drove it has panicked.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use curve25519_dalek::MontgomeryPoint;
+
 use crate::error::ZmqError;
 
 const KEY_BYTES: usize = 32;
@@ -16,11 +18,11 @@ const Z85: &[u8; 85] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS
 pub struct CurvePublicKey(pub(crate) [u8; KEY_BYTES]);
 
 /// A secret key of CURVE: 40 characters of Z85, or 32 bytes. `Debug` doesn't show it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CurveSecretKey(pub(crate) [u8; KEY_BYTES]);
 
 /// A secret key and the public key that belongs to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CurveKeyPair {
     /// What others may know.
     pub public: CurvePublicKey,
@@ -29,7 +31,7 @@ pub struct CurveKeyPair {
 }
 
 /// Has connections encrypted, and only allowed nodes connect.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Curve {
     /// This node's own keys, which it connects with.
     pub client: CurveKeyPair,
@@ -41,7 +43,7 @@ pub struct Curve {
 }
 
 /// For sockets that others connect to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CurveServer {
     /// The keys of the accepting side, the same on all nodes of a mesh.
     pub keys: CurveKeyPair,
@@ -65,6 +67,38 @@ impl CurveKeyPair {
             public: CurvePublicKey(pair.public_key),
             secret: CurveSecretKey(pair.secret_key),
         })
+    }
+}
+
+/// With the public key that this secret key has.
+impl From<CurveSecretKey> for CurveKeyPair {
+    fn from(secret: CurveSecretKey) -> Self {
+        let public = MontgomeryPoint::mul_base_clamped(secret.0);
+        Self {
+            public: CurvePublicKey(public.to_bytes()),
+            secret,
+        }
+    }
+}
+
+impl Curve {
+    /// For a node whose key all others have, too: in a mesh, or at brokers that have it.
+    pub fn shared(keys: CurveKeyPair) -> Self {
+        Self {
+            client: keys.clone(),
+            server_key: keys.public,
+            server: Some(CurveServer::shared(keys)),
+        }
+    }
+}
+
+impl CurveServer {
+    /// Admits those who have the same key.
+    pub fn shared(keys: CurveKeyPair) -> Self {
+        Self {
+            allowed: vec![keys.public],
+            keys,
+        }
     }
 }
 
@@ -189,7 +223,7 @@ impl fmt::Debug for CurveSecretKey {
 
 impl fmt::Display for BadKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key of CURVE is 40 characters of Z85, such as `curve_keygen` prints, or 32 bytes")
+        f.write_str("a key of CURVE is 40 characters of Z85, such as `entity-sync zmq-keys` writes, or 32 bytes")
     }
 }
 
@@ -199,8 +233,19 @@ impl std::error::Error for BadKey {}
 mod tests {
     use super::*;
 
-    /// The public key in the documentation of zmq_curve(7), as ZeroMQ itself reads it.
+    /// The client's keys in the documentation of zmq_curve(7).
     const TEXT: &str = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID";
+    const SECRET: &str = "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs";
+
+    #[test]
+    fn a_secret_key_has_the_public_key_that_libzmq_gives_it() {
+        let secret: CurveSecretKey = SECRET.parse().expect("a key");
+        assert_eq!(CurveKeyPair::from(secret).public.to_z85(), TEXT);
+        if check_curve().is_ok() {
+            let made = CurveKeyPair::generate().expect("a pair");
+            assert_eq!(CurveKeyPair::from(made.secret.clone()).public, made.public);
+        }
+    }
 
     #[test]
     fn z85_is_read_as_libzmq_reads_it_and_written_the_same() {

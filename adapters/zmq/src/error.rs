@@ -112,8 +112,9 @@ impl fmt::Display for ZmqError {
             Self::Unauthenticated { endpoint } => write!(
                 f,
                 "other machines can reach {endpoint}, and without CURVE anyone who does can read all changes and fill this \
-                 process's memory with subscriptions: bind to a loopback address or ipc://PATH, use CURVE, or, in a network \
-                 that only the cluster's nodes can reach, allow it with --zmq-allow-unauthenticated (allow_unauthenticated)"
+                 process's memory with subscriptions: use CURVE (--zmq-curve-secret-file, with a key that entity-sync zmq-keys \
+                 writes), bind to a loopback address or ipc://PATH, or, in a network that only the cluster's nodes can reach, \
+                 allow it with --zmq-allow-unauthenticated (allow_unauthenticated)"
             ),
             Self::Deaf => f.write_str(
                 "nobody could hear this node: give it an address to bind to that the others connect to, or a broker",

@@ -158,6 +158,13 @@ impl Links {
         });
     }
 
+    /// What is to be connected to, and is not.
+    pub(crate) fn not_up(&self, side: Side) -> impl Iterator<Item = &str> {
+        let all = self.connections.iter();
+        all.filter(move |((of, _), it)| *of == side && it.state != State::Up)
+            .map(|((_, endpoint), _)| &**endpoint)
+    }
+
     /// What is to be looked up.
     pub(crate) fn names(&self) -> &[DnsName] {
         &self.names

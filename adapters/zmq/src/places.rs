@@ -67,7 +67,10 @@ impl PlaceReports {
             };
             report.part.report(
                 severity,
-                format!("not connected{side}: {what}; see whether it runs and can be reached"),
+                format!(
+                    "not connected{side}: {what}; see whether it runs and can be reached, and whether both have the right \
+                     keys of CURVE, or none"
+                ),
             );
         }
     }

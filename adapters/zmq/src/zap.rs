@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::panic::resume_unwind;
 use std::thread::JoinHandle;
 
-use entity_sync_bus::Health;
+use entity_sync_bus::{Health, LogLimit};
 
 use crate::curve::CurvePublicKey;
 use crate::error::ZmqError;
@@ -72,6 +72,7 @@ fn answer_all(socket: &zmq::Socket, allowed: &HashSet<[u8; 32]>) {
 }
 
 fn try_answer_all(socket: &zmq::Socket, allowed: &HashSet<[u8; 32]>) -> Result<(), zmq::Error> {
+    let refusals = LogLimit::default();
     loop {
         let request = receive(socket)?;
         // Only this process reaches the endpoint.
@@ -79,9 +80,13 @@ fn try_answer_all(socket: &zmq::Socket, allowed: &HashSet<[u8; 32]>) -> Result<(
             return uninterrupted(|| socket.send(STOP, zmq::DONTWAIT));
         }
         let (id, is_allowed) = judge(&request, allowed);
-        if !is_allowed {
+        if !is_allowed && let Some(skipped) = refusals.happened() {
             let address = request.get(3).map(|it| String::from_utf8_lossy(it).into_owned());
-            tracing::debug!(address, "a node whose key is not on the list was refused");
+            tracing::warn!(
+                address,
+                skipped,
+                "a node whose key of CURVE is not on the list was refused"
+            );
         }
         let (status, text) = match is_allowed {
             true => ("200", "OK"),

@@ -9,8 +9,9 @@ use clap::{Args, ValueEnum};
 use entity_sync_bus::{ClusterSecret, cluster_config};
 use entity_sync_zmq::{BrokerEndpoints, DnsName, Endpoint};
 
-use super::ArgsError;
+use super::curve::{Beside, CurveArgs};
 use super::limits::duration;
+use super::{ArgsError, curve};
 use crate::cluster::{BusOptions, ClusterOptions, NatsUrl, SecretFile};
 
 /// What carries changes between nodes.
@@ -45,7 +46,8 @@ pub(super) struct ClusterArgs {
 
     /// Where this node publishes for the others: IP:PORT, tcp://HOST:PORT or ipc://PATH; may be given several times
     ///
-    /// Without --cluster-secret-file, whoever reaches it is believed. In the environment, separate several by commas.
+    /// Without --zmq-curve-secret-file or --cluster-secret-file, anyone who reaches it is believed. In the environment, separate
+    /// several by commas.
     #[arg(long, env = "ENTITY_SYNC_ZMQ_BIND", value_name = "ADDR", value_delimiter = ',', value_parser = bind, help_heading = "Cluster")]
     zmq_bind: Vec<Endpoint>,
 
@@ -77,9 +79,13 @@ pub(super) struct ClusterArgs {
     /// Let other machines connect to --zmq-bind without authentication
     ///
     /// Only for a network that nobody but the cluster's nodes can reach: anyone who connects can read all changes, forge
-    /// them without --cluster-secret-file, and grow this process's memory without a limit.
+    /// them without --cluster-secret-file, and grow this process's memory without a limit. --zmq-curve-secret-file admits
+    /// nobody but nodes.
     #[arg(long, env = "ENTITY_SYNC_ZMQ_ALLOW_UNAUTHENTICATED", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = "Cluster")]
     zmq_allow_unauthenticated: bool,
+
+    #[command(flatten)]
+    zmq_curve: CurveArgs,
 
     /// A NATS server, which may have user:password@ or token@ before its host; may be given several times
     ///
@@ -174,35 +180,8 @@ pub(super) struct ClusterArgs {
     postgres_publish: bool,
 }
 
-/// Where a broker is.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct BrokerOptions {
-    /// Where nodes publish: IP:PORT, tcp://HOST:PORT or ipc://PATH
-    #[arg(long, env = "ENTITY_SYNC_FRONTEND", value_name = "ADDR", default_value = "127.0.0.1:7100", value_parser = bind)]
-    pub frontend: Endpoint,
-    /// Where nodes hear
-    #[arg(long, env = "ENTITY_SYNC_BACKEND", value_name = "ADDR", default_value = "127.0.0.1:7101", value_parser = bind)]
-    pub backend: Endpoint,
-    /// Let other machines connect without authentication
-    ///
-    /// Only for a network that nobody but the cluster's nodes can reach: anyone who connects can read all changes, forge them
-    /// unless nodes have a --cluster-secret-file, and grow this process's memory without a limit.
-    #[arg(long, env = "ENTITY_SYNC_ZMQ_ALLOW_UNAUTHENTICATED", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true, value_parser = BoolishValueParser::new())]
-    pub zmq_allow_unauthenticated: bool,
-}
-
-impl BrokerOptions {
-    pub(super) fn check(self) -> Result<Self, ArgsError> {
-        refuse_twice(
-            &[self.frontend.clone(), self.backend.clone()],
-            &["--frontend", "--backend"],
-        )?;
-        Ok(self)
-    }
-}
-
 /// One that takes any free port is another one each time.
-fn refuse_twice(addresses: &[Endpoint], flags: &'static [&'static str]) -> Result<(), ArgsError> {
+pub(super) fn refuse_twice(addresses: &[Endpoint], flags: &'static [&'static str]) -> Result<(), ArgsError> {
     let mut seen = HashSet::new();
     let mut fixed = addresses
         .iter()
@@ -226,6 +205,11 @@ impl ClusterArgs {
                 return missing("--zmq-bind, or --zmq-broker if nodes meet at brokers");
             }
             WhichBus::Zmq => BusOptions::Zmq {
+                curve: self.zmq_curve.check(&Beside {
+                    binds: !self.zmq_bind.is_empty(),
+                    has_brokers: !self.zmq_broker.is_empty(),
+                    allows_unauthenticated: self.zmq_allow_unauthenticated,
+                })?,
                 bind: self.zmq_bind,
                 peers: self.zmq_peer,
                 peer_names: self.zmq_peer_dns,
@@ -268,12 +252,18 @@ impl ClusterArgs {
     /// No flag is ignored: whoever gives one that does nothing here meant another bus.
     fn refuse_what_is_for_other_buses(&self) -> Result<(), ArgsError> {
         use WhichBus::{Nats, Nsq, Zmq};
-        let flags: [(&str, &[WhichBus], bool); 17] = [
+        let flags: [(&str, &[WhichBus], bool); 19] = [
             ("--zmq-bind", &[Zmq], !self.zmq_bind.is_empty()),
             ("--zmq-peer", &[Zmq], !self.zmq_peer.is_empty()),
             ("--zmq-peer-dns", &[Zmq], !self.zmq_peer_dns.is_empty()),
             ("--zmq-broker", &[Zmq], !self.zmq_broker.is_empty()),
             ("--zmq-allow-unauthenticated", &[Zmq], self.zmq_allow_unauthenticated),
+            (curve::SECRET, &[Zmq], self.zmq_curve.zmq_curve_secret_file.is_some()),
+            (
+                curve::SERVER_KEY,
+                &[Zmq],
+                self.zmq_curve.zmq_curve_server_key_file.is_some(),
+            ),
             ("--nats", &[Nats], !self.nats.is_empty()),
             ("--nats-credentials-file", &[Nats], self.nats_credentials_file.is_some()),
             ("--nats-ca-file", &[Nats], self.nats_ca_file.is_some()),
@@ -336,7 +326,7 @@ fn secret(path: &Path, prefix: &str) -> Result<SecretFile, ArgsError> {
     Ok(SecretFile(secret.to_owned()))
 }
 
-fn bind(given: &str) -> Result<Endpoint, String> {
+pub(super) fn bind(given: &str) -> Result<Endpoint, String> {
     let endpoint = endpoint(given)?;
     endpoint.check_bind().map_err(|error| error.to_string())?;
     Ok(endpoint)

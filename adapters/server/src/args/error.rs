@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::MAX_REACTORS;
+use super::{CurveError, MAX_REACTORS};
 use crate::resolver::SourceError;
 use crate::values::ValueError;
 
@@ -107,6 +107,8 @@ pub enum ArgsError {
         /// How long it is.
         bytes: usize,
     },
+    /// Keys of CURVE can't be used so.
+    Curve(CurveError),
     /// Nodes of a cluster would each have rows of their own.
     MemoryOfEach,
     /// A table of the configuration file is of an entity that is none.
@@ -143,6 +145,7 @@ impl ArgsError {
             Self::BusWithout { .. } => &["--bus"],
             Self::BindTwice { flags, .. } => flags,
             Self::SecretFile { .. } | Self::ShortSecret { .. } => &["--cluster-secret-file"],
+            Self::Curve(error) => error.flags(),
             Self::MemoryOfEach => &["--data", "--bus"],
             Self::NoSuchEntity { .. } => &["--entity"],
             Self::NoTimeForPings => &["--dead-after", "--ping-interval"],
@@ -226,6 +229,7 @@ impl fmt::Display for ArgsError {
                 path.display(),
                 path.display()
             ),
+            Self::Curve(error) => error.fmt(f),
             Self::MemoryOfEach => f.write_str(
                 "with --data :memory: each node of a cluster would have rows of its own: name a file that all of them \
                  share (--data), or where all of them read (--resolver), or leave --bus out",

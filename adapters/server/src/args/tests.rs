@@ -3,6 +3,7 @@ use entity_sync_mio::Delivery;
 use super::*;
 
 mod cluster;
+mod curve;
 mod file;
 
 fn parse(args: &[&str]) -> Result<Options, String> {

@@ -27,12 +27,13 @@ fn a_bus_has_what_it_needs() {
         peers,
         peer_names,
         brokers,
+        curve,
         allow_unauthenticated,
     } = &bus.bus
     else {
         panic!("{bus:?}");
     };
-    assert!(!allow_unauthenticated);
+    assert!(!allow_unauthenticated && curve.is_none());
     assert_eq!((bind.len(), peers.len(), peer_names.len(), brokers.len()), (1, 2, 1, 1));
     assert_eq!(
         (&*bus.prefix, bus.heartbeat.as_millis(), bus.repair_rate),
