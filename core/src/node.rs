@@ -295,6 +295,10 @@ impl Node {
         for number in 0..STRIPES {
             let stripe = self.lock(number);
             assert_eq!(stripe.by_name.len(), stripe.flights.len());
+            // Most are, and simulations ask after each step.
+            if stripe.by_name.is_empty() && stripe.by_key.is_empty() {
+                continue;
+            }
             let by_key = stripe.by_key.iter().map(|it| it.flights.len());
             assert_eq!(by_key.sum::<usize>(), stripe.flights.len());
             for (slot, flight) in stripe.flights.iter() {

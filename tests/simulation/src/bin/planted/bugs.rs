@@ -609,7 +609,7 @@ pub(crate) const BUGS: &[Bug] = &[
         file: "core/src/cluster/plain.rs",
         good: "PlainInput::Missed => self.sweep(now),",
         bad: "PlainInput::Missed => {}",
-        found_by: PlainSeeds(600),
+        found_by: UnitTests("cluster::tests::plain"),
     },
     Bug {
         name: "plain: what is published and not confirmed is never applied",
