@@ -191,3 +191,25 @@ fn reads_that_wait_for_a_shard_that_is_dropped_begin_on_another() {
     }
     assert!(!node.take_inbox(at(0), 0, &mut inbox));
 }
+
+#[test]
+fn a_shard_that_only_began_reads_must_look_again() {
+    let resolver = Arc::new(AtOnce::default());
+    let wakers = vec![Waker::noop().clone(); 2];
+    let (node, _shards) = Node::new(gated(1), resolver.clone(), wakers);
+    for id in 0..100 {
+        let key = key(&id.to_string());
+        node.join_unhashed(1, topic(0), &key, &Audience::Public);
+        node.notify(at(0), &key).unwrap();
+    }
+    let first = lock(&resolver.first).take().expect("a read");
+    first.send(at(0), Ok(Rows::one("x"))).unwrap();
+    assert!(node.has_waiting_reads());
+    let mut inbox = Inbox::default();
+    // It has left something for itself while it began them, and is not woken for that.
+    assert!(node.take_inbox(at(0), 0, &mut inbox));
+    assert!(
+        inbox.marks.is_empty() && inbox.commands.is_empty(),
+        "the rows are another's"
+    );
+}

@@ -166,7 +166,11 @@ impl World {
             Target::Client(_) => false,
         };
         match target {
-            Target::Client(client) => self.pick_heard(client).into_iter().collect(),
+            // One that is not listened to at the moment is meant as well.
+            Target::Client(client) => {
+                let client = self.pick(client).filter(|&index| !self.clients[index].is_sent_away);
+                client.into_iter().collect()
+            }
             _ => (0..self.clients.len())
                 .filter(|&index| is_meant(&self.clients[index]))
                 .collect(),

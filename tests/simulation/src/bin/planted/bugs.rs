@@ -223,7 +223,7 @@ pub(crate) const BUGS: &[Bug] = &[
         file: "core/src/node.rs",
         good: "        self.hand_over(now, starts);\n        any\n",
         bad: "        self.hand_over(now, starts);\n        any && !(inbox.marks.is_empty() && inbox.commands.is_empty())\n",
-        found_by: Seeds(6000),
+        found_by: UnitTests("node::tests::answers"),
     },
     Bug {
         name: "Delivery::Every: a group takes the place of the one before",
