@@ -16,6 +16,8 @@ fn faults() {
     postgres.sql("shop", block("sql"));
     what_can_not_be_converted_is_not_found(&postgres);
     bad_ids_cost_others_nothing(&postgres);
+    bad_secrets_cost_others_nothing(&postgres);
+    secrets_are_not_shown(&postgres);
     readiness_tells_of_a_database_that_can_not_be_used(&postgres);
     certificates_are_checked(&postgres);
 }
@@ -28,7 +30,8 @@ fn with_numbers(text: String) -> String {
         "[entities.numbers]\naudience = 'public'\nquery = 'SELECT id, row_to_json(numbers) FROM numbers WHERE id = \
          ANY($1::int[])'\n[entities.days]\nquery = 'SELECT i, d FROM unnest($1) i, LATERAL (SELECT i::date::text) AS t (d)'\n\
          [entities.bytes]\nquery = \"SELECT i, 'x' FROM unnest($1) i WHERE i::bytea IS NOT NULL\"\n\
-         [entities.mine]\nquery = \"SELECT i, 'x' FROM unnest($1) i WHERE $2::int > 0\"\n"
+         [entities.mine]\nquery = \"SELECT i, 'x' FROM unnest($1) i WHERE $2::int > 0\"\n\
+         [entities.told]\nquery = \"SELECT i, 'x' FROM unnest($1) i WHERE refuse($2)\"\n"
     );
     text
 }
@@ -37,7 +40,9 @@ fn what_can_not_be_converted_is_not_found(postgres: &Postgres) {
     postgres.sql(
         "shop",
         "CREATE TABLE numbers (id int PRIMARY KEY, n int NOT NULL DEFAULT 0);
-         GRANT SELECT ON numbers TO entity_sync; INSERT INTO numbers SELECT generate_series(1, 499)",
+         GRANT SELECT ON numbers TO entity_sync; INSERT INTO numbers SELECT generate_series(1, 499);
+         CREATE FUNCTION refuse(secret text) RETURNS boolean LANGUAGE plpgsql AS
+         'BEGIN RAISE ''there is no session %, go away'', upper(secret); END'",
     );
     let (_folder, config) = configured(postgres, with_numbers);
     let process = start(&config);
@@ -93,6 +98,41 @@ fn bad_ids_cost_others_nothing(postgres: &Postgres) {
     println!("{batches} queries for {ROUNDS} rounds of 500 ids, of which one is bad");
     assert!(batches < 50 * ROUNDS, "{batches} queries");
     assert_eq!(bad.sync(), [""; 0]);
+}
+
+fn bad_secrets_cost_others_nothing(postgres: &Postgres) {
+    const IDS: u64 = 30;
+    let (_folder, config) = configured(postgres, with_numbers);
+    let process = start(&config);
+    hears(&process);
+    let ids: Vec<String> = (0..IDS).map(|id| id.to_string()).collect();
+    // One after the other, as an id that is alone in its query is easily taken for the bad one.
+    let mut bad = client(&process, "no number", &[]);
+    for (done, id) in (1..).zip(&ids) {
+        bad.subscribe("mine", id);
+        wait_for("it to be refused", || metric(&process, "not_found_reads_total") >= done);
+    }
+    let batches = metric(&process, "postgres_batches_total");
+    let keys: Vec<_> = ids.iter().map(|id| ("mine", id.as_str())).collect();
+    let mut good = client(&process, "1", &keys);
+    for _ in 0..IDS {
+        assert_eq!(good.row(), "x");
+    }
+    let batches = metric(&process, "postgres_batches_total") - batches;
+    println!("{batches} queries for {IDS} ids that were read with a bad secret before");
+    assert!(batches < IDS / 2, "{batches} queries");
+}
+
+fn secrets_are_not_shown(postgres: &Postgres) {
+    let (_folder, config) = configured(postgres, with_numbers);
+    let process = start(&config);
+    hears(&process);
+    let _client = client(&process, "open-sesame-1001", &[("told", "1")]);
+    wait_for("the failure to be told", || {
+        let (status, text) = process.call("GET", "/readyz", "");
+        assert!(!text.to_lowercase().contains("sesame"), "{text}");
+        status == 200 && text.contains(r#"\"told\" \"1\""#) && text.contains("P0001")
+    });
 }
 
 fn readiness_tells_of_a_database_that_can_not_be_used(postgres: &Postgres) {

@@ -28,13 +28,14 @@ pub(crate) struct Readers {
 }
 
 /// Files that connections of sources may take.
-pub(crate) fn files(options: &Options) -> usize {
-    let mut files = 0;
-    if sources(options).any(|it| matches!(it, Source::Http(_))) {
-        files += options.http_reads.get();
-    }
+pub(crate) fn files(options: &Options, config: &Config) -> usize {
+    let templates = templates(options);
+    let http = match templates.is_empty() {
+        true => 0,
+        false => http_plan(options, config).files(&templates),
+    };
     let databases = sources(options).filter(|it| matches!(it, Source::Postgres { .. }));
-    files + databases.count() * (options.postgres_connections.get() + 2)
+    http + databases.count() * (options.postgres_connections.get() + 2)
 }
 
 /// Whether anything is read from the store.
@@ -117,6 +118,14 @@ impl Readers {
 
 /// What reads over HTTP, if anything does.
 fn http(options: &Options, config: &Config) -> io::Result<Option<Http>> {
+    let templates = templates(options);
+    if templates.is_empty() {
+        return Ok(None);
+    }
+    Http::start(&templates, http_plan(options, config), &config.health).map(Some)
+}
+
+fn templates(options: &Options) -> Vec<Template> {
     let mut templates: Vec<Template> = Vec::new();
     for source in sources(options) {
         if let Source::Http(template) = source
@@ -125,15 +134,15 @@ fn http(options: &Options, config: &Config) -> io::Result<Option<Http>> {
             templates.push(template.clone());
         }
     }
-    if templates.is_empty() {
-        return Ok(None);
-    }
-    let plan = HttpPlan {
+    templates
+}
+
+fn http_plan(options: &Options, config: &Config) -> HttpPlan {
+    HttpPlan {
         reads: options.http_reads.get(),
         limit: config.core.read_time_limit,
         max_bytes: config.core.max_read_bytes,
-    };
-    Http::start(&templates, plan, &config.health).map(Some)
+    }
 }
 
 fn options_of(rules: &EntityRules, options: &Options) -> EntityOptions {

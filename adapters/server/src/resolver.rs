@@ -4,6 +4,7 @@
 mod health;
 pub mod http;
 pub mod postgres;
+mod text;
 
 use std::fmt;
 use std::str::FromStr;

@@ -61,7 +61,8 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
 
     let wanted = options.limits.of_api();
     let mut limits = wanted;
-    config.reserved_files = files::share(&mut limits, files).saturating_add(readers::files(options));
+    let of_readers = readers::files(options, &config);
+    config.reserved_files = files::share(&mut limits, files).saturating_add(of_readers);
     let Readers {
         routes,
         entities,

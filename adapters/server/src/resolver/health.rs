@@ -64,7 +64,7 @@ impl SourceHealth {
         }
     }
 
-    /// A read or a connection came about.
+    /// A read came about. A connection alone says little: it may lead to a pooler, or to a server that stays silent.
     pub(super) fn works(&self) {
         if self.is_troubled.load(Ordering::Relaxed) {
             let mut state = self.state.lock();

@@ -17,6 +17,7 @@ mod connect;
 mod reader;
 mod url;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -34,8 +35,9 @@ use tokio::sync::{Notify, oneshot};
 use tower::{Service, ServiceExt};
 
 use super::health::Kind;
+use super::text::describe;
 use connect::Connector;
-use reader::{Asking, CACHE_BYTES, Reader, Weight, describe};
+use reader::{Asking, CACHE_BYTES, Reader, Weight};
 pub use url::Template;
 
 /// After a task died, before it begins again.
@@ -55,6 +57,25 @@ pub struct HttpPlan {
     pub limit: Duration,
     /// The longest row.
     pub max_bytes: usize,
+}
+
+impl HttpPlan {
+    /// Files that this takes at most: for reads that run, for connections that are kept, and for those that are only tried.
+    pub fn files(&self, templates: &[Template]) -> usize {
+        let hosts = hosts(templates);
+        self.reads + self.idle_per_host(hosts) * hosts + templates.len()
+    }
+
+    /// All hosts together keep as many connections as may read at the same time.
+    fn idle_per_host(&self, hosts: usize) -> usize {
+        (self.reads / hosts.max(1)).max(1)
+    }
+}
+
+/// How many hosts they lead to. Connections are kept for each.
+fn hosts(templates: &[Template]) -> usize {
+    let origins: HashSet<_> = templates.iter().map(Template::origin).collect();
+    origins.len()
 }
 
 /// What reads over HTTP: one thread for all servers. Dropping it ends it; reads that wait then fail.
@@ -90,7 +111,7 @@ impl Http {
     /// The system gives no thread or no certificates.
     pub fn start(templates: &[Template], plan: HttpPlan, health: &Health) -> io::Result<Self> {
         let connector = connect::connector(plan.limit)?;
-        let asking = asking(plan, connector.clone());
+        let asking = asking(plan, hosts(templates), connector.clone());
         let shared = Arc::new(Shared {
             asking,
             connector,
@@ -152,11 +173,11 @@ impl Http {
     }
 }
 
-fn asking(plan: HttpPlan, connector: Connector) -> Asking {
+fn asking(plan: HttpPlan, hosts: usize, connector: Connector) -> Asking {
     let client = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(plan.reads)
+        .pool_max_idle_per_host(plan.idle_per_host(hosts))
         .build(connector);
     Asking {
         client,
@@ -231,6 +252,7 @@ async fn watch(shared: Arc<Shared>, reader: Arc<Reader>) {
             reader.health.fails(&what);
             reader.health.log(Kind::Failed, &what);
         } else if could_not {
+            // Perhaps nobody reads now. If reads still fail, they will say so again.
             reader.health.works();
         }
         could_not = is_lost;

@@ -252,13 +252,18 @@ fn count(counter: &AtomicU64) {
 
 /// Asks each query for nothing. That the database can't be reached now is said, and no reason not to start.
 async fn check(shared: &Shared, tls: tls::Tls) -> Result<(), PostgresError> {
-    let session = match Session::connect(shared, tls).await {
-        Ok(session) => session,
-        Err(failure) => {
-            shared.can_not_connect(&failure);
-            return Ok(());
-        }
+    let lost = match Session::connect(shared, tls).await {
+        Ok(session) => check_queries(shared, &session).await?,
+        Err(failure) => Some(failure),
     };
+    if let Some(failure) = lost {
+        shared.can_not_connect(&failure);
+    }
+    Ok(())
+}
+
+/// Gives what shows that the database does not answer at all.
+async fn check_queries(shared: &Shared, session: &Session) -> Result<Option<Failure>, PostgresError> {
     let nothing = Ask {
         query: &session::wrapped("SELECT '', ''"),
         ids: &[],
@@ -267,26 +272,23 @@ async fn check(shared: &Shared, tls: tls::Tls) -> Result<(), PostgresError> {
         role: None,
         limit: shared.plan.limit,
     };
-    for (given, query) in shared.plan.queries.iter().zip(&shared.queries) {
-        judge(given, session.read(Ask { query, ..nothing }).await)?;
-    }
-    if let (Some(given), Some(role)) = (&shared.plan.role, &shared.role) {
-        let role = Some(role.as_str());
-        judge(given, session.read(Ask { role, ..nothing }).await)?;
-    }
-    Ok(())
-}
-
-/// Only what no id, secret or role can help makes a query useless.
-fn judge(query: &str, result: Result<Vec<session::Found>, Failure>) -> Result<(), PostgresError> {
-    match result {
-        Err(failure) if failure.is_of_query() => Err(refused(query, failure.to_string())),
-        Err(failure @ Failure::Refused { .. }) => {
-            tracing::debug!("the query {query:?} fails without an id and a secret: {failure}");
-            Ok(())
+    let queries = shared.plan.queries.iter().zip(&shared.queries);
+    let of_queries = queries.map(|(given, query)| (given, Ask { query, ..nothing }));
+    let role = shared.plan.role.iter().zip(shared.role.as_deref());
+    let of_role = role.map(|(given, role)| {
+        let role = Some(role);
+        (given, Ask { role, ..nothing })
+    });
+    for (given, ask) in of_queries.chain(of_role) {
+        match session.read(ask).await {
+            Err(failure) if failure.may_be_of_all() => return Ok(Some(failure)),
+            // Only what no id, secret or role can help makes a query useless.
+            Err(failure) if failure.is_of_query() => return Err(refused(given, failure.to_string())),
+            Err(failure) => tracing::debug!("the query {given:?} fails without an id and a secret: {failure}"),
+            Ok(_) => {}
         }
-        _ => Ok(()),
     }
+    Ok(None)
 }
 
 fn refused(query: &str, reason: String) -> PostgresError {
@@ -316,3 +318,6 @@ impl fmt::Display for PostgresError {
 }
 
 impl std::error::Error for PostgresError {}
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION, USER_AGENT,
 };
-use hyper::{Response, StatusCode, Uri};
+use hyper::{HeaderMap, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -19,6 +19,7 @@ use quick_cache::sync::Cache;
 use super::connect::Connector;
 use super::url::Template;
 use crate::resolver::health::{Kind, SourceHealth};
+use crate::resolver::text::{self, describe};
 
 /// Memory for rows that have an `ETag`, of all entities, about.
 pub(super) const CACHE_BYTES: u64 = 32 << 20;
@@ -40,6 +41,8 @@ pub(super) struct Reader {
     pub(super) example: Uri,
     /// What the template has in front of an `@`.
     own_token: Option<HeaderValue>,
+    /// The password in that, in all forms in which it may be quoted.
+    own_secrets: Vec<String>,
     pub(super) health: SourceHealth,
 }
 
@@ -73,6 +76,8 @@ enum Trouble {
     Down(String),
     /// It failed for the moment, perhaps because of what it was for.
     Failed(String),
+    /// There was no answer in time, which may be because of what it was for.
+    Silent(String),
     /// An operator has to change something, of the server or of this one; no read will do before.
     Rejected(String),
     /// The same, but it may be for what the client sent.
@@ -90,10 +95,15 @@ impl Reader {
             .as_str()
             .rsplit_once('@')
             .map(|(own, _)| own.to_owned());
+        let mut own_secrets = Vec::new();
         let own_token = own.and_then(|own| {
-            let own = percent_encoding::percent_decode_str(&own).collect::<Vec<u8>>();
-            let mut token = HeaderValue::try_from(format!("Basic {}", BASE64.encode(&own))).ok()?;
+            let decoded = percent_encoding::percent_decode_str(&own).collect::<Vec<u8>>();
+            let encoded = BASE64.encode(&decoded);
+            let mut token = HeaderValue::try_from(format!("Basic {encoded}")).ok()?;
             token.set_sensitive(true);
+            let text = String::from_utf8_lossy(&decoded).into_owned();
+            let password_of = |text: &str| text.split_once(':').map_or(text, |(_, password)| password).to_owned();
+            own_secrets = vec![encoded, password_of(&own), password_of(&text)];
             Some(token)
         });
         let health = SourceHealth::new(health, format!("http {}", server(&example)));
@@ -101,6 +111,7 @@ impl Reader {
             template,
             example,
             own_token,
+            own_secrets,
             health,
         })
     }
@@ -128,10 +139,9 @@ impl Reader {
                 return Ok(rows);
             }
             Ok(Err(trouble)) => trouble,
-            Err(_) => Trouble::Failed(format!("no answer within {:?}", asking.limit)),
+            Err(_) => Trouble::Silent(format!("no answer within {:?}", asking.limit)),
         };
         let (entity, id) = (request.key.entity(), request.key.id());
-        // Without what the client is known by.
         let what = |why: &str, then: &str| format!("{entity:?} {id:?} can't be read over HTTP: {why}; {then}");
         match trouble {
             Trouble::Answer(error) => {
@@ -140,6 +150,13 @@ impl Reader {
             }
             Trouble::Down(why) => {
                 let what = what(&why, "it is tried again");
+                self.health.fails(&what);
+                self.health.log(Kind::Failed, &what);
+                Err(ReadError::Failed)
+            }
+            Trouble::Silent(why) => {
+                let what = what(&why, "it is tried again");
+                self.health.degrades(&what);
                 self.health.fails(&what);
                 self.health.log(Kind::Failed, &what);
                 Err(ReadError::Failed)
@@ -170,6 +187,7 @@ impl Reader {
         let of = (request.key.clone(), request.audience.clone());
         let known = asking.known.get(&of);
         let token = token(&request.audience)?;
+        let shown = |text: &str| self.shown(text, &request.audience);
         let mut get = hyper::Request::get(url)
             .header(ACCEPT, "application/json, */*;q=0.5")
             .header(ACCEPT_ENCODING, "identity")
@@ -188,20 +206,21 @@ impl Reader {
             Err(error) if was_closing(&error) => asking.client.request(get).await,
             response => response,
         };
-        let response = response.map_err(|error| Trouble::Down(describe(&error)))?;
+        let response = response.map_err(|error| Trouble::Down(shown(&describe(&error))))?;
         match response.status() {
             StatusCode::OK => {
                 if let Some(encoding) = response.headers().get(CONTENT_ENCODING)
                     && encoding != "identity"
                 {
+                    let encoding = shown(&format!("{encoding:?}"));
                     return Err(Trouble::Rejected(format!(
-                        "it answered with Content-Encoding {encoding:?}, which was not asked for"
+                        "it answered with Content-Encoding {encoding}, which was not asked for"
                     )));
                 }
                 let version = response.headers().get(ETAG).cloned();
                 let body = Limited::new(response.into_body(), asking.max_bytes).collect().await;
                 let row = body
-                    .map_err(|error| Trouble::Failed(format!("its body: {error}")))?
+                    .map_err(|error| Trouble::Failed(format!("its body: {}", shown(&error.to_string()))))?
                     .to_bytes();
                 match version {
                     Some(version) => asking.known.insert(of, (version, row.clone())),
@@ -215,9 +234,37 @@ impl Reader {
                 let (head, body) = response.into_parts();
                 // A connection whose answer was not taken could not be used again.
                 let _ = Limited::new(body, MAX_ERROR_BYTES).collect().await;
-                judge(&Response::from_parts(head, ()), &request.key, token.is_some())
+                let location = location(&head.headers);
+                judge(head.status, &shown(&location), &request.key, token.is_some())
             }
         }
+    }
+
+    /// What a server or a library says, without what the client or this server is known by.
+    fn shown(&self, text: &str, audience: &Audience) -> String {
+        let secret = match audience {
+            Audience::Secret(secret) => Some(&**secret),
+            _ => None,
+        };
+        text::without(text, self.own_secrets.iter().map(String::as_str).chain(secret))
+    }
+}
+
+/// Where an answer leads, without what may be for the client alone: a user and password, and the query.
+fn location(headers: &HeaderMap) -> String {
+    let location = headers.get(LOCATION).and_then(|it| it.to_str().ok());
+    let location = location
+        .unwrap_or("nowhere")
+        .split(['?', '#'])
+        .next()
+        .unwrap_or_default();
+    match location.split_once("//") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let host = host.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}//{host}{path}")
+        }
+        None => location.to_owned(),
     }
 }
 
@@ -236,8 +283,7 @@ fn token(audience: &Audience) -> Result<Option<HeaderValue>, Trouble> {
 }
 
 /// What an answer means that is no row.
-fn judge(response: &Response<()>, key: &EntityKey, has_token: bool) -> Result<Rows, Trouble> {
-    let status = response.status();
+fn judge(status: StatusCode, location: &str, key: &EntityKey, has_token: bool) -> Result<Rows, Trouble> {
     let has_control = [key.entity(), key.id()].iter().any(|it| it.contains(char::is_control));
     Err(match status {
         StatusCode::NO_CONTENT => return Ok(Rows::none()),
@@ -254,14 +300,10 @@ fn judge(response: &Response<()>, key: &EntityKey, has_token: bool) -> Result<Ro
         StatusCode::TOO_MANY_REQUESTS => Trouble::RejectedOne(format!(
             "it answered {status}: allow this server more, or lower --http-reads"
         )),
-        status if status.is_redirection() => {
-            let location = response.headers().get(LOCATION);
-            let location = location.and_then(|it| it.to_str().ok()).unwrap_or("nowhere");
-            let location: String = location.chars().take(200).collect();
-            Trouble::Rejected(format!(
-                "it answered {status} and leads to {location:?}: redirects are not followed, write where they lead into                  --resolver"
-            ))
-        }
+        status if status.is_redirection() => Trouble::Rejected(format!(
+            "it answered {status} and leads to {location:?}: redirects are not followed, write where they lead into \
+                 --resolver"
+        )),
         status if status.is_client_error() => Trouble::RejectedOne(format!("it answered {status}")),
         status if status.is_success() => Trouble::Rejected(format!(
             "it answered {status}, which is neither a row (200) nor none (204)"
@@ -285,20 +327,6 @@ fn server(url: &Uri) -> String {
 fn was_closing(error: &hyper_util::client::legacy::Error) -> bool {
     let cause = std::error::Error::source(error).and_then(|it| it.downcast_ref::<hyper::Error>());
     cause.is_some_and(hyper::Error::is_incomplete_message)
-}
-
-/// What a person can make something of.
-pub(super) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl fmt::Debug for Reader {

@@ -106,7 +106,7 @@ impl TestReader {
         let health = Health::default();
         let template = template.parse().expect("a template");
         Self {
-            asking: asking(plan, connect::connector(LIMIT).expect("certificates")),
+            asking: asking(plan, 1, connect::connector(LIMIT).expect("certificates")),
             reader: Reader::new(template, &health).expect("a URL"),
             health,
             runtime: runtime.expect("a runtime"),
@@ -380,6 +380,76 @@ fn what_is_too_long_too_slow_or_gone_is_tried_again() {
         !nobody.health.is_ready() && told[0].contains("Connection refused"),
         "{told:?}"
     );
+}
+
+#[test]
+fn a_server_that_answers_nothing_is_not_ready_and_one_slow_id_is_degraded() {
+    let origin = Origin::start(|_| "x".into_response());
+    let reader = origin.reader("/{id}", 10);
+    for _ in 0..6 {
+        same(reader.read(&request("slow", "")), Err(ReadError::Failed));
+        same(reader.read(&request("1", "")), one("x"));
+    }
+    let told = reader.troubles();
+    assert!(
+        reader.health.is_ready() && told[0].starts_with("degraded") && told[0].contains("no answer within"),
+        "{told:?}"
+    );
+    for _ in 0..6 {
+        same(reader.read(&request("slow", "")), Err(ReadError::Failed));
+    }
+    let told = reader.troubles();
+    assert!(
+        !reader.health.is_ready() && told[0].contains("no answer within"),
+        "{told:?}"
+    );
+    same(reader.read(&request("1", "")), one("x"));
+    assert!(reader.health.is_ready());
+}
+
+#[test]
+fn all_hosts_together_keep_as_many_connections_as_read() {
+    let plan = HttpPlan {
+        reads: 64,
+        limit: LIMIT,
+        max_bytes: 10,
+    };
+    let of = |urls: &[&str]| {
+        let templates: Vec<Template> = urls.iter().map(|it| it.parse().expect("good")).collect();
+        (plan.idle_per_host(hosts(&templates)), plan.files(&templates))
+    };
+    assert_eq!(of(&["http://a/{id}"]), (64, 64 + 64 + 1));
+    assert_eq!(of(&["http://a/{id}", "http://a/x/{id}"]), (64, 64 + 64 + 2));
+    let four = ["http://a/{id}", "http://b/{id}", "https://a/{id}", "http://a:81/{id}"];
+    assert_eq!(of(&four), (16, 64 + 64 + 4));
+    let many: Vec<_> = (0..100).map(|host| format!("http://h{host}/{{id}}")).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    assert_eq!(of(&many), (1, 64 + 100 + 100));
+}
+
+#[test]
+fn secrets_that_a_server_quotes_are_not_shown() {
+    let locations = [
+        "https://elsewhere/login/open-sesame-1001",
+        "https://elsewhere/OPEN-SESAME-1001/x",
+        "https://elsewhere/login?token=sesame-1001&key=of-the-template",
+        "https://me:p%40ssword@elsewhere/x",
+        "https://elsewhere/p@ssword",
+    ];
+    for location in locations {
+        let origin = Origin::start(move |_| (axum::http::StatusCode::FOUND, [("location", location)]).into_response());
+        let template = format!("http://me:p%40ssword@{}/{{id}}?key=of-the-template", origin.address);
+        let reader = TestReader::new(&template, 100);
+        same(reader.read(&request("1", "open-sesame-1001")), Err(ReadError::Rejected));
+        let told = reader.troubles().join("; ").to_lowercase();
+        for secret in ["sesame", "ssword", "of-the-template"] {
+            assert!(!told.contains(secret), "{location}: {told}");
+        }
+        assert!(
+            told.contains("302") && told.contains("write where they lead into --resolver"),
+            "{told}"
+        );
+    }
 }
 
 #[test]

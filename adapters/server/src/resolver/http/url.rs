@@ -58,6 +58,11 @@ pub(super) enum Unaddressable {
 }
 
 impl Template {
+    /// Of all its URLs: the scheme and the host.
+    pub(super) fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// The URL of `key`.
     pub(super) fn url(&self, key: &EntityKey) -> Result<String, Unaddressable> {
         if key.entity().is_empty() || key.id().is_empty() {

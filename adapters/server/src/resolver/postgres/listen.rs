@@ -18,9 +18,8 @@ use super::tls::Tls;
 use super::{Shared, count};
 use crate::resolver::health::Kind;
 
-/// How often a silent connection is asked whether it is still there, and how long it may take to say so.
+/// How often a silent connection is asked whether it is still there.
 const ASK_EVERY: Duration = Duration::from_secs(10);
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is tried whether notifications come through, and how long one may take.
 const TRY_EVERY: Duration = Duration::from_secs(30);
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
@@ -60,39 +59,33 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: &Listener, tls: Tls) {
     loop {
         let mut longest = RETRY.1;
         match begin(&shared, listener, tls.clone()).await {
-            Ok(mut ear) => {
-                shared.health.works();
-                match hears(&shared, &mut ear, tls.clone()).await {
-                    Ok(true) => {
-                        wait = RETRY.0;
-                        shared.counts.listening.store(1, Ordering::Relaxed);
-                        part.recover();
-                        tracing::info!(channel, "hearing PostgreSQL's notifications");
-                        count(&shared.counts.gaps);
-                        (listener.reread_all)();
-                        let why = stay(&shared, &mut ear, tls.clone()).await;
-                        shared.counts.listening.store(0, Ordering::Relaxed);
-                        let what = format!("{why}; all is read again once notifications are heard");
-                        part.report(Severity::Degraded, what.as_str());
-                        shared.complain(Kind::Failed, &what);
-                    }
-                    Ok(false) => {
-                        (wait, longest) = (wait.max(RETRY.1), RETRY.2);
-                        let what = format!(
-                            "PostgreSQL's notifications on {channel:?} don't come through, so changes are not seen: is a \
-                             pooler between that shares connections by transaction? Give this server a DSN that leads to the \
-                             database itself, or to a pool by session, or notify it over its API"
-                        );
-                        part.report(Severity::Degraded, what.as_str());
-                        shared.complain(Kind::Rejected, &what);
-                        // The pooler's connection may be the same one now.
-                        let _ = ear.session.batch("UNLISTEN *").await;
-                    }
-                    Err(failure) => not_hearing(&shared, channel, &failure),
-                }
+            Ok((mut ear, true)) => {
+                wait = RETRY.0;
+                shared.counts.listening.store(1, Ordering::Relaxed);
+                part.recover();
+                tracing::info!(channel, "hearing PostgreSQL's notifications");
+                count(&shared.counts.gaps);
+                (listener.reread_all)();
+                let why = stay(&shared, &mut ear, tls.clone()).await;
+                shared.counts.listening.store(0, Ordering::Relaxed);
+                let what = format!("{why}; all is read again once notifications are heard");
+                part.report(Severity::Degraded, what.as_str());
+                shared.complain(Kind::Failed, &what);
+            }
+            Ok((ear, false)) => {
+                (wait, longest) = (wait.max(RETRY.1), RETRY.2);
+                let what = format!(
+                    "PostgreSQL's notifications on {channel:?} don't come through, so changes are not seen: is a pooler \
+                     between that shares connections by transaction? Give this server a DSN that leads to the database \
+                     itself, or to a pool by session, or notify it over its API"
+                );
+                part.report(Severity::Degraded, what.as_str());
+                shared.complain(Kind::Rejected, &what);
+                // The pooler's connection may be the same one now.
+                let _ = ear.session.batch("UNLISTEN *").await;
             }
             Err(failure) => {
-                if failure.is_lost() {
+                if failure.may_be_of_all() {
                     shared.can_not_connect(&failure);
                 }
                 not_hearing(&shared, channel, &failure);
@@ -110,7 +103,8 @@ fn not_hearing(shared: &Shared, channel: &str, failure: &Failure) {
     shared.complain(Kind::Failed, &what);
 }
 
-async fn begin(shared: &Arc<Shared>, listener: &Listener, tls: Tls) -> Result<Ear, Failure> {
+/// A connection that listens, and whether it hears.
+async fn begin(shared: &Arc<Shared>, listener: &Listener, tls: Tls) -> Result<(Ear, bool), Failure> {
     let probe = format!("entity_sync_probe_{:016x}", fastrand::u64(..));
     let (heard_probe, probes) = mpsc::unbounded_channel();
     let (heard, of_driver, of_probe) = (listener.heard.clone(), shared.clone(), probe.clone());
@@ -122,13 +116,16 @@ async fn begin(shared: &Arc<Shared>, listener: &Listener, tls: Tls) -> Result<Ea
             tell(&of_driver, &*heard, notification.payload());
         }
     };
-    let session = Session::connect_and_hear(shared, tls, hear).await?;
+    let session = Session::connect_and_hear(shared, tls.clone(), hear).await?;
     let channel = listener.channel.replace('"', "\"\"");
     // In one transaction, and so on one connection.
     session
         .batch(&format!("LISTEN \"{channel}\"; LISTEN \"{probe}\""))
         .await?;
-    Ok(Ear { session, probe, probes })
+    let mut ear = Ear { session, probe, probes };
+    let is_heard = hears(shared, &mut ear, tls).await?;
+    shared.health.works();
+    Ok((ear, is_heard))
 }
 
 /// Whether a notification of another connection comes through. That one may lead to the same connection behind a pooler, but
@@ -152,7 +149,7 @@ async fn hears(shared: &Shared, ear: &mut Ear, tls: Tls) -> Result<bool, Failure
 /// Stays until it hears no more. Says why.
 async fn stay(shared: &Shared, ear: &mut Ear, tls: Tls) -> &'static str {
     let mut tried = Instant::now();
-    while ear.session.is_alive(ANSWER_WITHIN).await {
+    while ear.session.is_alive().await {
         // A connection that is closed is noticed soon, one that hangs when it is asked.
         for _ in 0..100 {
             tokio::time::sleep(ASK_EVERY / 100).await;

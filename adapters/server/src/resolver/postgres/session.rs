@@ -14,6 +14,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls, Notification, Row, Socket};
 
 use super::tls::Tls;
 use super::{CONNECT_LIMIT, Shared, count};
+use crate::resolver::text;
 
 /// What a query is asked for.
 #[derive(Clone, Copy)]
@@ -49,10 +50,15 @@ pub(super) enum Failure {
     Refused { code: SqlState, reason: String },
     /// The client has no role.
     NoRole,
+    /// The client's role does not exist.
+    BadRole(String),
 }
 
+/// How long what is no read may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
 /// What an id or a secret may be that no row has: SQLSTATEs of what can't be converted.
-const NO_SUCH_VALUE: [SqlState; 9] = [
+const NO_SUCH_VALUE: [SqlState; 10] = [
     SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
     SqlState::INVALID_DATETIME_FORMAT,
     SqlState::DATETIME_FIELD_OVERFLOW,
@@ -62,10 +68,16 @@ const NO_SUCH_VALUE: [SqlState; 9] = [
     SqlState::INVALID_TEXT_REPRESENTATION,
     SqlState::INVALID_BINARY_REPRESENTATION,
     SqlState::UNTRANSLATABLE_CHARACTER,
+    // Text that is no `bytea`, for one. A role that there is not has it as well, but fails elsewhere.
+    SqlState::INVALID_PARAMETER_VALUE,
 ];
 
 /// What the database says until somebody changes it, or the configuration: classes of SQLSTATEs.
 const REJECTIONS: [&str; 9] = ["0A", "0L", "0P", "26", "28", "3D", "3F", "42", "F0"];
+
+/// What a database, or a pooler in front of it, says that is of no use to anyone: classes of SQLSTATEs. Each of them may be
+/// about one read, too, so something that works says otherwise.
+const OF_ALL: [&str; 7] = ["08", "28", "3D", "53", "58", "XX", "57P"];
 
 /// Whatever types the user's columns have, they come as text.
 pub(super) fn wrapped(query: &str) -> String {
@@ -101,56 +113,59 @@ impl Session {
         hear: impl FnMut(Notification) + Send + 'static,
     ) -> Result<Self, Failure> {
         let config = &shared.plan.dsn.config;
+        let lost = |error: tokio_postgres::Error| Failure::Lost {
+            code: error.code().cloned(),
+            reason: describe(&error),
+        };
         let connecting = async {
-            Ok::<_, tokio_postgres::Error>(match tls {
+            Ok(match tls {
                 Some(tls) => {
-                    let (client, connection) = config.connect(tls).await?;
+                    let (client, connection) = config.connect(tls).await.map_err(lost)?;
                     (client, drive(connection, hear))
                 }
                 None => {
-                    let (client, connection) = config.connect(NoTls).await?;
+                    let (client, connection) = config.connect(NoTls).await.map_err(lost)?;
                     (client, drive(connection, hear))
                 }
             })
         };
         // The limit in the configuration is for each host, and for TCP alone.
-        let connected = tokio::time::timeout(CONNECT_LIMIT * 2, connecting).await;
-        let lost = |code, reason| Failure::Lost { code, reason };
-        let (client, driver) = match connected {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(error)) => return Err(lost(error.code().cloned(), describe(&error))),
-            Err(_) => return Err(lost(None, "it takes too long".to_owned())),
-        };
+        let (client, driver) = within(CONNECT_LIMIT * 2, connecting).await?;
         count(&shared.counts.connects);
         Ok(Self { client, driver })
     }
 
     /// Runs commands without results.
     pub(super) async fn batch(&self, commands: &str) -> Result<(), Failure> {
-        self.client.batch_execute(commands).await.map_err(Failure::from)
+        within(ANSWER_WITHIN, self.execute(commands)).await
     }
 
     /// Notifies of `payload` on `channel`.
     pub(super) async fn notify(&self, channel: &str, payload: &str) -> Result<(), Failure> {
         let parameters = [(&channel as _, Type::TEXT), (&payload as _, Type::TEXT)];
-        self.rows("SELECT pg_notify($1, $2)", &parameters).await.map(drop)
+        let notifying = self.rows("SELECT pg_notify($1, $2)", &parameters);
+        within(ANSWER_WITHIN, notifying).await.map(drop)
     }
 
-    /// Whether the database answers within `limit`.
-    pub(super) async fn is_alive(&self, limit: Duration) -> bool {
-        matches!(
-            tokio::time::timeout(limit, self.client.check_connection()).await,
-            Ok(Ok(()))
-        )
+    /// Whether the database answers.
+    pub(super) async fn is_alive(&self) -> bool {
+        let asking = async { Ok(self.client.check_connection().await?) };
+        within(ANSWER_WITHIN, asking).await.is_ok()
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
 
-    /// The rows of these ids, read in a transaction of its own. All of it is sent at once, so that it takes one way to the
-    /// database and back.
+    /// The rows of these ids, read in a transaction of its own.
     pub(super) async fn read(&self, ask: Ask<'_>) -> Result<Vec<Found>, Failure> {
+        // The database has the same limit for each statement, and is given a moment to say so.
+        let read = within(ask.limit + Duration::from_secs(1), self.transaction(ask)).await;
+        read.map_err(|failure| failure.without(ask.secret.unwrap_or_default()))
+    }
+
+    /// All of it is sent at once, so that it takes one way to the database and back.
+    async fn transaction(&self, ask: Ask<'_>) -> Result<Vec<Found>, Failure> {
         let secret = ask.secret.unwrap_or_default();
         let begin = format!(
             "BEGIN READ ONLY; SET LOCAL statement_timeout = {}",
@@ -175,7 +190,7 @@ impl Session {
         };
         let set_role = async {
             match ask.role {
-                Some(_) => self.rows(SET_ROLE, &[]).await.map(drop),
+                Some(_) => self.rows(SET_ROLE, &[]).await.map(drop).map_err(Failure::of_role),
                 None => Ok(()),
             }
         };
@@ -187,12 +202,12 @@ impl Session {
         // In this order: each is sent when it is polled first. What follows a failure fails as well, and gives nothing.
         let (begun, told, found, set, rows, ended) = tokio::join!(
             biased;
-            self.batch(&begin),
+            self.execute(&begin),
             set_secret,
             find_role,
             set_role,
             self.rows(ask.query, &parameters),
-            self.batch("COMMIT"),
+            self.execute("COMMIT"),
         );
         begun.and(told).and(found).and(set)?;
         let rows = rows?;
@@ -205,6 +220,10 @@ impl Session {
             all.extend(id.zip(row.map(|row| row.0)));
         }
         Ok(all)
+    }
+
+    async fn execute(&self, commands: &str) -> Result<(), Failure> {
+        Ok(self.client.batch_execute(commands).await?)
     }
 
     /// Of a statement without a name.
@@ -254,31 +273,28 @@ where
     driver.abort_handle()
 }
 
-/// What a person can make something of.
+/// The database's own words, if it said anything.
 fn describe(error: &tokio_postgres::Error) -> String {
-    if let Some(error) = error.as_db_error() {
-        return error.to_string();
+    match error.as_db_error() {
+        Some(error) => text::describe(error),
+        None => text::describe(error),
     }
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+}
+
+/// Gives up what the database, or a pooler in front of it, does not answer.
+async fn within<T>(limit: Duration, asking: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| {
+        Err(Failure::Lost {
+            code: None,
+            reason: "it takes too long".to_owned(),
+        })
+    })
 }
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         let reason = describe(&error);
-        let code = if is_bad_hex(&error) {
-            Some(SqlState::INVALID_TEXT_REPRESENTATION)
-        } else {
-            error.code().cloned()
-        };
+        let code = error.code().cloned();
         match code {
             Some(code) if !error.is_closed() => Self::Refused { code, reason },
             code => Self::Lost { code, reason },
@@ -293,8 +309,39 @@ impl Failure {
             Self::Lost { .. } => true,
             // It shuts down, or has ended this session.
             Self::Refused { code, .. } => code.code().starts_with("57P") || code.code().starts_with("08"),
-            Self::NoRole => false,
+            Self::NoRole | Self::BadRole(_) => false,
         }
+    }
+
+    /// Whether all other reads may fail as well.
+    pub(super) fn may_be_of_all(&self) -> bool {
+        let is_of_all = |code: &SqlState| OF_ALL.iter().any(|class| code.code().starts_with(class));
+        match self {
+            Self::Lost { .. } => true,
+            Self::Refused { code, .. } => is_of_all(code),
+            Self::NoRole | Self::BadRole(_) => false,
+        }
+    }
+
+    /// The same, of the statement that sets the role.
+    fn of_role(self) -> Self {
+        match self {
+            Self::Refused { code, reason } if code == SqlState::INVALID_PARAMETER_VALUE => Self::BadRole(reason),
+            other => other,
+        }
+    }
+
+    /// Without a client's secret, which the database may have quoted.
+    fn without(mut self, secret: &str) -> Self {
+        match &mut self {
+            Self::Lost {
+                code: Some(_), reason, ..
+            }
+            | Self::Refused { reason, .. }
+            | Self::BadRole(reason) => *reason = text::without(reason, [secret]),
+            Self::Lost { code: None, .. } | Self::NoRole => {}
+        }
+        self
     }
 
     /// Whether the query itself is at fault: not for what it is asked, nor for the moment.
@@ -312,7 +359,7 @@ impl Failure {
     pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Refused { code, .. }, Self::Refused { code: other, .. }) => code == other,
-            (Self::NoRole, Self::NoRole) => true,
+            (Self::NoRole, Self::NoRole) | (Self::BadRole(_), Self::BadRole(_)) => true,
             _ => false,
         }
     }
@@ -321,6 +368,7 @@ impl Failure {
     pub(super) fn to_read_error(&self) -> ReadError {
         match self {
             Self::NoRole => ReadError::Denied,
+            Self::BadRole(_) => ReadError::Rejected,
             Self::Refused { code, .. } if *code == SqlState::INSUFFICIENT_PRIVILEGE => ReadError::Denied,
             Self::Refused { code, .. } if is_no_such_value(code) => ReadError::NotFound,
             Self::Refused { code, .. } | Self::Lost { code: Some(code), .. } if is_rejection(code) => {
@@ -331,20 +379,12 @@ impl Failure {
     }
 }
 
-/// Text that is no `bytea` has the code of a role that does not exist, 22023.
-fn is_bad_hex(error: &tokio_postgres::Error) -> bool {
-    let routine = error.as_db_error().and_then(|it| it.routine());
-    routine.is_some_and(|it| it.starts_with("hex_decode"))
-}
-
 fn is_no_such_value(code: &SqlState) -> bool {
     NO_SUCH_VALUE.contains(code)
 }
 
 fn is_rejection(code: &SqlState) -> bool {
     REJECTIONS.contains(&code.code().get(..2).unwrap_or_default())
-        // A role that there is not.
-        || *code == SqlState::INVALID_PARAMETER_VALUE
 }
 
 impl fmt::Display for Failure {
@@ -352,6 +392,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Lost { reason, .. } => f.write_str(reason),
             Self::Refused { code, reason } => write!(f, "{reason} ({})", code.code()),
+            Self::BadRole(reason) => write!(f, "{reason} (the client's role)"),
             Self::NoRole => f.write_str("the client has no role"),
         }
     }
@@ -363,25 +404,44 @@ mod tests {
 
     #[test]
     fn what_the_database_says_becomes_what_is_done() {
-        let of = |code| {
+        let refused = |code| {
             let reason = String::new();
             let code = SqlState::from_code(code);
-            Failure::Refused { code, reason }.to_read_error()
+            Failure::Refused { code, reason }
         };
+        let of = |code| refused(code).to_read_error();
         // Conversions of ids and secrets.
         for code in [
-            "22003", "22007", "22008", "22015", "22021", "2201B", "22P02", "22P03", "22P05",
+            "22003", "22007", "22008", "22015", "22021", "22023", "2201B", "22P02", "22P03", "22P05",
         ] {
             assert_eq!(of(code), ReadError::NotFound, "{code}");
         }
         assert_eq!(of("42501"), ReadError::Denied);
-        for code in ["28P01", "28000", "3D000", "42P01", "42601", "42883", "0A000", "22023"] {
+        for code in ["28P01", "28000", "3D000", "42P01", "42601", "42883", "0A000"] {
             assert_eq!(of(code), ReadError::Rejected, "{code}");
         }
         for code in [
             "22012", "40001", "53300", "57014", "57P03", "58030", "XX000", "P0001", "25006",
         ] {
             assert_eq!(of(code), ReadError::Failed, "{code}");
+        }
+        // There is no such role.
+        let of_role = |code| refused(code).of_role().to_read_error();
+        assert_eq!(of_role("22023"), ReadError::Rejected);
+        assert_eq!(of_role("42501"), ReadError::Denied);
+    }
+
+    #[test]
+    fn what_may_fail_all_reads_is_told_from_what_is_of_one() {
+        let of = |code| {
+            let (code, reason) = (SqlState::from_code(code), String::new());
+            Failure::Refused { code, reason }.may_be_of_all()
+        };
+        for code in ["08P01", "28P01", "3D000", "53300", "57P03", "58000", "XX000"] {
+            assert!(of(code), "{code}");
+        }
+        for code in ["22P02", "22023", "40001", "42P01", "42501", "57014", "P0001"] {
+            assert!(!of(code), "{code}");
         }
     }
 }
