@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use entity_sync_tests::postgres::Postgres;
-use entity_sync_tests::wait_for;
+use entity_sync_tests::{Client, wait_for};
 
 use super::{block, client, configured, hears, metric, start};
 
@@ -16,6 +16,9 @@ fn faults() {
     postgres.sql("shop", block("sql"));
     what_can_not_be_converted_is_not_found(&postgres);
     bad_ids_cost_others_nothing(&postgres);
+    bad_secrets_cost_others_nothing(&postgres);
+    secrets_are_not_shown(&postgres);
+    a_role_that_does_not_exist_is_for_the_operator(&postgres);
     readiness_tells_of_a_database_that_can_not_be_used(&postgres);
     certificates_are_checked(&postgres);
 }
@@ -28,7 +31,8 @@ fn with_numbers(text: String) -> String {
         "[entities.numbers]\naudience = 'public'\nquery = 'SELECT id, row_to_json(numbers) FROM numbers WHERE id = \
          ANY($1::int[])'\n[entities.days]\nquery = 'SELECT i, d FROM unnest($1) i, LATERAL (SELECT i::date::text) AS t (d)'\n\
          [entities.bytes]\nquery = \"SELECT i, 'x' FROM unnest($1) i WHERE i::bytea IS NOT NULL\"\n\
-         [entities.mine]\nquery = \"SELECT i, 'x' FROM unnest($1) i WHERE $2::int > 0\"\n"
+         [entities.mine]\nquery = \"SELECT i, 'x' FROM unnest($1) i WHERE $2::int > 0\"\n\
+         [entities.told]\nquery = \"SELECT i, 'x' FROM unnest($1) i WHERE refuse($2)\"\n"
     );
     text
 }
@@ -37,7 +41,9 @@ fn what_can_not_be_converted_is_not_found(postgres: &Postgres) {
     postgres.sql(
         "shop",
         "CREATE TABLE numbers (id int PRIMARY KEY, n int NOT NULL DEFAULT 0);
-         GRANT SELECT ON numbers TO entity_sync; INSERT INTO numbers SELECT generate_series(1, 499)",
+         GRANT SELECT ON numbers TO entity_sync; INSERT INTO numbers SELECT generate_series(1, 499);
+         CREATE FUNCTION refuse(secret text) RETURNS boolean LANGUAGE plpgsql AS
+         'BEGIN RAISE ''there is no session %, go away'', upper(secret); END'",
     );
     let (_folder, config) = configured(postgres, with_numbers);
     let process = start(&config);
@@ -93,6 +99,58 @@ fn bad_ids_cost_others_nothing(postgres: &Postgres) {
     println!("{batches} queries for {ROUNDS} rounds of 500 ids, of which one is bad");
     assert!(batches < 50 * ROUNDS, "{batches} queries");
     assert_eq!(bad.sync(), [""; 0]);
+}
+
+fn bad_secrets_cost_others_nothing(postgres: &Postgres) {
+    const IDS: u64 = 30;
+    let (_folder, config) = configured(postgres, with_numbers);
+    let process = start(&config);
+    hears(&process);
+    let ids: Vec<String> = (0..IDS).map(|id| id.to_string()).collect();
+    // One after the other, as an id that is alone in its query is easily taken for the bad one.
+    let mut bad = client(&process, "no number", &[]);
+    for (done, id) in (1..).zip(&ids) {
+        bad.subscribe("mine", id);
+        wait_for("it to be refused", || metric(&process, "not_found_reads_total") >= done);
+    }
+    let batches = metric(&process, "postgres_batches_total");
+    let mut good = Client::connect(process.clients);
+    good.secret("1");
+    for id in &ids {
+        good.subscribe("mine", id);
+    }
+    for _ in 0..IDS {
+        assert_eq!(good.row(), "x");
+    }
+    let batches = metric(&process, "postgres_batches_total") - batches;
+    println!("{batches} queries for {IDS} ids that were read with a bad secret before");
+    assert!(batches < IDS / 2, "{batches} queries");
+}
+
+fn secrets_are_not_shown(postgres: &Postgres) {
+    let (_folder, config) = configured(postgres, with_numbers);
+    let process = start(&config);
+    hears(&process);
+    let _client = client(&process, "open-sesame-1001", &[("told", "1")]);
+    wait_for("the failure to be told", || {
+        let (status, text) = process.call("GET", "/readyz", "");
+        assert!(!text.to_lowercase().contains("sesame"), "{text}");
+        status == 200 && text.contains(r#"\"told\" \"1\""#) && text.contains("P0001")
+    });
+}
+
+/// With the code of text that is no `bytea`, which is nobody's fault.
+fn a_role_that_does_not_exist_is_for_the_operator(postgres: &Postgres) {
+    let (_folder, config) = configured(postgres, |text| {
+        text.replace("SELECT role FROM sessions WHERE token = $1", "SELECT 'nobody'")
+    });
+    let process = start(&config);
+    hears(&process);
+    let _client = client(&process, "open-sesame-1001", &[("items", "1")]);
+    wait_for("the role to be named", || {
+        let (status, text) = process.call("GET", "/readyz", "");
+        status == 200 && text.contains("nobody") && text.contains("correct the query or the database")
+    });
 }
 
 fn readiness_tells_of_a_database_that_can_not_be_used(postgres: &Postgres) {

@@ -10,13 +10,14 @@ use super::{block, client, configured_at, hears, metric, start};
 
 #[test]
 fn poolers() {
-    let Some(postgres) = Postgres::start() else {
+    let Some(mut postgres) = Postgres::start() else {
         return;
     };
     postgres.sql("postgres", "CREATE DATABASE shop");
     postgres.sql("shop", block("sql"));
     by_transaction_nothing_is_left_behind_and_nothing_is_heard(&postgres);
     by_session_all_is_heard(&postgres);
+    a_database_that_dies_behind_it_is_not_ready(&mut postgres);
 }
 
 fn by_transaction_nothing_is_left_behind_and_nothing_is_heard(postgres: &Postgres) {
@@ -76,4 +77,31 @@ fn by_session_all_is_heard(postgres: &Postgres) {
     // What is tried is no notification of the application's.
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(metric(&process, "postgres_bad_notifications_total"), 0);
+}
+
+fn a_database_that_dies_behind_it_is_not_ready(postgres: &mut Postgres) {
+    let Some(bouncer) = PgBouncer::start(postgres, "session", 10) else {
+        return;
+    };
+    let (_folder, config) = configured_at(bouncer.port(), |text| text);
+    let process = start(&config);
+    hears(&process);
+    let mut clerk = client(&process, "token-of-a-clerk", &[("items", "2")]);
+    assert!(clerk.row().contains("lamp"));
+    let is_ready = || {
+        let notify = r#"{"entity":"items","id":"2"}"#;
+        assert_eq!(process.call("POST", "/notify", notify).0, 202);
+        std::thread::sleep(Duration::from_millis(50));
+        let (status, text) = process.call("GET", "/readyz", "");
+        println!("{text}");
+        status == 200
+    };
+    postgres.stop();
+    wait_for("it not to be ready", || !is_ready());
+    // The pooler still takes connections, which is no sign of life.
+    for _ in 0..60 {
+        assert!(!is_ready());
+    }
+    postgres.resume();
+    wait_for("it to be ready", is_ready);
 }

@@ -49,8 +49,8 @@ pub(super) struct Queue {
     limit: Duration,
     /// Connections that may have [suspects](Waiting::suspects) at the same time.
     max_testing: usize,
-    /// By query.
-    bad_ids: Cache<(usize, String), (), Weight>,
+    /// By who asks as well: what is bad about it may be the secret.
+    bad_ids: Cache<(Group, String), (), Weight>,
 }
 
 #[derive(Default)]
@@ -83,9 +83,13 @@ impl Drop for Test<'_> {
 #[derive(Clone)]
 struct Weight;
 
-impl Weighter<(usize, String), ()> for Weight {
-    fn weight(&self, (_, id): &(usize, String), (): &()) -> u64 {
-        id.len() as u64 + 64
+impl Weighter<(Group, String), ()> for Weight {
+    fn weight(&self, (group, id): &(Group, String), (): &()) -> u64 {
+        let secret = match &group.audience {
+            Audience::Secret(name) | Audience::Named(name) => name.len(),
+            Audience::Public => 0,
+        };
+        (group.entity.len() + secret + id.len()) as u64 + 128
     }
 }
 
@@ -108,7 +112,7 @@ impl Queue {
             entity: request.key.entity().to_owned(),
             audience: request.audience,
         };
-        let is_suspect = self.bad_ids.get(&(query, id.clone())).is_some();
+        let is_suspect = !self.bad_ids.is_empty() && self.is_bad(&(group.clone(), id.clone()));
         let is_urgent = reply.answers_notify();
         let since = Instant::now();
         let item = Item { id, reply, since };
@@ -121,6 +125,10 @@ impl Queue {
             }
         }
         self.work.notify_one();
+    }
+
+    fn is_bad(&self, id: &(Group, String)) -> bool {
+        self.bad_ids.get(id).is_some()
     }
 
     /// Those whose turn it is.
@@ -202,10 +210,8 @@ pub(super) async fn work(shared: Arc<Shared>, tls: Tls) {
                 continue;
             }
             match Session::connect(&shared, tls.clone()).await {
-                Ok(connected) => {
-                    shared.health.works();
-                    session = Some(connected);
-                }
+                // No sign of life of the database: a pooler takes connections without it.
+                Ok(connected) => session = Some(connected),
                 Err(failure) => {
                     shared.can_not_connect(&failure);
                     let error = failure.to_read_error();
@@ -230,38 +236,40 @@ async fn run(shared: &Shared, session: &Session, group: &Group, items: Vec<Item>
         Ok(rows) => {
             shared.health.works();
             if let [only] = &items[..] {
-                shared.queue.bad_ids.remove(&(group.query, only.id.clone()));
+                shared.queue.bad_ids.remove(&(group.clone(), only.id.clone()));
             }
             answer(rows, items);
             return true;
         }
         Err(failure) => failure,
     };
-    if items.len() > 1 && !failure.is_lost() && !failure.is_of_query() && !matches!(failure, Failure::NoRole) {
-        // It may be one id's fault, which the others are not to suffer from. If it fails for no id at all, it is not.
-        match read(shared, session, group, &[]).await {
-            Err(same) if same.is_like(&failure) => {}
-            Err(lost) if lost.is_lost() => {
+    let only = match &items[..] {
+        [only] => Some((group.clone(), only.id.clone())),
+        _ => None,
+    };
+    let is_new = only.as_ref().is_some_and(|it| !shared.queue.is_bad(it));
+    // It may be one id's fault, which the others are not to suffer from.
+    let may_be_of_ids = match &only {
+        Some(_) => is_new && failure.is_of_values(),
+        None => !failure.is_lost() && !failure.is_of_query() && !matches!(failure, Failure::NoRole),
+    };
+    if may_be_of_ids {
+        // If it fails for no id at all, it is not: the secret may be bad.
+        match (read(shared, session, group, &[]).await, &only) {
+            (Err(same), _) if same.is_like(&failure) => {}
+            (Err(lost), _) if lost.is_lost() => {
                 complain(shared, group, None, &lost);
                 fail(items, &lost.to_read_error());
                 return false;
             }
-            _ => {
+            (_, Some(only)) => shared.queue.bad_ids.insert(only.clone(), ()),
+            (_, None) => {
                 shared.queue.split(group, items);
                 return true;
             }
         }
     }
-    let id = match &items[..] {
-        [only] => Some(only.id.clone()),
-        _ => None,
-    };
-    complain(shared, group, id.as_deref(), &failure);
-    if let Some(id) = id
-        && failure.is_of_values()
-    {
-        shared.queue.bad_ids.insert((group.query, id), ());
-    }
+    complain(shared, group, only.as_ref().map(|(_, id)| id.as_str()), &failure);
     fail(items, &failure.to_read_error());
     !failure.is_lost()
 }
@@ -291,15 +299,7 @@ async fn read(shared: &Shared, session: &Session, group: &Group, ids: &[&str]) -
         role,
         limit: shared.plan.limit,
     };
-    // The database has the same limit for each statement, and is given a moment to say so.
-    let limit = shared.plan.limit + Duration::from_secs(1);
-    match tokio::time::timeout(limit, session.read(ask)).await {
-        Ok(read) => read,
-        Err(_) => Err(Failure::Lost {
-            code: None,
-            reason: "it takes too long".to_owned(),
-        }),
-    }
+    session.read(ask).await
 }
 
 fn complain(shared: &Shared, group: &Group, id: Option<&str>, failure: &Failure) {
@@ -308,26 +308,25 @@ fn complain(shared: &Shared, group: &Group, id: Option<&str>, failure: &Failure)
         Some(id) => format!("{entity:?} {id:?}"),
         None => format!("{entity:?}"),
     };
+    let say = |kind, then: &str| {
+        let what = format!("{what} can't be read from PostgreSQL: {failure}; {then}");
+        if !failure.is_lost() {
+            shared.health.degrades(&what);
+        }
+        if failure.may_be_of_all() {
+            shared.health.fails(&what);
+        }
+        shared.complain(kind, &what);
+    };
     match failure.to_read_error() {
         ReadError::NotFound | ReadError::Denied => {
             tracing::debug!("{what} is not read from PostgreSQL: {failure}");
         }
         ReadError::Rejected => {
-            let what = format!(
-                "{what} can't be read from PostgreSQL: {failure}; correct the query or the database, it is tried again slowly"
-            );
-            count(&shared.counts.failures);
-            shared.health.degrades(&what);
-            shared.health.log(Kind::Rejected, &what);
+            let then = "correct the query or the database, it is tried again slowly";
+            say(Kind::Rejected, then);
         }
-        _ => {
-            let what = format!("{what} can't be read from PostgreSQL: {failure}; it is tried again");
-            count(&shared.counts.failures);
-            if failure.is_lost() {
-                shared.health.fails(&what);
-            }
-            shared.health.log(Kind::Failed, &what);
-        }
+        _ => say(Kind::Failed, "it is tried again"),
     }
 }
 

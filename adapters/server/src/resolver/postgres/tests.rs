@@ -3,6 +3,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::Instant;
 
+use crate::{Entity, EntitySync};
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,6 +74,20 @@ fn wait_for(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
+/// A server with a client that reads for as long as nothing comes of it.
+fn reading(postgres: &Postgres) -> (EntitySync, impl Sized) {
+    let entity = Entity::resolver(postgres.resolver(0)).public().snapshot();
+    let sync = EntitySync::builder().listen("127.0.0.1:0").others(entity).start();
+    let sync = sync.expect("starts");
+    let address = sync.addresses()[0];
+    let stream = TcpStream::connect(address).expect("connects");
+    let url = format!("ws://{address}/ws/entity-sync/");
+    let mut socket = tungstenite::client(url, stream).expect("upgrades").0;
+    let text = r#"{"action":"subscribe","body":{"entity":"items","id":"1"}}"#;
+    socket.send(tungstenite::Message::text(text)).expect("sent");
+    (sync, socket)
+}
+
 #[test]
 fn a_database_that_is_silent_holds_up_no_start() {
     let (started, starts) = mpsc::channel();
@@ -89,4 +105,32 @@ fn a_database_that_is_silent_holds_up_no_start() {
         let is_told = |text: &str| troubles.iter().any(|it| it.contains(text));
         !health.is_ready() && is_told("it takes too long") && is_told("can't hear")
     });
+}
+
+#[test]
+fn a_pooler_that_refuses_everything_is_not_ready() {
+    for code in ["58000", "08P01"] {
+        let health = Health::default();
+        let postgres = Postgres::start(plan(database(Some(code))), None, &health).expect("starts");
+        let _reading = reading(&postgres);
+        wait_for("it not to be ready", || !health.is_ready());
+        let health = Health::default();
+        let _postgres = Postgres::start(plan(database(Some(code))), Some(listener()), &health).expect("starts");
+        wait_for("it not to be ready", || !health.is_ready());
+    }
+}
+
+#[test]
+fn what_may_be_of_one_read_is_told_and_leaves_the_server_ready() {
+    for code in ["57014", "P0001"] {
+        let health = Health::default();
+        let postgres = Postgres::start(plan(database(Some(code))), None, &health).expect("starts");
+        let _reading = reading(&postgres);
+        wait_for("it to be told", || {
+            let troubles = health.troubles();
+            troubles.iter().any(|it| it.to_string().contains(code))
+        });
+        std::thread::sleep(Duration::from_millis(2500));
+        assert!(health.is_ready(), "{code}: {:?}", health.troubles());
+    }
 }
