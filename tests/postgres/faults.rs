@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use entity_sync_tests::postgres::Postgres;
-use entity_sync_tests::wait_for;
+use entity_sync_tests::{Client, wait_for};
 
 use super::{block, client, configured, hears, metric, start};
 
@@ -18,6 +18,7 @@ fn faults() {
     bad_ids_cost_others_nothing(&postgres);
     bad_secrets_cost_others_nothing(&postgres);
     secrets_are_not_shown(&postgres);
+    a_role_that_does_not_exist_is_for_the_operator(&postgres);
     readiness_tells_of_a_database_that_can_not_be_used(&postgres);
     certificates_are_checked(&postgres);
 }
@@ -113,8 +114,11 @@ fn bad_secrets_cost_others_nothing(postgres: &Postgres) {
         wait_for("it to be refused", || metric(&process, "not_found_reads_total") >= done);
     }
     let batches = metric(&process, "postgres_batches_total");
-    let keys: Vec<_> = ids.iter().map(|id| ("mine", id.as_str())).collect();
-    let mut good = client(&process, "1", &keys);
+    let mut good = Client::connect(process.clients);
+    good.secret("1");
+    for id in &ids {
+        good.subscribe("mine", id);
+    }
     for _ in 0..IDS {
         assert_eq!(good.row(), "x");
     }
@@ -132,6 +136,20 @@ fn secrets_are_not_shown(postgres: &Postgres) {
         let (status, text) = process.call("GET", "/readyz", "");
         assert!(!text.to_lowercase().contains("sesame"), "{text}");
         status == 200 && text.contains(r#"\"told\" \"1\""#) && text.contains("P0001")
+    });
+}
+
+/// With the code of text that is no `bytea`, which is nobody's fault.
+fn a_role_that_does_not_exist_is_for_the_operator(postgres: &Postgres) {
+    let (_folder, config) = configured(postgres, |text| {
+        text.replace("SELECT role FROM sessions WHERE token = $1", "SELECT 'nobody'")
+    });
+    let process = start(&config);
+    hears(&process);
+    let _client = client(&process, "open-sesame-1001", &[("items", "1")]);
+    wait_for("the role to be named", || {
+        let (status, text) = process.call("GET", "/readyz", "");
+        status == 200 && text.contains("nobody") && text.contains("correct the query or the database")
     });
 }
 
