@@ -45,7 +45,7 @@ fn client(process: &Process, token: &str, keys: &[(&str, &str)]) -> Client {
     for (entity, id) in keys {
         client.subscribe(entity, id);
     }
-    client.sync();
+    client.sync_and_keep();
     client
 }
 

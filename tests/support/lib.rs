@@ -13,6 +13,7 @@ pub mod program;
 pub mod proxy;
 pub mod sabotage;
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A WebSocket client: tungstenite, which shares no code with the server.
 pub struct Client {
     socket: WebSocket<TcpStream>,
+    /// Rows that came before they were asked for.
+    kept: VecDeque<String>,
 }
 
 impl Client {
@@ -37,7 +40,10 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let (socket, _) = tungstenite::client(format!("ws://{server}{path}"), stream).unwrap();
-        Self { socket }
+        Self {
+            socket,
+            kept: VecDeque::new(),
+        }
     }
 
     pub fn send(&mut self, text: &str) {
@@ -71,6 +77,12 @@ impl Client {
         rows
     }
 
+    /// As [`Self::sync`]; the rows are those that [`Self::row`] gives next.
+    pub fn sync_and_keep(&mut self) {
+        let rows = self.sync();
+        self.kept.extend(rows);
+    }
+
     fn ping(&mut self, payload: &'static [u8]) -> Vec<String> {
         self.socket.send(Message::Ping(Bytes::from_static(payload))).unwrap();
         let mut rows = Vec::new();
@@ -86,6 +98,9 @@ impl Client {
 
     /// The next row.
     pub fn row(&mut self) -> String {
+        if let Some(row) = self.kept.pop_front() {
+            return row;
+        }
         let start = Instant::now();
         loop {
             match self.socket.read().unwrap() {
