@@ -180,15 +180,15 @@ fn what_keeps_it_from_starting_is_said() {
     for (said, part) in [
         (
             start(&taken, free, ":memory:"),
-            "another program does already; stop it or choose another port (--listen)",
+            "another program already uses this port; stop it or choose another port (--listen)",
         ),
         (
             start(free, &taken, ":memory:"),
-            "another program does already; stop it or choose another port (--api)",
+            "another program already uses this port; stop it or choose another port (--api)",
         ),
         (
             start("192.0.2.1:1", free, ":memory:"),
-            "can't listen to 192.0.2.1:1: Cannot assign requested address",
+            "can't listen on 192.0.2.1:1: Cannot assign requested address",
         ),
         (
             start(free, free, "/no/such/folder/data.db"),
@@ -214,7 +214,7 @@ fn what_keeps_it_from_starting_is_said() {
         let (code, said) = run(&[&bus[..], &rest].concat());
         assert_eq!(code, Some(1));
         assert!(
-            said.contains("another program does already") && said.contains(part),
+            said.contains("another program already uses this port") && said.contains(part),
             "{said}"
         );
         assert!(part == "(--listen)" || !data.exists(), "{said}");

@@ -259,7 +259,7 @@ fn an_address_in_use_is_a_clear_error() {
         let error = Server::start(config, |_: Request, _: Reply| {}).unwrap_err();
         assert!(matches!(error, StartError::Listen { .. }));
         let text = error.to_string();
-        assert!(text.contains("another program does already"), "{text}");
+        assert!(text.contains("another program already uses this port"), "{text}");
     }
 }
 

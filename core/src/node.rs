@@ -158,8 +158,8 @@ impl Node {
     /// that begin after this call.
     ///
     /// By secret or client, they get nothing any more of reads that began before: with
-    /// [`Delivery::Every`](crate::Delivery::Every) that may be fewer pushes than there were notifies. By secret, every shard
-    /// looks through all its connections.
+    /// [`Delivery::Every`](crate::Delivery::Every) that may be fewer pushes than there were notifies. By secret, each
+    /// shard visits only the connections that have it, some at a time.
     pub fn reread(&self, now: Timestamp, selector: &Selector) {
         match selector {
             Selector::Key(key) => self.owe_to_all(now, key.as_ref()),

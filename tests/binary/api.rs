@@ -108,7 +108,9 @@ fn the_api_may_be_a_socket() {
     assert_eq!(run(&["get", "items/1", "--api", &api]), (Some(0), "row\n".to_owned()));
     let (code, said) = run(&flags);
     assert_eq!(code, Some(1));
-    let told = format!("can't listen to {api}: another program does already; stop it or choose another path (--api)");
+    let told = format!(
+        "can't listen on {api}: another program already uses this path; stop it or choose another path (--api)"
+    );
     assert!(said.contains(&told), "{said}");
     killed.kill().unwrap();
     killed.wait().unwrap();
@@ -140,7 +142,7 @@ fn the_api_may_be_a_socket() {
         let api = format!("unix:{path}");
         let (code, said) = run(&[&flags[..flags.len() - 1], &[&api]].concat());
         assert_eq!(code, Some(1));
-        assert_eq!(said, format!("entity-sync: can't listen to {api}: {told} (--api)\n"));
+        assert_eq!(said, format!("entity-sync: can't listen on {api}: {told} (--api)\n"));
     }
     assert_eq!(std::fs::read(&path).unwrap(), b"a letter");
 }

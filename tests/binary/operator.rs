@@ -84,12 +84,13 @@ fn an_address_given_twice_is_not_blamed_on_another_program() {
     for (second, said) in [
         (
             &address,
-            format!("{address} is listed twice to listen to; leave one out (--listen)"),
+            format!("the address {address} is given twice: remove one (--listen)"),
         ),
         (
             &any,
             format!(
-                "can't listen to both {any} and {address}: the first includes the second; leave one of them out (--listen)"
+                "can't listen on both {any} and {address}: the first includes the second; leave one of them out \
+                 (--listen)"
             ),
         ),
     ] {

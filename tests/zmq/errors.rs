@@ -34,13 +34,13 @@ fn what_cannot_be_bound_to_is_told_with_the_reason() {
     let in_use = said(&mesh(&taken, &[]));
     assert_eq!(
         in_use,
-        format!("can't bind to {taken}: another program does already; stop it or choose another address")
+        format!("can't bind to {taken}: another program already uses this address; stop it or choose another address")
     );
     // Twice within a node, too; the first of them is given back.
     let free = address();
     let mut twice = mesh(&free, &[]);
     twice.bind.push(taken.clone());
-    assert!(said(&twice).contains("another program does already"));
+    assert!(said(&twice).contains("another program already uses this address"));
     drop(start(&mesh(&free, &[])).unwrap());
 
     for (text, why) in [
@@ -115,7 +115,7 @@ fn without_authentication_only_this_machine_may_connect() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    assert!(said(&ZmqConfig::default()).contains("nobody could hear this node"));
+    assert!(said(&ZmqConfig::default()).contains("no other node could receive from this one"));
     let any = endpoint("tcp://*:5555");
     assert!(said(&mesh(&address(), &[&any])).contains("not *"));
     let mut config = ZmqConfig::default();
@@ -181,7 +181,10 @@ fn a_brokers_errors_are_the_same() {
     let (a, b) = (address(), address());
     let _broker = Broker::start(&BrokerConfig::new(a.clone(), b.clone())).unwrap();
     let error = Broker::start(&BrokerConfig::new(a, address())).unwrap_err();
-    assert!(error.to_string().contains("another program does already"), "{error}");
+    assert!(
+        error.to_string().contains("another program already uses this address"),
+        "{error}"
+    );
     assert!(error.source().is_some());
     let error = Broker::start(&BrokerConfig::new(address(), endpoint("tcp://node.example.com:5555"))).unwrap_err();
     assert!(matches!(error, ZmqError::Endpoint(_)), "{error}");

@@ -1,4 +1,4 @@
-//! What libzmq does to those who don't know: DESIGN section 7. Each is looked at on the real one.
+//! The "Pitfalls of libzmq" in docs/zeromq.md, each tested against the real library.
 
 use std::io::Write;
 use std::net::TcpStream;

@@ -250,7 +250,7 @@ impl Upgrader {
             }
             tokio::time::sleep(OFFER_AGAIN).await;
         }
-        tracing::warn!("connection dropped: the reactors can't keep up with those that come");
+        tracing::warn!("connection dropped: connections arrive faster than the reactors accept them");
     }
 
     /// The way to the task that serves what can't be handed over, begun now if need be.

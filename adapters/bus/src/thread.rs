@@ -219,7 +219,7 @@ impl Member for BusThread {
     fn leave(&mut self, timeout: Duration) -> Result<(), Undelivered> {
         self.ask_to_leave(timeout);
         if !self.departure.wait_until_over(timeout.min(FOR_EVER) + CLOSE_TIME) {
-            tracing::warn!("the bus has not ended in time, and is left to itself");
+            tracing::warn!("the bus did not stop within its time limit; shutdown continues without it");
             return Err(Undelivered::unknown());
         }
         let undelivered = std::mem::take(&mut *self.departure.undelivered.lock());

@@ -38,15 +38,15 @@ impl fmt::Display for StartError {
             ),
             Self::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
                 f,
-                "can't listen to {address}: another program does already; stop it or choose another port"
+                "can't listen on {address}: another program already uses this port; stop it or choose another port"
             ),
-            Self::Listen { address, source } => write!(f, "can't listen to {address}: {}", Refused(source)),
+            Self::Listen { address, source } => write!(f, "can't listen on {address}: {}", Refused(source)),
             Self::ListenTwice { address, included } if address == included => {
-                write!(f, "{address} is listed twice to listen to; leave one out")
+                write!(f, "the address {address} is given twice: remove one")
             }
             Self::ListenTwice { address, included } => write!(
                 f,
-                "can't listen to both {address} and {included}: the first includes the second; leave one of them out"
+                "can't listen on both {address} and {included}: the first includes the second; leave one of them out"
             ),
             Self::Reactor(source) => write!(f, "can't set up a reactor: {}", Refused(source)),
         }
@@ -81,11 +81,11 @@ mod tests {
             let source = io::Error::from_raw_os_error(number);
             StartError::Listen { address, source }.to_string()
         };
-        assert_eq!(listen(24), format!("can't listen to 127.0.0.1:80: {files}"));
+        assert_eq!(listen(24), format!("can't listen on 127.0.0.1:80: {files}"));
         // Permission is no limit.
         assert_eq!(
             listen(13),
-            "can't listen to 127.0.0.1:80: Permission denied (os error 13)"
+            "can't listen on 127.0.0.1:80: Permission denied (os error 13)"
         );
     }
 }

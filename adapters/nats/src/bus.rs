@@ -100,7 +100,7 @@ impl Bus for Nats {
     fn subscribe(&mut self, topic: &str) {
         match check_topic(topic) {
             Ok(()) => self.link.outgoing.want(topic, true),
-            Err(error) => tracing::error!("NATS: {error}; nothing of it will be heard"),
+            Err(error) => tracing::error!("NATS: {error}; its changes will be missed"),
         }
     }
 

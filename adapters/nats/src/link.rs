@@ -70,9 +70,8 @@ impl Link {
         let takes = max == 0 || length <= max;
         if !takes && !self.was_too_large.swap(true, Ordering::Relaxed) {
             tracing::error!(
-                length,
-                "NATS: a message is too large for the server and not sent, nor will others be: raise its max_payload, \
-                 which is {max}"
+                "NATS: a message of {length} bytes exceeds the server's max_payload ({max}) and was not sent, nor will \
+                 others of that size be: raise max_payload"
             );
         }
         takes
@@ -245,7 +244,7 @@ pub(crate) async fn run(
 async fn go_on(link: &Arc<Link>, plan: &Plan, inbox: &Inbox, mut stopped: watch::Receiver<Option<Instant>>) {
     let _watch = DeadMansSwitch { link, inbox };
     while serve(link, plan, inbox, &mut stopped).await == End::Failed {
-        tracing::error!("NATS: its client has failed, and another one is started");
+        tracing::error!("NATS: the client has failed; a new one is started");
         count(&link.status.counters().errors, 1);
         link.denied.lock().clear();
         link.lost(inbox);
@@ -416,7 +415,10 @@ async fn subscribe(
             let task = tokio::spawn(tokio::task::unconstrained(receive));
             entry.insert(task.abort_handle());
         }
-        Err(error) => tracing::error!("NATS: nothing of {:?} will be heard: {error}", entry.key()),
+        Err(error) => tracing::error!(
+            "NATS: can't subscribe to {:?}, so its changes will be missed: {error}",
+            entry.key()
+        ),
     }
 }
 

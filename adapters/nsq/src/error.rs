@@ -119,7 +119,7 @@ impl fmt::Display for SessionError {
             Self::Wire(error) => write!(f, "what comes is not NSQ's protocol: {error}"),
             Self::Answer(answer) => answer.fmt(f),
             Self::Refused(answer) => write!(f, "{answer}; this message is not published again"),
-            Self::Unexpected(said) => write!(f, "nsqd says what it wasn't asked: {said}"),
+            Self::Unexpected(said) => write!(f, "unexpected message from nsqd: {said}"),
             Self::AuthRequired => write!(f, "nsqd asks for credentials: {AUTH_ADVICE}"),
         }
     }

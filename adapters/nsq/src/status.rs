@@ -203,7 +203,7 @@ impl Shared {
         nsqd.reached.send_modify(|it| *it += 1);
         if self.is_heard(nsqd) {
             if nsqd.trouble.lock().hearing.take().is_some() {
-                tracing::info!(nsqd = nsqd.address, "all topics are heard of at this nsqd again");
+                tracing::info!(nsqd = nsqd.address, "subscribed to all topics at this nsqd again");
             }
             self.report();
             inbox.connected();

@@ -298,7 +298,7 @@ fn garbage_ends_the_connection_and_no_more() {
         (&frame(7, b"x"), "unknown type 7"),
         (&frame(2, b"too short"), "too short"),
         (&bad_id, "16 hexadecimal digits"),
-        (&frame(0, b"\x1b[31m"), r"what it wasn't asked: \x1b[31m"),
+        (&frame(0, b"\x1b[31m"), r"unexpected message from nsqd: \x1b[31m"),
     ];
     for (number, (garbage, expected)) in (1..).zip(cases) {
         nsqd.inject(garbage);
@@ -324,7 +324,7 @@ fn answers_that_fit_no_question_confirm_nothing_later() {
     let mut node = Node::connected(&nsqd);
     node.publish(1, "items", BODY.as_bytes());
     assert_eq!(node.next(), confirmed(1));
-    node.wait_for_failure("what it wasn't asked: OK");
+    node.wait_for_failure("unexpected message from nsqd: OK");
     nsqd.misbehave(|it| {
         it.answered.clear();
         it.ignored = vec!["PUB"];

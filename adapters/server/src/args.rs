@@ -239,7 +239,7 @@ audience (secret or public), snapshot or delivery:
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve clients and the API (what is done without a command, too)
+    /// Serve clients and the API (the default command)
     #[command(after_help = EXAMPLE)]
     Serve(Box<Serve>),
     /// Print what is pushed to a client; it connects again when the connection is lost
@@ -259,7 +259,7 @@ enum Command {
         /// Where the secret key is to be
         file: PathBuf,
     },
-    /// Print what makes a shell complete the flags
+    /// Print a shell completion script
     ///
     /// Example: entity-sync completions bash > /etc/bash_completion.d/entity-sync
     Completions {
@@ -280,9 +280,9 @@ struct Serve {
 
     /// Where your application writes entities and notifies of changes, over HTTP
     ///
-    /// Without a token it must be a loopback address. Programs of this machine need no port: many of them write half again as
-    /// fast to a socket in the file system, as unix:/run/entity-sync/api.sock. Its owner and group may connect; its directory
-    /// should be nobody else's. A file with .lock after its name stays beside it.
+    /// Without a token it must be a loopback address. Programs on this machine can use a Unix socket instead of a port,
+    /// such as unix:/run/entity-sync/api.sock; many writers are half again as fast there. Its owner and group may connect.
+    /// No other user should be able to write to its directory. A file with .lock after its name stays beside it.
     /// Example: --api 127.0.0.1:9000
     // Checked later: the client commands, which share the variable, take more.
     #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081")]
@@ -327,7 +327,7 @@ struct Serve {
     #[arg(long, env = "ENTITY_SYNC_HTTP_READS", value_name = "N", default_value = "64", value_parser = http_reads)]
     http_reads: NonZeroUsize,
 
-    /// How many connections read from PostgreSQL, for each DSN; one more hears what it notifies of
+    /// Reading connections to PostgreSQL for each DSN; one more listens for notifications
     #[arg(long, env = "ENTITY_SYNC_POSTGRES_CONNECTIONS", value_name = "N", default_value = "4", value_parser = postgres_connections)]
     postgres_connections: NonZeroUsize,
 
@@ -374,21 +374,21 @@ struct Serve {
     #[arg(long, env = "ENTITY_SYNC_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',', value_parser = host)]
     allowed_host: Vec<String>,
 
-    /// Answer a new subscription with the present state
+    /// Answer each new subscription with the current state
     ///
-    /// Without it, as in the original protocol, a client hears of an entity when it changes next.
+    /// Without it, as in the original protocol, a client first receives an entity at its next change.
     #[arg(long, env = "ENTITY_SYNC_SNAPSHOT", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, hide_possible_values = true, value_parser = BoolishValueParser::new())]
     snapshot: bool,
 
-    /// What clients are sent of many changes: the latest state, or one push for every change
+    /// When changes come fast: push only the latest state, or one push for every change
     ///
     /// With every, a client that can't keep up is disconnected, as nothing can be skipped for it.
     #[arg(long, env = "ENTITY_SYNC_DELIVERY", value_name = "WHICH", default_value = "latest")]
     delivery: Which,
 
-    /// An entity that there is, if not every name is one; may be given several times
+    /// A name to accept as an entity; by default, every name is accepted; may be given several times
     ///
-    /// To notify of any other is an error, and who subscribes to one is never pushed anything.
+    /// A notify of any other entity is an error; a subscription to one is never pushed anything.
     #[arg(long, env = "ENTITY_SYNC_ENTITY", value_name = "NAME", value_delimiter = ',', value_parser = clap::builder::NonEmptyStringValueParser::new())]
     entity: Vec<String>,
 
@@ -408,7 +408,7 @@ struct Serve {
     #[arg(long, env = "ENTITY_SYNC_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 
-    /// A TOML file with the same names as the flags; flags and the environment go before it
+    /// A TOML file whose keys are the flags' names; flags and environment variables take precedence
     ///
     /// Example: --config /etc/entity-sync.toml
     #[arg(long, env = "ENTITY_SYNC_CONFIG", value_name = "FILE.toml")]

@@ -147,7 +147,7 @@ impl fmt::Display for ClientError {
             Self::NotText => f.write_str("the body is not UTF-8 text; encode binary content, such as with base64"),
             Self::BadApi { given } => write!(
                 f,
-                "{given:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081, or \
+                "{given:?} is not a valid API address: write a host and a port, such as 127.0.0.1:8081, or \
                  https://sync.example.com for TLS, or unix:/run/entity-sync/api.sock for a socket (--api)"
             ),
             Self::BadCa { path, reason } => write!(
@@ -161,8 +161,8 @@ impl fmt::Display for ClientError {
             ),
             Self::Untrusted { url, reason } => write!(
                 f,
-                "{url} does not prove that it is who it says ({reason}); if its certificate comes from an authority of \
-                 your own, name the file with that one's certificate (--ca)"
+                "the certificate of {url} is not trusted ({reason}); if it was issued by your own authority, give that \
+                 authority's certificate with --ca"
             ),
             Self::NotAllowed { url } => write!(
                 f,

@@ -67,7 +67,7 @@ pub(crate) fn warn_of_open_store(options: &Options, clients: &[SocketAddr]) {
         tracing::warn!(
             listen = %open,
             "other machines can connect, and every client may read every row of the built-in store: keep --listen on \
-             127.0.0.1 behind a proxy that lets in only whom it should, or read rows with a --resolver that checks the secret"
+             127.0.0.1 behind an authenticating proxy, or read rows with a --resolver that checks the secret"
         );
     }
 }

@@ -291,7 +291,7 @@ impl fmt::Display for ServeError {
             Self::Clients(error) => error.fmt(f),
             Self::Bus(error) => write!(f, "the cluster can't be joined: {error}"),
             Self::Api { address, source } => {
-                write!(f, "can't listen to {address}: ")?;
+                write!(f, "can't listen on {address}: ")?;
                 write_refused(f, address, source)
             }
             Self::Died(trouble) => write!(f, "{trouble}"),
@@ -305,10 +305,10 @@ impl fmt::Display for ServeError {
 fn write_refused(f: &mut fmt::Formatter<'_>, address: &api::Address, source: &io::Error) -> fmt::Result {
     let text = match (address, source.kind()) {
         (api::Address::Tcp(_), io::ErrorKind::AddrInUse) => {
-            "another program does already; stop it or choose another port"
+            "another program already uses this port; stop it or choose another port"
         }
         (api::Address::Unix(_), io::ErrorKind::AddrInUse) => {
-            "another program does already; stop it or choose another path"
+            "another program already uses this path; stop it or choose another path"
         }
         (api::Address::Unix(_), io::ErrorKind::AlreadyExists) => {
             "there is a file that is no socket; remove it or choose another path"
@@ -358,24 +358,24 @@ mod tests {
             ServeError::Clients(StartError::Listen { address, source }).to_string()
         };
         for (said, flag) in [(api(13), "--api"), (clients(13), "--listen")] {
-            let told = format!("can't listen to 127.0.0.1:80: Permission denied (os error 13) ({flag})");
+            let told = format!("can't listen on 127.0.0.1:80: Permission denied (os error 13) ({flag})");
             assert_eq!(said, told);
         }
         for (said, flag) in [(api(98), "(--api)"), (clients(98), "(--listen)")] {
             assert!(
-                said.contains("another program does already") && said.ends_with(flag),
+                said.contains("another program already uses this port") && said.ends_with(flag),
                 "{said}"
             );
         }
         let files = "Too many open files (os error 24); allow it more open files (ulimit -n)";
         for said in [api(24), clients(24)] {
-            assert_eq!(said, format!("can't listen to 127.0.0.1:80: {files}"));
+            assert_eq!(said, format!("can't listen on 127.0.0.1:80: {files}"));
         }
         let both = ServeError::Clients(StartError::ListenTwice {
             address,
             included: address,
         });
-        let said = "127.0.0.1:80 is listed twice to listen to; leave one out (--listen)";
+        let said = "the address 127.0.0.1:80 is given twice: remove one (--listen)";
         assert_eq!((both.to_string().as_str(), both.flags()), (said, &["--listen"][..]));
         for other in [StartError::Reactor(error(24)), StartError::NoFiles] {
             let said = ServeError::Clients(other).to_string();

@@ -446,7 +446,12 @@ impl ZmqBus {
                 Err(error) => {
                     self.view.add_failed_lookup();
                     if let Some(skipped) = self.logs.lookups.happened() {
-                        tracing::warn!(name, %error, skipped, "a name can't be looked up: what it had before is kept");
+                        tracing::warn!(
+                            name,
+                            %error,
+                            skipped,
+                            "DNS lookup failed; the addresses found earlier stay in use"
+                        );
                     }
                 }
             }

@@ -19,7 +19,7 @@ pub enum ZmqError {
         /// Which.
         endpoint: String,
     },
-    /// Nobody could hear this node: it neither binds nor knows a broker.
+    /// No other node could receive from this one: it neither binds nor knows a broker.
     Deaf,
     /// An endpoint can't be bound to.
     Bind {
@@ -117,7 +117,8 @@ impl fmt::Display for ZmqError {
                  allow it with --zmq-allow-unauthenticated (allow_unauthenticated)"
             ),
             Self::Deaf => f.write_str(
-                "nobody could hear this node: give it an address to bind to that the others connect to, or a broker",
+                "no other node could receive from this one: give it an address to bind to (--zmq-bind) or a \
+                 broker (--zmq-broker)",
             ),
             Self::Bind { endpoint, source } => write!(f, "can't bind to {endpoint}: {source}"),
             Self::TooManyFiles => {
@@ -145,7 +146,7 @@ impl fmt::Display for ZmqError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InUse => f.write_str("another program does already; stop it or choose another address"),
+            Self::InUse => f.write_str("another program already uses this address; stop it or choose another address"),
             Self::Forbidden => {
                 f.write_str("the system forbids it; choose a port above 1023, or a folder that this user may write to")
             }

@@ -87,8 +87,11 @@ impl ApiError {
         Self::new(
             StatusCode::CONFLICT,
             "not_stored",
-            format!("this server does not keep {entity:?}: it reads it where --resolver or the configuration file say"),
-            "change it there, and tell of the change with POST /notify",
+            format!(
+                "{entity:?} is not in this server's store: it is read from the source given by --resolver or the \
+                 configuration file"
+            ),
+            "change it there, then send POST /notify",
         )
     }
 
@@ -142,7 +145,9 @@ impl ApiError {
         Self::new(
             StatusCode::FORBIDDEN,
             "untrusted_host",
-            format!("the server does not trust the name in Host, {host:?}: web pages could have it lead here"),
+            format!(
+                "the host name {host:?} is not allowed: a hostile web page could resolve its own name to this server"
+            ),
             "call the server localhost or by its IP address, or allow the name with --allowed-host; callers with a token \
              (--api-token-file) may use any name",
         )

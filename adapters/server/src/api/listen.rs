@@ -186,8 +186,8 @@ impl Served {
             tracing::warn!(
                 limit = self.api.parts.limits.max_connections,
                 skipped,
-                "all connections to the API are in use, and others are refused: let callers use theirs again, or raise \
-                 --api-connections"
+                "all connections to the API are in use and new ones are refused: make callers reuse connections, or \
+                 raise --api-connections"
             );
         }
     }

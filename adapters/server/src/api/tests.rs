@@ -413,9 +413,9 @@ async fn what_is_kept_elsewhere_is_changed_there() {
     let server = Server::new();
     for (method, body) in [("PUT", "x"), ("GET", ""), ("DELETE", "")] {
         let answer = server.send(method, "/entities/elsewhere/1", body).await;
-        let said =
-            "this server does not keep \"elsewhere\": it reads it where --resolver or the configuration file say";
-        answer.fails(409, "not_stored", said, "tell of the change with POST /notify");
+        let said = "\"elsewhere\" is not in this server's store: it is read from the source given by --resolver or the \
+                    configuration file";
+        answer.fails(409, "not_stored", said, "then send POST /notify");
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) struct ClusterArgs {
     #[arg(long, env = "ENTITY_SYNC_ZMQ_PEER", value_name = "ADDR", value_delimiter = ',', value_parser = peer, help_heading = "Cluster")]
     zmq_peer: Vec<Endpoint>,
 
-    /// A DNS name whose addresses are all other nodes, and their port; it is looked up again and again
+    /// A DNS name that resolves to all other nodes, and their port; it is looked up repeatedly
     ///
     /// Example: --zmq-peer-dns entity-sync.default.svc.cluster.local:7000
     #[arg(
@@ -69,7 +69,8 @@ pub(super) struct ClusterArgs {
     )]
     zmq_peer_dns: Vec<DnsName>,
 
-    /// A broker's frontend and backend, which entity-sync broker is; several carry everything twice, so that one may fail
+    /// The frontend and backend of a broker (entity-sync broker); with several brokers each carries everything, so
+    /// that one may fail
     ///
     /// In the environment, separate several by semicolons.
     /// Example: --zmq-broker 10.0.0.1:7100,10.0.0.1:7101
@@ -160,7 +161,8 @@ pub(super) struct ClusterArgs {
     #[arg(long, env = "ENTITY_SYNC_HEARTBEAT_MS", value_name = "MS", value_parser = heartbeat, help_heading = "Cluster")]
     heartbeat_ms: Option<Duration>,
 
-    /// What this node is called, unlike any other, also after a restart [default: a random id, and the host's name]
+    /// A name for this node: unique in the cluster, and the same after a restart [default: a random id, and the host's
+    /// name]
     #[arg(long, env = "ENTITY_SYNC_NODE_NAME", value_name = "NAME", value_parser = node_name, help_heading = "Cluster")]
     node_name: Option<String>,
 
@@ -168,11 +170,11 @@ pub(super) struct ClusterArgs {
     #[arg(long, env = "ENTITY_SYNC_REPAIR_RATE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
     repair_rate: Option<u32>,
 
-    /// Look at everything again that anyone is subscribed to, in such intervals, in case somebody forgot to notify
+    /// Seconds between reads of everything that anyone is subscribed to, in case a notify was missed
     #[arg(long, env = "ENTITY_SYNC_SWEEP_EVERY_SECONDS", value_name = "SECONDS", value_parser = sweep, help_heading = "Cluster")]
     sweep_every_seconds: Option<Duration>,
 
-    /// Tell the others over the bus what PostgreSQL notifies this node of
+    /// Publish PostgreSQL's notifications to the other nodes over the bus
     ///
     /// For a cluster of which some nodes can't listen themselves: behind a standby or a pooler, with another resolver, or of
     /// the Go original. One node that does is enough, two are safe: the others read each change again for each of them.

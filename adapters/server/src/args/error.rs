@@ -178,7 +178,7 @@ impl fmt::Display for ArgsError {
             ),
             Self::SamePort { listen, api } => write!(
                 f,
-                "--listen {listen} and --api {api} need the same port; give one of them another"
+                "--listen {listen} and --api {api} use the same port: give one of them another port"
             ),
             Self::BadReactors => write!(
                 f,
@@ -202,9 +202,9 @@ impl fmt::Display for ArgsError {
             Self::Source(error) => write!(f, "--resolver: {error}"),
             Self::BadEntity { name, reason } => write!(f, "[entities.{name}] {reason}"),
             Self::NoQuery => f.write_str(
-                "there is a database and no query: write one after it, as in postgres=DSN,SELECT id, row_to_json(items) \
-                 FROM items WHERE id = ANY($1), or one for each entity in the file that --config names: [entities.items] \
-                 and below it query = \"SELECT …\"",
+                "--resolver has a database but no query: write it after the DSN, as in postgres=DSN,SELECT id, \
+                 row_to_json(items) FROM items WHERE id = ANY($1), or one for each entity in the file that --config \
+                 names: [entities.items] and below it query = \"SELECT …\"",
             ),
             Self::OtherBus { flag, buses } => {
                 let add = if buses.len() == 1 { "that" } else { "one of these" };
@@ -213,7 +213,11 @@ impl fmt::Display for ArgsError {
             }
             Self::BusWithout { flags } => write!(f, "this --bus needs {flags}"),
             Self::BindTwice { flags, address } => {
-                write!(f, "{address} is given twice to listen to; leave one out or choose another ({})", flags.join(", "))
+                write!(
+                    f,
+                    "{address} is given twice: remove one, or choose another address ({})",
+                    flags.join(", ")
+                )
             }
             Self::SecretFile { path, reason } => write!(
                 f,

@@ -27,8 +27,8 @@ pub struct Limits {
 
     /// Connections to the API at the same time [default: 1024]
     ///
-    /// Beyond, the one that has had nothing to do for longest is closed. If all are busy, requests are answered with 503, but
-    /// for health checks. With few open files (ulimit -n) there may be fewer.
+    /// Beyond that, the connection that has been idle longest is closed. If all are busy, new connections get 503 for
+    /// anything but health checks. A low limit on open files (ulimit -n) may lower this number.
     #[arg(long, env = "ENTITY_SYNC_API_CONNECTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     api_connections: Option<usize>,
 
@@ -36,7 +36,7 @@ pub struct Limits {
     #[arg(long, env = "ENTITY_SYNC_MAX_SUBSCRIPTIONS", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     max_subscriptions: Option<usize>,
 
-    /// Bytes of a key, entity and id together: of what clients may subscribe to and of what the API takes [default: 1024]
+    /// Bytes of a key (entity and id together), for subscriptions and for the API [default: 1024]
     #[arg(long, env = "ENTITY_SYNC_MAX_KEY_BYTES", value_name = "N", value_parser = key_bytes, help_heading = "Limits")]
     max_key_bytes: Option<usize>,
 
@@ -62,7 +62,7 @@ pub struct Limits {
     #[arg(long, env = "ENTITY_SYNC_MAX_TOTAL_SECRET_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     max_total_secret_bytes: Option<usize>,
 
-    /// Bytes of messages that have not come whole, of all clients [default: a sixteenth of the memory]
+    /// Bytes of incomplete messages of all clients [default: a sixteenth of the memory]
     ///
     /// Shared out like subscriptions; a client that sends more is disconnected with code 1013.
     #[arg(long, env = "ENTITY_SYNC_MAX_TOTAL_INPUT_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
@@ -74,9 +74,9 @@ pub struct Limits {
     #[arg(long, env = "ENTITY_SYNC_MAX_SECRET_CHANGES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     max_secret_changes: Option<usize>,
 
-    /// Memory in bytes for what waits for a client which reads too slowly [default: 1048576]
+    /// Bytes of memory queued for a client that reads too slowly [default: 1048576]
     ///
-    /// Beyond that it is sent newer states instead, or with --delivery every it is disconnected.
+    /// Beyond that, states are skipped and the newest is sent later; with --delivery every, the client is disconnected.
     #[arg(long, env = "ENTITY_SYNC_MAX_OUTBOX_BYTES", value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     max_outbox_bytes: Option<usize>,
 
@@ -88,7 +88,7 @@ pub struct Limits {
     #[arg(long, env = "ENTITY_SYNC_PING_INTERVAL", value_name = "SECONDS", value_parser = seconds, help_heading = "Limits")]
     ping_interval: Option<Duration>,
 
-    /// Seconds of silence after which a client is taken for gone [default: 60]
+    /// Seconds of silence after which a client is considered gone and disconnected [default: 60]
     #[arg(long, env = "ENTITY_SYNC_DEAD_AFTER", value_name = "SECONDS", value_parser = seconds, help_heading = "Limits")]
     dead_after: Option<Duration>,
 }

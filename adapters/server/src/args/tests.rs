@@ -237,13 +237,13 @@ fn the_api_is_at_a_port_or_a_socket() {
 fn ports_must_differ() {
     refused(
         &["--listen=127.0.0.1:9000", "--api=127.0.0.1:9000"],
-        "--listen 127.0.0.1:9000 and --api 127.0.0.1:9000 need the same port; give one of them \
-         another",
+        "--listen 127.0.0.1:9000 and --api 127.0.0.1:9000 use the same port: give one of them \
+         another port",
     );
-    refused(&["--listen=0.0.0.0:8081"], "need the same port");
+    refused(&["--listen=0.0.0.0:8081"], "use the same port");
     let token = file("0123456789abcdef");
     let token = ["--api-token-file", token.path().to_str().expect("text")];
-    refused(&[&token[..], &["--api=0.0.0.0:8080"]].concat(), "need the same port");
+    refused(&[&token[..], &["--api=0.0.0.0:8080"]].concat(), "use the same port");
     ok(&["--listen=127.0.0.1:0", "--api=127.0.0.1:0"]);
 }
 
@@ -445,7 +445,7 @@ fn sources_say_what_can_be_written() {
         ("postgres=host=x", "there is no user in it; write where the database is"),
         (
             "postgres=postgres://u@h/x",
-            "there is a database and no query: write one after it, as in postgres=DSN,SELECT id",
+            "--resolver has a database but no query: write it after the DSN, as in postgres=DSN,SELECT id",
         ),
     ] {
         refused(&["--resolver", source], said);

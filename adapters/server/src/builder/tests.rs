@@ -41,7 +41,7 @@ fn errors_say_what_to_do() {
     let address = first.addresses()[0];
     refused(
         builder().listen(address),
-        &format!("can't listen to {address}: another program does already; stop it or choose another port"),
+        &format!("can't listen on {address}: another program already uses this port; stop it or choose another port"),
     );
     first.shutdown(Duration::ZERO).expect("there is no bus");
 }

@@ -166,7 +166,7 @@ impl Api {
                 message: error.message,
                 hint: error.hint,
             },
-            Err(_) => self.no_server(format!("it answers {status}, as no API of ours does")),
+            Err(_) => self.no_server(format!("it answered {status}, but not as an Entity Sync API")),
         })
     }
 

@@ -128,7 +128,7 @@ fn errors_of_calls_say_what_to_do() {
         assert_eq!(
             say(&["get", "items/1", "--api", bad], b""),
             Err(format!(
-                "{bad:?} is no address of an API; write a host and a port, such as 127.0.0.1:8081, or \
+                "{bad:?} is not a valid API address: write a host and a port, such as 127.0.0.1:8081, or \
                  https://sync.example.com for TLS, or unix:/run/entity-sync/api.sock for a socket (--api)"
             ))
         );
@@ -406,13 +406,10 @@ fn tls_is_spoken_and_certificates_are_checked() {
     ] {
         let said = said.expect_err("not trusted");
         assert!(
-            said.starts_with(&format!("{url} does not prove that it is who it says (")),
+            said.starts_with(&format!("the certificate of {url} is not trusted (")),
             "{said}"
         );
-        assert!(
-            said.contains("name the file with that one's certificate (--ca)"),
-            "{said}"
-        );
+        assert!(said.contains("give that authority's certificate with --ca"), "{said}");
     }
     for (text, reason) in [
         ("", "there is none in it"),
@@ -454,8 +451,8 @@ fn servers_that_are_not_ours_are_told_apart() {
     assert_eq!(
         say(&["get", "items/1", "--api", &api], b""),
         Err(format!(
-            "no server answers at http://{api} (it answers 500 Internal Server Error, as no API of ours does); start one \
-             with: entity-sync, or name another with --api"
+            "no server answers at http://{api} (it answered 500 Internal Server Error, but not as an Entity Sync API); \
+             start one with: entity-sync, or name another with --api"
         ))
     );
     let url = format!("ws://{}/", answers("HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n"));

@@ -66,11 +66,11 @@ fn a_bus_has_what_it_needs() {
 fn nothing_listens_twice_to_an_address() {
     refused(
         &["--bus=zmq", "--zmq-bind=127.0.0.1:7001,tcp://127.0.0.1:7001"],
-        "tcp://127.0.0.1:7001 is given twice to listen to; leave one out or choose another (--zmq-bind)",
+        "tcp://127.0.0.1:7001 is given twice: remove one, or choose another address (--zmq-bind)",
     );
     refused(
         &["broker", "--frontend=127.0.0.1:7101"],
-        "tcp://127.0.0.1:7101 is given twice to listen to; leave one out or choose another (--frontend, --backend)",
+        "tcp://127.0.0.1:7101 is given twice: remove one, or choose another address (--frontend, --backend)",
     );
     let any = [
         "entity-sync",
