@@ -19,11 +19,18 @@ pub fn binary() -> PathBuf {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let mut build = Command::new(cargo);
             build.args(["build", "--quiet", "--locked", "--bin", "entity-sync"]);
-            // What `cargo test --workspace` has built serves for this too, as long as crates have the same features.
+            // Nearly all that `cargo test --workspace` has built serves for this too, as crates have the same features.
             build.args(match is_test {
-                true => &["--workspace", "--tests"][..],
+                true => &["--workspace"][..],
                 false => &["-p", "entity-sync"],
             });
+            // What cargo says of this package to its tests: some crates are built anew when it changes, and all above them.
+            for (name, _) in std::env::vars_os() {
+                let name = name.to_string_lossy();
+                if name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_") {
+                    build.env_remove(&*name);
+                }
+            }
             build.arg("--target-dir").arg(profile.parent().unwrap());
             if profile.ends_with("release") {
                 build.arg("--release");
