@@ -47,8 +47,8 @@ pub struct Config {
     /// Connections that have not finished their upgrade; each shard has an equal part. Beyond it the oldest ends for a newer
     /// one, once it has had a second, and until then none is accepted.
     pub max_upgrading: usize,
-    /// Of those, the ones from one IPv4 address or IPv6 /64; each shard has an equal part, and at least 256 of it. Beyond it the
-    /// address's own oldest ends, once it has had a second, and until then the newest.
+    /// Of those, the ones from one IPv4 address or IPv6 /64, once half of all places are taken; each shard has an equal part, and
+    /// at least 256 of it. Beyond it the address's own oldest ends, once it has had a second, and until then the newest.
     pub max_upgrading_per_address: usize,
     /// Bytes of unfinished upgrade requests; each shard has an equal part. Beyond it the oldest ends that holds any, of the
     /// address that sends more if there is one.

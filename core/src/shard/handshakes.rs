@@ -1,9 +1,10 @@
 //! [`Handshakes`]: the connections of a shard that have not finished their upgrade, and which of them gives way to another.
 //!
-//! Silent connections cost a peer nothing. So there are only so many, and an address has only a share of these: beyond its
-//! share, its own oldest gives way to its newest; when all places are taken, the oldest of all does. A peer that upgrades
-//! is done within a moment, which each connection has: accepting rests until the oldest of all has had one, and beyond its
-//! address's share a newcomer ends if the oldest has not.
+//! Silent connections cost a peer nothing. So there are only so many, and once half of the places are taken, an address has
+//! only a share of them: beyond its share, its own oldest gives way to its newest; when all places are taken, the oldest of
+//! all does. A peer that upgrades is done within a moment, which each connection has: accepting rests until the oldest of all
+//! has had one, and beyond its address's share a newcomer ends if the oldest has not. While there is room, many clients may
+//! come at once from one address, as they do through a proxy.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -85,7 +86,8 @@ impl Handshakes {
     pub(super) fn begin(&mut self, now: Timestamp, conn: ConnId, peer: Option<IpAddr>) -> Option<ConnId> {
         let address = peer.map(network_of);
         let queue = self.by_address.entry(address).or_default();
-        let gives_way = if queue.count >= self.limit_per_address {
+        let is_crowded = self.pending.len() >= self.limit / 2;
+        let gives_way = if is_crowded && queue.count >= self.limit_per_address {
             let oldest = queue.order.front();
             let had_time = |it: &&ConnId| self.pending.get(*it).is_some_and(|it| it.since + GRACE <= now);
             Some(oldest.filter(had_time).unwrap_or(&conn))
@@ -183,7 +185,7 @@ mod tests {
 
     #[test]
     fn beyond_its_share_an_address_pays_with_its_own_oldest() {
-        let mut it = handshakes(10, 2);
+        let mut it = handshakes(6, 2);
         assert_eq!(it.begin(at(0), conn(9), address(9)), None);
         for number in 0..2 {
             assert_eq!(it.begin(at(0), conn(number), address(1)), None);
@@ -203,8 +205,20 @@ mod tests {
     }
 
     #[test]
-    fn within_its_first_second_none_gives_way_to_a_newcomer() {
+    fn while_half_of_the_places_are_free_an_address_may_have_more() {
         let mut it = handshakes(10, 2);
+        for number in 0..5 {
+            assert_eq!(it.begin(at(0), conn(number), address(1)), None);
+        }
+        assert_eq!(it.begin(at(0), conn(5), address(1)), Some(conn(5)));
+        it.end(conn(5));
+        // The other half is for others.
+        assert_eq!(it.begin(at(0), conn(6), address(2)), None);
+    }
+
+    #[test]
+    fn within_its_first_second_none_gives_way_to_a_newcomer() {
+        let mut it = handshakes(4, 2);
         for number in 0..2 {
             assert_eq!(it.begin(at(0), conn(number), address(1)), None);
         }
