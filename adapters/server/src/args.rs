@@ -281,8 +281,8 @@ struct Serve {
     /// Where your application writes entities and notifies of changes, over HTTP
     ///
     /// Without a token it must be a loopback address. Programs on this machine can use a Unix socket instead of a port,
-    /// such as unix:/run/entity-sync/api.sock; many writers are half again as fast there. Its owner and group may connect.
-    /// No other user should be able to write to its directory. A file with .lock after its name stays beside it.
+    /// such as unix:/run/entity-sync/api.sock; many writers are half again as fast there. Its owner and group may
+    /// connect. No other user should be able to write to its directory. A file with .lock after its name stays beside it.
     /// Example: --api 127.0.0.1:9000
     // Checked later: the client commands, which share the variable, take more.
     #[arg(long, env = "ENTITY_SYNC_API", value_name = "ADDR", default_value = "127.0.0.1:8081")]
