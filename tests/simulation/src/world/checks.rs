@@ -54,6 +54,10 @@ impl World {
                 // It has ended and its driver is about to hear of it.
                 continue;
             }
+            // Coming to rest alone takes longer than the window in which it changed its secret too often.
+            if !self.is_clustered && self.machine.is_paused(client.shard, client.conn) {
+                return Err(format!("G4: {:?} is never read from again", client.conn));
+            }
             for (&key, &due) in client.due.iter().chain(&client.reread) {
                 let newest = self.store.version(key);
                 if row_count(key, newest) == 0 {
