@@ -10,13 +10,28 @@ use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
 use bugs::{BUGS, Bug, By};
+use clap::Parser;
 
 use By::{ClusterSeeds, Models, PlainSeeds, Seeds, UnitTests};
 
+/// Plants bugs in a copy of core, and shows that each is found.
+#[derive(Parser)]
+struct Args {
+    /// Only those whose names contain this.
+    #[arg(default_value = "")]
+    part: String,
+    /// Only so many of them, drawn anew each time.
+    #[arg(long)]
+    random: Option<usize>,
+}
+
 fn main() -> ExitCode {
-    // Only those whose names contain this.
-    let part = std::env::args().nth(1).unwrap_or_default();
+    let Args { part, random } = Args::parse();
     let bugs: Vec<_> = BUGS.iter().filter(|bug| bug.name.contains(&part)).collect();
+    let bugs = match random {
+        Some(count) => fastrand::choose_multiple(bugs, count),
+        None => bugs,
+    };
     match plant_all(&bugs) {
         Ok(missed) if missed.is_empty() => {
             println!("{} planted bugs, all found", bugs.len());
