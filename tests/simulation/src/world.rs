@@ -56,6 +56,8 @@ pub struct World {
     is_settling: bool,
     /// The process has stood still at least once.
     was_frozen: bool,
+    /// Shards whose drivers have not finished the turn in which the process stood still.
+    interrupted: BTreeSet<usize>,
     failure: Option<String>,
     trace: Option<Trace>,
     stats: Stats,
@@ -265,6 +267,7 @@ impl World {
             fallen_behind: 0,
             is_settling: false,
             was_frozen: false,
+            interrupted: BTreeSet::new(),
             failure: None,
             trace: traced.then(Trace::default),
             stats: Stats::default(),
@@ -341,7 +344,13 @@ impl World {
     /// Time passes, and nobody looks.
     pub(crate) fn freeze(&mut self, time: Duration) {
         self.was_frozen = true;
+        // A driver is stopped in the middle of a turn, but finishes that one before it is stopped in another.
+        for shard in std::mem::take(&mut self.interrupted) {
+            self.poll(shard, u32::MAX);
+        }
+        self.answer_pings();
         self.pass_until(self.now + time);
+        self.interrupted = (0..self.machine.shards()).collect();
     }
 
     fn pass_until(&mut self, now: Timestamp) {
@@ -441,6 +450,7 @@ impl World {
             }
             self.look_at_requests();
             if !did {
+                self.interrupted.remove(&shard);
                 return;
             }
         }
