@@ -84,7 +84,7 @@ pub struct Limits {
     #[arg(long, env = "ENTITY_SYNC_READ_TIME_LIMIT", value_name = "SECONDS", value_parser = seconds, help_heading = "Limits")]
     read_time_limit: Option<Duration>,
 
-    /// Seconds between pings to a client that says nothing [default: 25]
+    /// Seconds between pings to each client [default: 25]
     #[arg(long, env = "ENTITY_SYNC_PING_INTERVAL", value_name = "SECONDS", value_parser = seconds, help_heading = "Limits")]
     ping_interval: Option<Duration>,
 
