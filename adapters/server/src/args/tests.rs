@@ -532,7 +532,7 @@ fn the_help_tells_the_defaults_of_limits() {
         format!("in 10 seconds [default: {}]", config.max_secret_changes),
         format!("reads too slowly [default: {}]", config.max_outbox_bytes),
         format!("tried again [default: {}]", secs(config.read_time_limit)),
-        format!("says nothing [default: {}]", secs(config.ping_interval)),
+        format!("pings to each client [default: {}]", secs(config.ping_interval)),
         format!("gone and disconnected [default: {}]", secs(config.dead_after)),
     ] {
         assert!(help.contains(&text), "{text} is not in {help}");
