@@ -48,6 +48,11 @@
 //! With plain hyper, call [`Upgrader::upgrade`] in your service, and serve with `serve_connection_with_upgrades` or
 //! `with_upgrades`.
 
+/// The programs of the page about embedding compile.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../../../docs/embedding.md")]
+mod page {}
+
 mod driver;
 mod streams;
 
