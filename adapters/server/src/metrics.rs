@@ -125,6 +125,7 @@ const GAUGES: &[&str] = &[
     "api_connections",
     "postgres_listening",
     "cluster_connected",
+    "cluster_deaf",
     "cluster_peers",
     "cluster_missing_messages",
     "cluster_waiting_repairs",
