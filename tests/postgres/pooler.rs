@@ -98,7 +98,7 @@ fn a_database_that_dies_behind_it_is_not_ready(postgres: &mut Postgres) {
     };
     postgres.stop();
     wait_for("it not to be ready", || !is_ready());
-    // The pooler still takes connections, which is no sign of life.
+    // The pooler still accepts connections, which does not prove that the database works.
     for _ in 0..60 {
         assert!(!is_ready());
     }

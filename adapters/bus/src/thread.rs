@@ -36,8 +36,8 @@ pub trait Driven: Send + 'static {
     /// Called first, on the thread.
     fn begin(&mut self) {}
 
-    /// Takes in what has arrived, hands the bus what was notified, and does what it is time for: a part of it, if there is
-    /// much.
+    /// Takes in what has arrived, hands the bus what was notified, and does what is due. A turn is short: the rest is left
+    /// for the next one.
     fn turn(&mut self) -> Next;
 
     /// Waits until there may be something to do, or was since the last turn, but no longer than this. It may return early.
@@ -114,7 +114,7 @@ impl Departure {
     fn drive(&self, mut driven: impl Driven) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run(&mut driven))) {
             driven.give_up();
-            // Whoever started the thread reports it.
+            // The supervisor of the thread reports it.
             resume_unwind(panic);
         }
     }

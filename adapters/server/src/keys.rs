@@ -66,7 +66,7 @@ pub enum KeysError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
     /// Standard output can't be written. The files are.

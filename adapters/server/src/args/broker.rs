@@ -32,8 +32,8 @@ pub(super) struct BrokerArgs {
     backend: Endpoint,
     /// A file with the broker's secret key of CURVE: connections are encrypted, and nodes without a key are refused
     ///
-    /// With it, the broker may be at addresses that other machines reach. All brokers of a cluster have the same file, and so
-    /// have the nodes, unless --zmq-curve-allow-file lists other keys of theirs.
+    /// With it, the broker may bind to addresses that other machines reach. All brokers of a cluster use the same file. The
+    /// nodes use it too, unless --zmq-curve-allow-file lists keys of their own.
     /// entity-sync zmq-keys cluster.key
     /// entity-sync broker --frontend 10.0.0.1:7100 --backend 10.0.0.1:7101 --zmq-curve-secret-file cluster.key
     #[arg(

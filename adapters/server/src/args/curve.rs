@@ -160,7 +160,7 @@ pub enum CurveError {
         flag: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with the file.
         reason: String,
     },
     /// Other users of the machine may read or write the secret key.

@@ -149,12 +149,8 @@ fn any_number_of_answers_at_once_need_little_stack() {
     node.assert_consistent();
 }
 
-#[test]
-fn reads_that_wait_for_a_shard_that_is_dropped_begin_on_another() {
-    let resolver = Arc::new(AtOnce::default());
-    let woken = Arc::<Woken>::default();
-    let wakers = vec![Waker::noop().clone(), Waker::from(woken.clone())];
-    let (node, mut shards) = Node::new(gated(1), resolver.clone(), wakers);
+/// Reads for subscribers of the second shard, of which the first shard is to begin those that don't fit on one stack.
+fn leave_reads_waiting(node: &Node, resolver: &AtOnce) {
     for id in 0..100 {
         let key = key(&id.to_string());
         node.join_unhashed(1, topic(0), &key, &Audience::Public);
@@ -163,6 +159,15 @@ fn reads_that_wait_for_a_shard_that_is_dropped_begin_on_another() {
     let first = lock(&resolver.first).take().expect("a read");
     first.send(at(0), Ok(Rows::one("x"))).unwrap();
     assert!(node.has_waiting_reads());
+}
+
+#[test]
+fn reads_that_wait_for_a_shard_that_is_dropped_begin_on_another() {
+    let resolver = Arc::new(AtOnce::default());
+    let woken = Arc::<Woken>::default();
+    let wakers = vec![Waker::noop().clone(), Waker::from(woken.clone())];
+    let (node, mut shards) = Node::new(gated(1), resolver.clone(), wakers);
+    leave_reads_waiting(&node, &resolver);
     let before = woken.get();
     let mut inbox = Inbox::default();
     // So that it sleeps.
@@ -197,14 +202,7 @@ fn a_shard_that_only_began_reads_must_look_again() {
     let resolver = Arc::new(AtOnce::default());
     let wakers = vec![Waker::noop().clone(); 2];
     let (node, _shards) = Node::new(gated(1), resolver.clone(), wakers);
-    for id in 0..100 {
-        let key = key(&id.to_string());
-        node.join_unhashed(1, topic(0), &key, &Audience::Public);
-        node.notify(at(0), &key).unwrap();
-    }
-    let first = lock(&resolver.first).take().expect("a read");
-    first.send(at(0), Ok(Rows::one("x"))).unwrap();
-    assert!(node.has_waiting_reads());
+    leave_reads_waiting(&node, &resolver);
     let mut inbox = Inbox::default();
     // It has left something for itself while it began them, and is not woken for that.
     assert!(node.take_inbox(at(0), 0, &mut inbox));
